@@ -1,0 +1,256 @@
+"""Problems: questions with a gold answer, from the generator, a JSON file or a Hub dataset.
+
+A source is one of
+
+    embedded                  the built-in generator, rewards/generator.py
+    path/to/file.jsonl        one object a line: question, answer[, solution, id, domain, difficulty] (.json: a list)
+    openai/gsm8k[:config]     a dataset on the Hugging Face Hub with the same columns
+
+GSM8K writes its gold as `#### 72` behind the solution and marks sums as `<<48/2=24>>`: both are taken apart here,
+so that nothing downstream knows about them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+Split = Literal["train", "test"]
+EMBEDDED = "embedded"
+SPLITS = ("train", "test")
+SHOWN_ERRORS = 5
+
+QUESTION_KEYS = ("question", "problem")
+ANSWER_KEYS = ("answer", "gold")
+DOMAIN_KEYS = ("domain", "subject")
+PREFERRED_CONFIGS = ("default", "main")
+
+
+class ProblemError(ValueError):
+    """Problems that cannot be used; the message names the place, what was found there and the remedy."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem.
+
+    Fields:
+        id: unique within its source.
+        gold: the answer alone, as the verifier wants it.
+        solution: reasoning that leads to the gold, where the source has it.
+        difficulty: 0 where unknown; larger is harder.
+        family: the generator's problem family, "" elsewhere.
+    """
+
+    id: str
+    question: str
+    gold: str
+    solution: str | None = None
+    domain: str = "math"
+    difficulty: int = 0
+    family: str = ""
+
+
+def load_problems(source: str, split: Split, *, limit: int | None = None, seed: int = 0) -> list[Problem]:
+    """Load the problems of one split.
+
+    Args:
+        source: see the module docstring. A file holds a single split, so `split` chooses nothing there.
+        limit: at most this many, drawn with `seed` and kept in their order. The generator makes exactly
+            this many (default: 4000 for train, 500 for test).
+        seed: of the generator, or of the draw.
+
+    Raises:
+        ProblemError: unknown source or split, unreadable rows (with line numbers), rows without a gold, no rows.
+    """
+    if split not in SPLITS:
+        raise ProblemError(f"problems: split {split!r} is not one of {', '.join(SPLITS)}")
+    if limit is not None and limit < 1:
+        raise ProblemError(f"problems: limit must be 1 or more, not {limit}")
+    if source == EMBEDDED:
+        from rewards.generator import generate
+
+        return generate(split, limit or {"train": 4000, "test": 500}[split], seed)
+    path = Path(source).expanduser()
+    if path.suffix in (".jsonl", ".json", ".ndjson") or path.is_file():
+        problems = _from_file(path)
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", source) and not path.is_dir():
+        problems = _from_hub(source, split)
+    else:
+        hint = f"; did you mean {EMBEDDED!r}?" if get_close_matches(source, [EMBEDDED]) else ""
+        raise ProblemError(
+            f"problems: {source!r} is neither {EMBEDDED!r}, a .jsonl or .json file, nor a Hub dataset "
+            f"'owner/name'{hint}"
+        )
+    if limit is not None and limit < len(problems):
+        chosen = sorted(random.Random(f"{seed}/{split}").sample(range(len(problems)), limit))
+        problems = [problems[index] for index in chosen]
+    return problems
+
+
+def clean_gold(answer: str) -> str:
+    """The gold answer alone: behind the last `####`, without thousands commas, currency or a final full stop.
+
+    >>> clean_gold("48 + 24 = 72\\n#### 1,072")
+    '1072'
+    """
+    gold = answer.rsplit("####", 1)[-1].strip()
+    number = re.fullmatch(r"(-?)\\?\$?\s?(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)\.?", gold)
+    return (number[1] + number[2]).replace(",", "") if number else gold
+
+
+def clean_solution(text: str) -> str:
+    """A solution without calculator annotations (`<<48/2=24>>`) and without the `####` line."""
+    text = re.sub(r"<<[^<>\n]*>>", "", text)
+    return "\n".join(line.rstrip() for line in text.split("\n") if not line.startswith("####")).strip()
+
+
+def overlapping(problems: Iterable[Problem], against: Iterable[Problem], n: int = 13) -> set[str]:
+    """Ids of `problems` whose question shares a run of `n` words with a question of `against`.
+
+    Words are runs of letters and digits, lower-cased. A question of fewer than `n` words is compared as a whole.
+    """
+    taken = {gram for problem in against for gram in _ngrams(problem.question, n)}
+    return {problem.id for problem in problems if not taken.isdisjoint(_ngrams(problem.question, n))}
+
+
+def _ngrams(text: str, n: int) -> Iterator[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    for start in range(max(len(words) - n, 0) + 1):
+        yield tuple(words[start : start + n])
+
+
+def _from_file(path: Path) -> list[Problem]:
+    if not path.is_file():
+        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.json*")], n=1)
+        hint = f"did you mean {str(path.parent / near[0])!r}?" if near else "check the path in 'problems:'"
+        raise ProblemError(f"problems: file {str(path)!r} does not exist; {hint}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ProblemError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
+    if path.suffix == ".json":
+        try:
+            listed = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ProblemError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from error
+        if not isinstance(listed, list):
+            raise ProblemError(f"{path}: a .json file must hold a list of objects, not {type(listed).__name__}")
+        rows = ((f"{path}[{index}]", index, row) for index, row in enumerate(listed))
+    else:
+        rows = _jsonl_rows(path, text)
+    return _from_rows(str(path), path.stem, rows)
+
+
+def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, int, object]]:
+    # not splitlines(): JSON strings may hold U+2028 and its kin unescaped
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            shown = line.strip()[:60]
+            row = ProblemError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno}): {shown!r}")
+        yield f"{path}:{number}", number, row
+
+
+def _from_rows(source: str, stem: str, rows: Iterable[tuple[str, int, object]]) -> list[Problem]:
+    """Read (place, number, row) triples; a row may be the error of having read it."""
+    problems, errors, places = [], [], {}
+    for place, number, row in rows:
+        try:
+            if isinstance(row, ProblemError):
+                raise row
+            problem = _read_row(row, place, f"{stem}-{number}")
+            if problem.id in places:
+                raise ProblemError(
+                    f"{place}: id {problem.id!r} is already that of {places[problem.id]}; make ids unique"
+                )
+        except ProblemError as error:
+            errors.append(str(error))
+            continue
+        places[problem.id] = place
+        problems.append(problem)
+    if errors:
+        more = f"\n... and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
+        raise ProblemError("\n".join(errors[:SHOWN_ERRORS]) + more)
+    if not problems:
+        raise ProblemError(f"{source}: no problems in it; give at least one row with 'question' and 'answer'")
+    return problems
+
+
+def _read_row(row: object, place: str, default_id: str) -> Problem:
+    if not isinstance(row, Mapping):
+        raise ProblemError(f"{place}: expected an object with 'question' and 'answer', got {type(row).__name__}")
+    question = _text(row, QUESTION_KEYS, place)
+    answer = _text(row, ANSWER_KEYS, place)
+    gold = clean_gold(answer)
+    if not gold:
+        raise ProblemError(f"{place}: key 'answer': no gold in {answer[-60:]!r}; write the answer behind '####'")
+    solution = row.get("solution")
+    if solution is not None and not isinstance(solution, str):
+        raise ProblemError(f"{place}: key 'solution': expected text, got {solution!r}")
+    if solution is None and "####" in answer:
+        solution = answer
+    difficulty = row.get("difficulty")
+    if difficulty is not None and (isinstance(difficulty, bool) or not isinstance(difficulty, int | float)):
+        raise ProblemError(f"{place}: key 'difficulty': expected a number, got {difficulty!r}")
+    return Problem(
+        id=str(row.get("id", default_id)),
+        question=question,
+        gold=gold,
+        solution=clean_solution(solution) if solution else None,
+        domain=next((str(row[key]) for key in DOMAIN_KEYS if row.get(key)), "math"),
+        difficulty=int(difficulty or 0),
+    )
+
+
+def _text(row: Mapping, keys: tuple[str, ...], place: str) -> str:
+    key = next((key for key in keys if key in row), None)
+    if key is None:
+        near = get_close_matches(keys[0], [str(name) for name in row], n=1)
+        hint = f"rename {near[0]!r}?" if near else f"the row has {', '.join(map(repr, row)) or 'no keys'}"
+        raise ProblemError(f"{place}: key {keys[0]!r} is missing; {hint}")
+    value = "" if row[key] is None else row[key]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise ProblemError(f"{place}: key {key!r}: expected text or a number, got {value!r}")
+    if not value.strip():
+        what = (
+            "a row without a gold cannot be graded; fill it in or drop the row" if keys is ANSWER_KEYS else "fill it in"
+        )
+        raise ProblemError(f"{place}: key {key!r} is empty; {what}")
+    return value.strip()
+
+
+def _from_hub(source: str, split: Split) -> list[Problem]:
+    import datasets
+
+    name, _, config = source.partition(":")
+    remedy = "check the name and the network, or download the split and give its .jsonl path instead"
+    try:
+        if not config:
+            configs = datasets.get_dataset_config_names(name)
+            config = next((known for known in PREFERRED_CONFIGS if known in configs), configs[0])
+            if len(configs) > 1 and config not in PREFERRED_CONFIGS:
+                raise ProblemError(
+                    f"problems: dataset {name!r} has several configurations; name one, such as '{name}:{config}' "
+                    f"(known: {', '.join(configs)})"
+                )
+        rows = datasets.load_dataset(name, config, split=split)
+    except ProblemError:
+        raise
+    # the Hub client, fsspec and the dataset readers raise many unrelated types; all mean the same here
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ProblemError(f"problems: Hub dataset {source!r}, split {split!r}: {reason}; {remedy}") from error
+    stem = f"{name.split('/')[-1]}-{split}"
+    return _from_rows(source, stem, ((f"{source}[{split}][{index}]", index, row) for index, row in enumerate(rows)))
