@@ -1,0 +1,290 @@
+"""Rewards in TRL's signature, made from the names and weights of a recipe.
+
+    name        value                                                          source
+    correct     1 right, 0 wrong, None ungradable                              rewards.verifier
+    format      1 when the completion keeps the format's contract, else 0      rewards.formats
+    length      0 up to L - c tokens, falling linearly to -1 at L, c = L / 5   DAPO, arXiv:2503.14476, eq. 13
+    cosine      u right, -u wrong, u = (1 + cos(pi * length / L)) / 2          after arXiv:2502.03373, appendix C.1
+    repetition  -(share of token 4-grams that occurred before)                 after arXiv:2502.03373, appendix C.2
+
+L is the longest completion allowed, in tokens. `length` spares the short and warns the overlong; `cosine` prefers a
+short right answer to a long one and a long wrong one (still exploring) to a short one. Every value lies in [-1, 1].
+
+The weights are refused unless the worst right answer still beats the best wrong one: otherwise a policy may learn to
+be well-formed, brief and wrong. Rewards from a user's file take part in that bound as values in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from rewards.formats import Format, get_format
+from rewards.verifier import Verdict, Verifier, default_verifier
+
+RewardFunction = Callable[..., "list[float | None]"]
+SOFT_SHARE = 0.2
+NGRAM = 4
+LIMIT_BASE = 64
+
+# (lowest, highest) value for a right and for a wrong completion
+RANGES: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
+    "correct": ((1.0, 1.0), (0.0, 0.0)),
+    "format": ((0.0, 1.0), (0.0, 1.0)),
+    "length": ((-1.0, 0.0), (-1.0, 0.0)),
+    "cosine": ((0.0, 1.0), (-1.0, 0.0)),
+    "repetition": ((-1.0, 0.0), (-1.0, 0.0)),
+}
+_USER_RANGE = ((-1.0, 1.0), (-1.0, 1.0))
+
+
+class RewardError(ValueError):
+    """A reward's name, weight, file or value that cannot be used; the message says what to change."""
+
+
+class UngradableError(RuntimeError):
+    """More golds are ungradable than the recipe allows; the message shows the share and what to do."""
+
+
+@dataclass(frozen=True)
+class RewardSet:
+    """What TRL's GRPOTrainer takes: ``reward_funcs``, their names (for logs) and ``reward_weights``, in one order."""
+
+    functions: list[RewardFunction]
+    names: list[str]
+    weights: list[float]
+
+
+def build_rewards(
+    weights: Mapping[str, float],
+    *,
+    file: Path | None = None,
+    max_completion_tokens: int,
+    format: str = "think-boxed",
+    ungradable_limit: float = 0.05,
+    verifier: Verifier | None = None,
+) -> RewardSet:
+    """Reward functions for the names in ``weights``, in their order.
+
+    Args:
+        weights: component name -> weight >= 0; names outside the table above are looked up in ``file``.
+        file: a Python file with functions in TRL's signature, imported only when a weight names one of them.
+        max_completion_tokens: the longest completion allowed, in tokens.
+        format: the contract `format` checks.
+        ungradable_limit: share of completions with an ungradable gold, in [0, 1], above which a run stops.
+        verifier: default: the process's own.
+
+    Raises:
+        RewardError: unknown name, weight out of range, weights by which a wrong answer could beat a right one, or a
+            file without the function.
+    """
+    check_weights(weights)
+    if max_completion_tokens < 1:
+        raise RewardError(f"max_completion_tokens: {max_completion_tokens} must be at least 1")
+    if not 0 <= ungradable_limit <= 1:
+        raise RewardError(f"ungradable_limit: {ungradable_limit} must lie between 0 and 1, such as 0.05")
+    verifier = verifier or default_verifier()
+    functions: list[RewardFunction] = []
+    loaded = None
+    for name in weights:
+        if name == "correct":
+            functions.append(Correct(verifier, ungradable_limit))
+        elif name == "format":
+            functions.append(FormatKept(get_format(format)))
+        elif name == "length":
+            functions.append(Length(max_completion_tokens))
+        elif name == "cosine":
+            functions.append(Cosine(verifier, max_completion_tokens))
+        elif name == "repetition":
+            functions.append(Repetition())
+        else:
+            loaded = loaded or _load(file, name, weights)
+            functions.append(UserReward(name, _function(loaded, name, file)))
+    return RewardSet(functions, list(weights), [float(weight) for weight in weights.values()])
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Refuse weights that pay nothing, or pay some wrong answer as much as some right one.
+
+    Raises:
+        RewardError: with the arithmetic and the smallest weight of `correct` that would do.
+    """
+    if not any(weights.values()):
+        raise RewardError("reward: no component has a weight; the usual choice is {correct: 1.0, format: 0.1}")
+    for name, weight in weights.items():
+        if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
+            raise RewardError(f"reward: {name}: {weight!r} is not a weight; give a number of at least 0")
+    if "correct" not in weights:
+        if "cosine" in weights:
+            raise RewardError("reward: cosine depends on correctness; add `correct` with its weight")
+        if not set(weights) - set(RANGES):
+            raise RewardError("reward: nothing pays a right answer; add `correct`, such as {correct: 1.0, format: 0.1}")
+        return
+    others = {name: weight for name, weight in weights.items() if name != "correct"}
+    spread = sum(
+        weight * (RANGES.get(name, _USER_RANGE)[1][1] - RANGES.get(name, _USER_RANGE)[0][0])
+        for name, weight in others.items()
+    )
+    if weights["correct"] <= spread:
+        parts = ", ".join(f"{name} {weight:g}" for name, weight in others.items())
+        raise RewardError(
+            f"reward: a wrong answer could beat a right one: `correct` pays {weights['correct']:g}, the other components "
+            f"({parts}) can tell two completions apart by {spread:g}; raise `correct` above {spread:g} or lower the others"
+        )
+
+
+class Correct:
+    """1 right, 0 wrong, None ungradable; logs counts; stops a run whose golds cannot be graded."""
+
+    __name__ = "correct"
+
+    def __init__(self, verifier: Verifier, ungradable_limit: float):
+        self.verifier, self.ungradable_limit = verifier, ungradable_limit
+        self.seen = self.ungradable = 0
+
+    def __call__(self, prompts, completions, completion_ids=None, *, gold, log_metric=None, **columns):
+        judgements = self.verifier.judge_batch([_text(completion) for completion in completions], gold)
+        lost = [index for index, judgement in enumerate(judgements) if judgement.verdict is Verdict.UNGRADABLE]
+        self.seen += len(judgements)
+        self.ungradable += len(lost)
+        if log_metric is not None:
+            log_metric("verifier/ungradable", float(len(lost)))
+            log_metric("verifier/timeouts", float(sum(judgement.timed_out for judgement in judgements)))
+        # a share of few completions says little: the limit binds as if at least LIMIT_BASE had been seen
+        if self.ungradable > self.ungradable_limit * max(self.seen, LIMIT_BASE):
+            example = gold[lost[-1]] if lost else ""
+            names = columns.get("problem_id")
+            where = f" of problem {names[lost[-1]]}" if names and lost else ""
+            raise UngradableError(
+                f"{self.ungradable} of {self.seen} completions have an ungradable gold (limit "
+                f"{self.ungradable_limit:.1%}); the last is {example!r}{where}. Repair or remove such problems, or raise "
+                f"ungradable_limit"
+            )
+        return [_PAID[judgement.verdict] for judgement in judgements]
+
+
+_PAID = {Verdict.CORRECT: 1.0, Verdict.WRONG: 0.0, Verdict.UNGRADABLE: None}
+
+
+class FormatKept:
+    """1 when a completion keeps the format's contract, else 0."""
+
+    __name__ = "format"
+
+    def __init__(self, format: Format):
+        self.format = format
+
+    def __call__(self, prompts, completions, completion_ids=None, **columns):
+        return [
+            float(self.format.follows(_opened(prompt) + _text(completion)))
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+
+
+class Length:
+    """DAPO's soft penalty for overlong completions, in [-1, 0]."""
+
+    __name__ = "length"
+
+    def __init__(self, longest: int, soft_share: float = SOFT_SHARE):
+        self.longest, self.soft = longest, max(1.0, soft_share * longest)
+
+    def __call__(self, prompts, completions, completion_ids, **columns):
+        free = self.longest - self.soft
+        return [max(-1.0, min(0.0, (free - len(ids)) / self.soft)) for ids in completion_ids]
+
+
+class Cosine:
+    """Length seen through correctness: short is best when right and worst when wrong."""
+
+    __name__ = "cosine"
+
+    def __init__(self, verifier: Verifier, longest: int):
+        self.verifier, self.longest = verifier, longest
+
+    def __call__(self, prompts, completions, completion_ids, *, gold, **columns):
+        verdicts = self.verifier.verify_batch([_text(completion) for completion in completions], gold)
+        values: list[float | None] = []
+        for verdict, ids in zip(verdicts, completion_ids, strict=True):
+            brief = (1 + math.cos(math.pi * min(1.0, len(ids) / self.longest))) / 2
+            values.append({Verdict.CORRECT: brief, Verdict.WRONG: -brief, Verdict.UNGRADABLE: None}[verdict])
+        return values
+
+
+class Repetition:
+    """Minus the share of a completion's token n-grams that occurred in it before, in [-1, 0]."""
+
+    __name__ = "repetition"
+
+    def __init__(self, ngram: int = NGRAM):
+        self.ngram = ngram
+
+    def __call__(self, prompts, completions, completion_ids, **columns):
+        values = []
+        for ids in completion_ids:
+            count = len(ids) - self.ngram + 1
+            distinct = len(set(zip(*(ids[shift:] for shift in range(self.ngram)), strict=False)))
+            values.append(distinct / count - 1.0 if count > 0 else 0.0)
+        return values
+
+
+class UserReward:
+    """A function from the user's file, its values checked: as many as completions, each None or in [-1, 1]."""
+
+    def __init__(self, name: str, function: RewardFunction):
+        self.__name__, self.function = name, function
+
+    def __call__(self, prompts, completions, completion_ids=None, **columns):
+        values = self.function(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+        if len(values) != len(completions):
+            raise RewardError(
+                f"reward: {self.__name__} returned {len(values)} values for {len(completions)} completions"
+            )
+        for value in values:
+            if value is not None and not -1.0 <= value <= 1.0:
+                raise RewardError(
+                    f"reward: {self.__name__} returned {value!r}; return None or a number between -1 and 1"
+                )
+        return [None if value is None else float(value) for value in values]
+
+
+def _opened(prompt) -> str:
+    """The think tag a chat template may have put at the end of the prompt."""
+    return "<think>\n" if isinstance(prompt, str) and prompt.rstrip().endswith("<think>") else ""
+
+
+def _text(completion: str | Sequence[Mapping[str, str]]) -> str:
+    """A completion's text; TRL passes a list of messages when prompts are conversational."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def _load(file: Path | None, name: str, weights: Mapping[str, float]):
+    if file is None:
+        near = get_close_matches(name, RANGES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise RewardError(
+            f"reward: {name!r} is not a component (known: {', '.join(RANGES)}); {hint}"
+            f"For a reward of your own give `file:`, a Python file that defines {name}"
+        )
+    if not file.is_file():
+        raise RewardError(f"reward: file: {file} does not exist; it should define {name}")
+    spec = importlib.util.spec_from_file_location(f"user_rewards_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise RewardError(f"reward: file: {file} could not be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _function(module, name: str, file: Path) -> RewardFunction:
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
+        raise RewardError(f"reward: {file} does not define {name} (it defines: {', '.join(known) or 'no function'})")
+    return function

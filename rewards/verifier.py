@@ -1,0 +1,160 @@
+"""Does a completion answer a problem? `verify` and `verify_batch` say correct, wrong or ungradable."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+
+from rewards.compare import Decision, decide, readable
+from rewards.extract import Extracted, extract
+from rewards.symbolic import PoolSettings, SymbolicPool
+
+
+class Verdict(StrEnum):
+    """correct, wrong, or ungradable: the *gold* is empty or malformed, so nothing can be said of the completion."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNGRADABLE = "ungradable"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a verifier did so far: verdicts given, pairs remembered, symbolic comparisons, and workers lost in them."""
+
+    verdicts: int = 0
+    remembered: int = 0
+    symbolic: int = 0
+    timeouts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict with its grounds: the answer found, the rule that decided, and whether a deadline cut it short."""
+
+    verdict: Verdict
+    extracted: Extracted
+    rule: str
+    timed_out: bool = False
+
+
+class Verifier:
+    """Grades completions; remembers pairs of (gold, answer); owns the pool of symbolic workers. Thread-safe.
+
+    Args:
+        pool: settings of the symbolic workers, which start at the first comparison that needs them.
+        remember: pairs kept in memory, least recently used first out.
+    """
+
+    def __init__(self, pool: PoolSettings | None = None, remember: int = 65_536):
+        self.pool = SymbolicPool(pool)
+        self._remember = remember
+        self._memory: OrderedDict[tuple[str, str], tuple[Verdict, str, bool]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._counts = [0, 0, 0, 0]
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(*self._counts)
+
+    def verify(self, completion: str, gold: str) -> Verdict:
+        return self.judge_batch([completion], [gold])[0].verdict
+
+    def verify_batch(self, completions: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
+        return [judgement.verdict for judgement in self.judge_batch(completions, golds)]
+
+    def judge_batch(self, completions: Sequence[str], golds: Sequence[str]) -> list[Judgement]:
+        """A judgement each; pairs left open by the structural rules go to the workers together.
+
+        Raises:
+            ValueError: when there are not as many golds as completions.
+        """
+        if len(completions) != len(golds):
+            raise ValueError(f"{len(completions)} completions but {len(golds)} golds: there must be one gold each")
+        judgements: list[Judgement | None] = [None] * len(completions)
+        open_pairs: dict[tuple[str, str], tuple[Decision, list[int]]] = {}
+        found = [extract(completion) for completion in completions]
+        for index, (answer, gold) in enumerate(zip(found, golds, strict=True)):
+            pair = (gold, answer.text)
+            known = self._recall(pair)
+            if known is None and pair in open_pairs:
+                open_pairs[pair][1].append(index)
+                continue
+            if known is None:
+                if not readable(gold):
+                    known = (Verdict.UNGRADABLE, "the gold is empty or malformed", False)
+                elif not answer.text.strip():
+                    known = (Verdict.WRONG, f"no answer: {answer.source}", False)
+                else:
+                    decision = decide(gold, answer.text)
+                    if decision.open:
+                        open_pairs[pair] = (decision, [index])
+                        continue
+                    known = (Verdict.CORRECT if decision.equal else Verdict.WRONG, decision.rule, False)
+                self._store(pair, known)
+            judgements[index] = Judgement(known[0], answer, known[1], known[2])
+        if open_pairs:
+            self._ask_workers(open_pairs, found, judgements)
+        self._counts[0] += len(completions)
+        return judgements
+
+    def close(self) -> None:
+        """End the workers (they also end with the process)."""
+        self.pool.close()
+
+    def _ask_workers(self, open_pairs, found, judgements) -> None:
+        leaves = list(dict.fromkeys(leaf for decision, _ in open_pairs.values() for leaf in decision.open))
+        outcome_of = dict(zip(leaves, self.pool.compare(leaves), strict=True))
+        self._counts[2] += len(leaves)
+        for pair, (decision, indices) in open_pairs.items():
+            outcomes = [outcome_of[leaf] for leaf in decision.open]
+            late = any(outcome in ("timeout", "crash") for outcome in outcomes)
+            equal = all(outcome == "equal" for outcome in outcomes)
+            self._counts[3] += late
+            rule = "symbolic: deadline passed" if late else f"symbolic: {', '.join(outcomes)}"
+            known = (Verdict.CORRECT if equal else Verdict.WRONG, rule, late)
+            self._store(pair, known)
+            for index in indices:
+                judgements[index] = Judgement(known[0], found[index], known[1], known[2])
+
+    def _recall(self, pair: tuple[str, str]) -> tuple[Verdict, str, bool] | None:
+        with self._lock:
+            known = self._memory.get(pair)
+            if known is not None:
+                self._memory.move_to_end(pair)
+                self._counts[1] += 1
+            return known
+
+    def _store(self, pair: tuple[str, str], known: tuple[Verdict, str, bool]) -> None:
+        with self._lock:
+            self._memory[pair] = known
+            while len(self._memory) > self._remember:
+                self._memory.popitem(last=False)
+
+
+@cache
+def default_verifier() -> Verifier:
+    """The verifier behind `verify` and `verify_batch`, made at first use."""
+    return Verifier()
+
+
+def verify(completion: str, gold: str) -> Verdict:
+    """Whether the answer in ``completion`` equals ``gold``.
+
+    Args:
+        completion: what the model wrote, as plain text; see `rewards.extract` for where its answer is looked for.
+        gold: the reference answer: a number, LaTeX, words, a list, with or without ``$`` and ``\\boxed``.
+
+    Never raises for the content of either text and never hangs: a comparison that is not done at its deadline is
+    wrong, its worker killed and counted.
+    """
+    return default_verifier().verify(completion, gold)
+
+
+def verify_batch(completions: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
+    """`verify` for many at once, symbolic comparisons side by side."""
+    return default_verifier().verify_batch(completions, golds)
