@@ -1,0 +1,366 @@
+"""`report.html`: one run on one page, derived from the run folder alone.
+
+The page is self-contained: style sheet and charts are inlined, there is no script, and its content security policy
+forbids the browser to load anything. A run that is still going gives a report that says so.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evals.evaluate import Evaluation, Pass, Sample, compare
+from evals.statistics import PairedDifference
+from recipes import report_charts as charts
+from recipes.report_data import RunRecord, StageRecord, read_run
+
+TEXT_LIMIT = 2_400  # characters shown of a question or completion
+SHOWN_LAST, SHOWN_OTHER = 3, 1  # samples of each kind, of the last stage and of the others
+SIDE_BY_SIDE = 2  # problems followed through the stages
+
+COURSES = (
+    ("reward", "Reward", "mean per completion", False),
+    ("kl", "KL to the reference", "nats per token (k3 estimate)", False),
+    ("entropy", "Entropy of the policy", "nats per token", False),
+    ("completion_length", "Completion length", "tokens", False),
+    ("truncated", "Truncated completions", "share cut off at the limit", True),
+    ("zero_variance_groups", "Groups without a signal", "all right or all wrong", True),
+)
+KNOWN_EXTRA = ("Plan", "Measured")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing with what stands around it."""
+
+    title: str
+    note: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The base against the last evaluated policy, on the same problems."""
+
+    first: StageRecord
+    last: StageRecord
+    before: Pass
+    after: Pass
+    difference: PairedDifference
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A stage's pass condition and what became of it."""
+
+    stage: str
+    condition: str
+    verdict: str
+    measured: str
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `run_dir/report.html` from the files in the run folder and return its path.
+
+    Raises:
+        FileNotFoundError: `run_dir` is not a run folder.
+    """
+    run_dir = Path(run_dir)
+    run = read_run(run_dir)
+    path = run_dir / "report.html"
+    # a lone surrogate in a completion cannot be written as UTF-8
+    page = render(run).encode("utf-8", errors="replace")
+    handle, temporary = tempfile.mkstemp(dir=run_dir, prefix=".report-")
+    with os.fdopen(handle, "wb") as file:
+        file.write(page)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+    return path
+
+
+def render(run: RunRecord) -> str:
+    """The page as HTML text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("recipes"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS, svg=Markup)
+    evaluated = run.evaluated
+    page = environment.get_template("report.html.j2").render(
+        run=run,
+        headline=_headline(evaluated),
+        gain=_grpo_gain(evaluated),
+        differences=_differences(evaluated),
+        results=_accuracy_charts(evaluated),
+        courses=_courses(run.stages),
+        losses=_losses(run.stages),
+        distillation=[(stage, _table(stage.statistics)) for stage in run.stages if stage.statistics],
+        gates=_gates(run.stages),
+        planned=_planned(run),
+        extras=[(stage, stage.result.extra) for stage in run.stages if stage.result and stage.result.extra],
+        side_by_side=_side_by_side(evaluated),
+        samples=_samples(evaluated),
+        pass_at_k=sorted({k for stage in evaluated for k in stage.evaluation.pass_at_k}),
+    )
+    return page
+
+
+def _same_problems(after: Evaluation, before: Evaluation) -> bool:
+    return set(after.problem_ids) == set(before.problem_ids)
+
+
+def _compared(after: StageRecord, before: StageRecord) -> PairedDifference | None:
+    if not _same_problems(after.evaluation, before.evaluation):
+        return None
+    return compare(after.evaluation, before.evaluation, seed=after.evaluation.seed)
+
+
+def _headline(evaluated: Sequence[StageRecord]) -> Headline | None:
+    if len(evaluated) < 2:
+        return None
+    first = evaluated[0]
+    last = next((stage for stage in reversed(evaluated) if _same_problems(stage.evaluation, first.evaluation)), first)
+    difference = _compared(last, first)
+    if last is first or difference is None:
+        return None
+    return Headline(first, last, first.evaluation.sampled, last.evaluation.sampled, difference)
+
+
+def _grpo_gain(evaluated: Sequence[StageRecord]) -> tuple[StageRecord, StageRecord, PairedDifference] | None:
+    """What GRPO added: the last grpo stage against the last sft stage before it."""
+    last = next((stage for stage in reversed(evaluated) if stage.kind == "grpo"), None)
+    if last is None:
+        return None
+    before = [stage for stage in evaluated[: evaluated.index(last)] if stage.kind == "sft"]
+    difference = _compared(last, before[-1]) if before else None
+    return (before[-1], last, difference) if difference else None
+
+
+def _differences(evaluated: Sequence[StageRecord]) -> dict[str, PairedDifference]:
+    """Stage -> difference to the evaluated stage before it: from the ledger's numbers, worked out where they lack."""
+    found = {}
+    for before, after in zip(evaluated, evaluated[1:], strict=False):
+        result = after.result
+        if result is not None and result.difference is not None:
+            low = math.nan if result.difference_low is None else result.difference_low
+            high = math.nan if result.difference_high is None else result.difference_high
+            p_value = math.nan if result.p_value is None else result.p_value
+            found[after.name] = PairedDifference(result.difference, low, high, p_value, "", 0)
+        elif (difference := _compared(after, before)) is not None:
+            found[after.name] = difference
+    return found
+
+
+def _accuracy_charts(evaluated: Sequence[StageRecord]) -> list[Chart]:
+    if not evaluated:
+        return []
+    points = [[_point(stage.evaluation.sampled), _point(stage.evaluation.greedy)] for stage in evaluated]
+    sampled, greedy = zip(*points, strict=True)
+    names = [stage.name for stage in evaluated]
+    made = [Chart("Accuracy per stage", "", charts.accuracy_chart(names, sampled, greedy))]
+    headline = _headline(evaluated)
+    if headline is not None:
+        before, after = (_by_domain(stage.evaluation) for stage in (headline.first, headline.last))
+        domains = sorted(before.keys() & after.keys())
+        if len(domains) > 1:
+            svg = charts.domain_chart(domains, [before[d] for d in domains], [after[d] for d in domains])
+            made.append(Chart("Accuracy per domain", "", svg))
+    return made
+
+
+def _point(one: Pass | None) -> charts.Point | None:
+    return one and charts.Point(one.accuracy.estimate, one.accuracy.low, one.accuracy.high)
+
+
+def _by_domain(evaluation: Evaluation) -> dict[str, float]:
+    correct_PS, domains_P = evaluation.sampled.correct_PS, np.array(evaluation.domains)
+    parts = {domain: correct_PS[domains_P == domain] for domain in set(evaluation.domains)}
+    return {domain: float(np.nanmean(part)) for domain, part in parts.items() if not np.isnan(part).all()}
+
+
+def _courses(stages: Sequence[StageRecord]) -> list[Chart]:
+    """A chart for every metric that the grpo stages have, over all of their steps."""
+    trained = [stage for stage in stages if stage.kind == "grpo" and stage.metrics]
+    made = []
+    for key, title, note, share in COURSES:
+        if not any(key in row for stage in trained for row in stage.metrics):
+            continue
+        segments, start = [], 0.0
+        for stage in trained:
+            steps_N = start + np.array([row["step"] for row in stage.metrics])
+            values_N = np.array([row.get(key, math.nan) for row in stage.metrics])
+            beta_N = np.array([row.get("beta", stage.beta or 0.0) for row in stage.metrics])
+            segments.append(
+                charts.Segment(stage.name, float(steps_N[0]), float(steps_N[-1]), steps_N, values_N, beta_N)
+            )
+            start = float(steps_N[-1])
+        share = share and all(np.nanmax(s.values_N, initial=0.0) <= 1 for s in segments)
+        made.append(Chart(title, note, charts.course_chart(key.replace("_", "-"), title, segments, share=share)))
+    return made
+
+
+def _losses(stages: Sequence[StageRecord]) -> list[Chart]:
+    made = []
+    for number, stage in enumerate(stages):
+        rows = [row for row in stage.metrics if "loss" in row] if stage.kind == "sft" else []
+        if rows:
+            steps_N, loss_N = (np.array([row[key] for row in rows]) for key in ("step", "loss"))
+            title = f"Loss of {stage.name}"
+            made.append(Chart(title, "nats per token", charts.loss_chart(f"loss-{number}", title, steps_N, loss_N)))
+    return made
+
+
+def _table(tree: object, depth: int = 0) -> list[tuple[int, str, object]]:
+    """Nested numbers as rows (depth, name, value); lists are left to the file."""
+    rows: list[tuple[int, str, object]] = []
+    for key, value in tree.items() if hasattr(tree, "items") else ():
+        if hasattr(value, "items"):
+            rows += [(depth, str(key), None), *_table(value, depth + 1)]
+        elif isinstance(value, int | float | str):
+            rows.append((depth, str(key), value))
+    return rows
+
+
+def _gates(stages: Sequence[StageRecord]) -> list[Gate]:
+    found = []
+    for stage in stages:
+        spec = stage.config.get("gate")
+        verdict = stage.result.gate if stage.result is not None else None
+        if not hasattr(spec, "items") and verdict is None:
+            continue
+        spec = spec if hasattr(spec, "items") else {}
+        metric, against = str(spec.get("metric", "accuracy")), str(spec.get("against", "previous"))
+        limit = spec.get("min_difference", 0.0)
+        limit = points(limit) if isinstance(limit, int | float) else str(limit)
+        measured = ""
+        if stage.result is not None:
+            known = {"base": stage.result.base_difference, "previous": stage.result.difference}
+            value = stage.result.extra.get("gate_difference", known.get(against) if metric == "accuracy" else None)
+            measured = points(value) if isinstance(value, int | float) else ""
+        condition = f"{metric.replace('_', ' ')} against {against}: at least {limit} points"
+        found.append(Gate(stage.name, condition, verdict or "open", measured))
+    return found
+
+
+def _planned(run: RunRecord) -> list[tuple[str, list[tuple[str, float | None, float | None]]]]:
+    """Stage -> (what, planned, measured) for the numbers that have a plan."""
+    rows = []
+    for stage in run.stages:
+        plan = run.plan.get(stage.name, {})
+        measured = {}
+        if stage.result is not None:
+            numbers = {"seconds": stage.result.seconds, "tokens": stage.result.tokens, "steps": stage.result.steps}
+            measured = {**stage.result.extra, **numbers}
+        pairs = [
+            (key, value, got if isinstance(got := measured.get(key), int | float) else None)
+            for key, value in plan.items()
+        ]
+        if pairs:
+            rows.append((stage.name, pairs))
+    return rows
+
+
+def _samples(evaluated: Sequence[StageRecord]) -> list[tuple[StageRecord, list[Sample]]]:
+    """The last stage first, with more of each kind than the others."""
+    shown = []
+    for stage in reversed(evaluated):
+        limit = SHOWN_LAST if stage is evaluated[-1] else SHOWN_OTHER
+        kinds = ("right", "wrong", "truncated")
+        kept = [s for kind in kinds for s in [s for s in stage.evaluation.samples if s.kind == kind][:limit]]
+        if kept:
+            shown.append((stage, kept))
+    return shown
+
+
+def _side_by_side(evaluated: Sequence[StageRecord]) -> list[list[tuple[StageRecord, Sample]]]:
+    """The same problem at every stage that kept a completion of it, problems with the most stages first."""
+    by_problem: dict[str, list[tuple[StageRecord, Sample]]] = {}
+    for stage in evaluated:
+        for sample in stage.evaluation.samples:
+            by_problem.setdefault(sample.problem_id, []).append((stage, sample))
+    followed = sorted((rows for rows in by_problem.values() if len(rows) > 1), key=len, reverse=True)
+    # a problem that was learned or lost tells more than one that stayed
+    followed.sort(key=lambda rows: len({sample.kind for _, sample in rows}) == 1)
+    return followed[:SIDE_BY_SIDE]
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.4215 -> 42.1 %."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
+
+
+def points(value: float | None) -> str:
+    """0.0132 -> +1.3, in percentage points."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def p_value(value: float | None) -> str:
+    """What a p-value says at the precision it has."""
+    if value is None or math.isnan(value):
+        return "–"
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def number(value: object) -> str:
+    """Any value of a table: whole numbers with thin spaces, others with four significant digits."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return readable(value)
+    if not math.isfinite(value):
+        return str(value)
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}".replace(",", "\u202f").replace("-", "−")
+    return f"{value:.4g}".replace("-", "−")
+
+
+def readable(text: object) -> str:
+    """Text without the control characters that HTML cannot hold."""
+    return "".join(char if char >= " " or char in "\n\t" else "\ufffd" for char in str(text))
+
+
+def shortened(text: str) -> str:
+    """At most TEXT_LIMIT characters: the beginning and the end, where the answer is."""
+    if len(text) <= TEXT_LIMIT:
+        return text
+    head, tail = 2 * TEXT_LIMIT // 3, TEXT_LIMIT // 3
+    return f"{text[:head]}\n[... {len(text) - head - tail:,} characters left out ...]\n{text[-tail:]}"
+
+
+def total(values: Iterable[float | None]) -> float:
+    """The sum of those that are there."""
+    return sum(value for value in values if value is not None)
+
+
+FILTERS: dict[str, Callable[..., object]] = {
+    "percent": percent,
+    "points": points,
+    "p_value": p_value,
+    "duration": duration,
+    "number": number,
+    "readable": readable,
+    "shortened": shortened,
+    "total": total,
+}

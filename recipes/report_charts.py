@@ -1,0 +1,254 @@
+"""The report's charts: matplotlib drawings as inline SVG whose colours and font come from the page's style sheet.
+
+Colours are drawn as stand-ins (`#000001` ...) and exchanged for CSS variables afterwards, so that one drawing serves
+light and dark; text stays text, so that it can be read aloud, searched and copied.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID, MAIN, SECOND, BAND, PAGE = (f"#00000{number}" for number in range(1, 8))
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", MAIN: "main", SECOND: "second", BAND: "band", PAGE: "card"}
+
+WIDTH = 4.6  # inches; on the page a chart is as wide as its column
+POINTS = 320  # drawn per line; more cannot be told apart
+
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """An accuracy with its interval, all between 0 and 1."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The steps of one grpo stage, on a step axis that runs through all of them.
+
+    Fields:
+        name: the stage.
+        first, last: global steps.
+        steps_N, values_N: one metric; nan where a step lacks it.
+        beta_N: the KL penalty's weight at those steps.
+    """
+
+    name: str
+    first: float
+    last: float
+    steps_N: np.ndarray
+    values_N: np.ndarray
+    beta_N: np.ndarray
+
+
+def accuracy_chart(names: Sequence[str], sampled: Sequence[Point | None], greedy: Sequence[Point | None]) -> str:
+    """Accuracy per stage, a row each, sampled above greedy, with their intervals."""
+    from matplotlib.ticker import PercentFormatter
+
+    rows = np.arange(len(names))[::-1]
+    figure, (axes,) = _figure(height=0.75 + 0.4 * len(names), left=1.12)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    for points, shift, color, filled in ((sampled, 0.13, MAIN, True), (greedy, -0.15, SECOND, False)):
+        for row, point in zip(rows, points, strict=True):
+            if point is None:
+                continue
+            y = row + shift
+            axes.plot([point.low, point.high], [y, y], color=color, linewidth=2.2, solid_capstyle="round", alpha=0.45)
+            face = color if filled else PAGE
+            axes.plot(point.value, y, "o", markersize=5, markerfacecolor=face, markeredgecolor=color, zorder=3)
+            if filled:
+                axes.text(point.high + 0.012, y, f"{100 * point.value:.1f} %", va="center", color=INK)
+    shown = [point for point in (*sampled, *greedy) if point is not None]
+    top = max((point.high for point in shown), default=1.0)
+    axes.set_xlim(max(0.0, min((point.low for point in shown), default=0.0) - 0.05), min(1.12, top + 0.12))
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= 1 and tick <= top + 0.12])
+    axes.set_yticks(rows, [""] * len(names))
+    for row, name in zip(rows, names, strict=True):
+        _names(axes, row, _short(name, 16))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(axis="x")
+    return _svg(figure, "accuracy", "Accuracy per stage with intervals, sampled and greedy")
+
+
+def domain_chart(names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> str:
+    """Accuracy per domain, before and after, a row each."""
+    from matplotlib.ticker import PercentFormatter
+
+    rows = np.arange(len(names))[::-1]
+    figure, (axes,) = _figure(height=0.75 + 0.4 * len(names), left=1.12)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    for row, name, low, high in zip(rows, names, before, after, strict=True):
+        axes.plot([low, high], [row, row], color=MAIN, linewidth=2.2, alpha=0.35)
+        axes.plot(low, row, "o", markersize=5, markerfacecolor=PAGE, markeredgecolor=MUTED, zorder=3)
+        axes.plot(high, row, "o", markersize=5, color=MAIN, zorder=4)
+        axes.text(max(low, high) + 0.025, row, f"{100 * (high - low):+.0f}".replace("-", "−"), va="center")
+        _names(axes, row, _short(name, 16))
+    axes.set_xlim(-0.02, 1.12)
+    axes.set_xticks(np.linspace(0, 1, 5))
+    axes.set_yticks(rows, [""] * len(names))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(axis="x")
+    return _svg(figure, "domains", "Accuracy per domain, of the base and of the final policy")
+
+
+def course_chart(key: str, title: str, segments: Sequence[Segment], *, share: bool = False) -> str:
+    """A metric over the steps of all grpo stages, their boundaries, and beta as a step line below.
+
+    Args:
+        key: unique on the page.
+        title: what assistive technology reads.
+        segments: the stages in order.
+        share: whether the values are shares, to be written in per cent.
+    """
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure, (axes, strip) = _figure(height=2.45, left=0.55, ratios=(4.4, 1))
+    span = max(segments[-1].last - segments[0].first, 1)
+    for number, segment in enumerate(segments):
+        for panel in (axes, strip):
+            if number:
+                panel.axvline(segment.first - 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+        _line(axes, segment.steps_N, segment.values_N)
+        room = int(46 * (segment.last - segment.first + 1) / span)
+        if room >= 3:
+            axes.text(segment.first, 1.03, _short(segment.name, room), transform=axes.get_xaxis_transform(),
+                      color=MUTED, fontsize=7.5, parse_math=False)  # fmt: skip
+    _beta(strip, segments)
+    for panel in (axes, strip):
+        panel.set_xlim(segments[0].first - 0.5, max(segments[-1].last, segments[0].first + 1) + 0.5)
+    axes.grid(axis="y")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    if share:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if axes.get_ylim()[0] < 0.05 else None)
+    axes.tick_params(labelbottom=False)
+    axes.spines.bottom.set_visible(False)
+    strip.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    strip.set_xlabel("step", labelpad=1)
+    return _svg(figure, key, title)
+
+
+def loss_chart(key: str, title: str, steps_N: np.ndarray, values_N: np.ndarray) -> str:
+    """One line over the steps of one stage."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (axes,) = _figure(height=2.1, left=0.55)
+    _line(axes, steps_N, values_N)
+    axes.grid(axis="y")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set_xlabel("step", labelpad=1)
+    return _svg(figure, key, title)
+
+
+def _names(axes: Axes, row: float, name: str) -> None:
+    # a text instead of a tick label: names are plain text, never mathtext
+    axes.text(-0.02, row, name, transform=axes.get_yaxis_transform(), ha="right", va="center", parse_math=False)
+
+
+def _line(axes: Axes, steps_N: np.ndarray, values_N: np.ndarray) -> None:
+    """The values, thin, and their running mean over a fifteenth of the steps."""
+    from scipy.ndimage import uniform_filter1d
+
+    known_N = np.isfinite(values_N)
+    steps_N, values_N = steps_N[known_N], values_N[known_N]
+    if not len(steps_N):
+        return
+    window = max(1, round(len(steps_N) / 15))
+    smooth_N = uniform_filter1d(values_N, window, mode="nearest")
+    shown_N = np.unique(np.linspace(0, len(steps_N) - 1, min(POINTS, len(steps_N))).astype(int))
+    marker = "o" if len(steps_N) == 1 else ""
+    if window > 1:
+        axes.plot(steps_N[shown_N], values_N[shown_N], color=MAIN, linewidth=0.8, alpha=0.35)
+    axes.plot(steps_N[shown_N], smooth_N[shown_N], color=MAIN, linewidth=1.7, marker=marker, markersize=3)
+
+
+def _beta(strip: Axes, segments: Sequence[Segment]) -> None:
+    """beta as a step line, on a scale that shows 0, 0.001 and 0.01 apart, its values written out."""
+    steps_N = np.concatenate([[*segment.steps_N, segment.last + 1] for segment in segments]) - 0.5
+    beta_N = np.concatenate([[*segment.beta_N, segment.beta_N[-1]] for segment in segments])
+    positive_N = beta_N[beta_N > 0]
+    smallest = float(positive_N.min()) if len(positive_N) else 1.0
+    height_N = np.where(beta_N > 0, 1 + np.log10(np.maximum(beta_N, smallest) / smallest), 0.0)
+    strip.fill_between(steps_N, height_N, step="post", color=SECOND, alpha=0.22, linewidth=0)
+    strip.step(steps_N, height_N, where="post", color=SECOND, linewidth=1.4)
+    top = max(float(height_N.max()), 1.0)
+    strip.set_ylim(-0.08 * top, top * 1.9)
+    strip.set_yticks([])
+    for segment in segments:
+        strip.text(segment.first, top * 1.88, f"β {segment.beta_N[0]:g}", va="top", color=SECOND, fontsize=7.5)
+
+
+def _figure(height: float, left: float, ratios: tuple[float, ...] = (1,)) -> tuple[Figure, Sequence[Axes]]:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height), facecolor="none")
+        figure.subplots_adjust(left=left / WIDTH, right=1 - 0.12 / WIDTH, bottom=0.38 / height, top=1 - 0.22 / height)
+        grid = figure.subplots(len(ratios), 1, height_ratios=ratios, gridspec_kw={"hspace": 0.12}, squeeze=False)
+        return figure, grid[:, 0]
+
+
+def _svg(figure: Figure, key: str, title: str) -> str:
+    """The figure as an SVG element: no prolog, no metadata, ids of its own, CSS variables for colours."""
+    import matplotlib
+
+    out = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": key}):
+        figure.savefig(out, format="svg", metadata=nothing)
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    used = set(re.findall(r"(?:href=\"#|url\(#)([^\")]+)", svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{key}-", svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--font)", svg)
+    for color, name in VARIABLES.items():
+        svg = svg.replace(color, f"var(--{name})")
+    # two decimals are a hundredth of a point; only inside attributes, for text has numbers of its own
+    svg = re.sub(r'="[^"]*"', lambda m: re.sub(r"-?\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", m[0]), svg)
+    svg = re.sub(r"\n\s*", "\n", svg)
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
+    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
+    return re.sub(r"<svg[^>]*>", lambda m: head, svg, count=1)
+
+
+def _short(name: str, room: int) -> str:
+    return name if len(name) <= room else name[: max(1, room - 1)] + "…"
