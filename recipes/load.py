@@ -114,7 +114,7 @@ def _order(fault: Fault) -> tuple[bool, bool, list[str]]:
 
 
 def _local_files(raw: dict[str, Any], path: Path) -> list[Fault]:
-    """Find local files relative to the working directory or to the recipe's folder; a fault for each that is not there."""
+    """Find local files relative to the working directory or to the recipe; a fault for each that is not there."""
     faults: list[Fault] = []
 
     def find_in(mapping: object, key: str, at: Path_, wanted: Callable[[str], bool]) -> None:
@@ -147,3 +147,20 @@ def _local_files(raw: dict[str, Any], path: Path) -> list[Fault]:
         elif kind == "evaluate":
             find_in(stage, "problems", ("stages", i), is_problem_file)
     return faults
+
+
+def unused_scale_stages() -> list[str]:
+    """Stage names in scale files that no recipe has, which would otherwise be ignored without a word."""
+    names = set()
+    for path in available().values():
+        stages = read_mapping(path).get("stages")
+        names |= {
+            str(stage.get("name")) for stage in (stages if isinstance(stages, list) else []) if isinstance(stage, dict)
+        }
+    messages = []
+    for path in available("scales").values():
+        settings = read_mapping(path).get("stages")
+        for name in settings if isinstance(settings, dict) else ():
+            if str(name) not in names:
+                messages.append(f"{shown(path)}: stages.{name}: no recipe has a stage of that name{near(name, names)}")
+    return messages

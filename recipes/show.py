@@ -1,0 +1,78 @@
+"""The stage table: for people, and as JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from recipes.ledger import Ledger, StageResult
+from recipes.progress import clock
+from recipes.schema import DistillStage, EvaluateStage, ExportStage, GrpoStage, Recipe, SftStage, Stage
+
+
+def results_of(run_dir: Path) -> list[StageResult]:
+    """The results of a run's finished stages, in the order of their folders."""
+    entries = sorted(Ledger(run_dir).entries.values(), key=lambda entry: entry.folder)
+    return [entry.result for entry in entries]
+
+
+def as_json(results: Iterable[StageResult]) -> str:
+    """A list of stages; keys as in StageResult."""
+    rows: list[dict[str, Any]] = [result.to_json() for result in results]
+    return json.dumps(rows, indent=1)
+
+
+def table(results: Iterable[StageResult]) -> Table:
+    """One row per finished stage. Differences are to the evaluated stage before, in points."""
+    columns = ("stage", "kind", "accuracy", "interval", "difference", "p", "greedy", "beta", "KL", "steps", "time")
+    rows = [
+        (
+            result.name,
+            result.kind,
+            _number(result.accuracy, ".3f"),
+            f"{result.low:.3f}-{result.high:.3f}" if None not in (result.low, result.high) else "",
+            _number(None if result.difference is None else 100 * result.difference, "+.1f"),
+            _number(result.p_value, ".2g"),
+            _number(result.greedy_accuracy, ".3f"),
+            _number(result.beta, "g"),
+            _number(result.kl, ".2g"),
+            _number(result.steps, "d"),
+            clock(result.seconds),
+        )
+        for result in results
+    ]
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="left" if column in ("stage", "kind") else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def summary(recipe: Recipe, stage: Stage) -> str:
+    """What a stage is about to do, in a few words."""
+    parent = recipe.parent_of(stage.name)
+    match stage:
+        case DistillStage():
+            problems = f"{stage.problems:,}" if stage.problems else "all"
+            return f"distill, {stage.samples} samples for {problems} problems from {stage.teacher}"
+        case SftStage():
+            return f"sft on {', '.join(stage.data)}, {stage.steps} steps"
+        case GrpoStage():
+            return (
+                f"grpo from {parent or 'base'}, {stage.steps} steps, beta {stage.beta:g}, reference {stage.reference}"
+            )
+        case EvaluateStage():
+            return f"evaluate {parent or 'base'} on {stage.problems or recipe.problems.test}"
+        case ExportStage():
+            return f"export {parent}, {stage.dtype}"
+    return f"evaluate {recipe.model.base}"
+
+
+def _number(value: float | None, how: str) -> str:
+    return "" if value is None else format(value, how)
