@@ -165,8 +165,8 @@ class Rollouts(Node):
     """auto: vllm where it is installed, else transformers."""
     sync: Annotated[Literal["auto", "folded", "adapter"], SIZE] = "auto"
     """What the engine gets after a step: the adapter, or folded weights. auto: folded on a CPU, adapter elsewhere."""
-    dtype: Annotated[Literal["auto", "bfloat16", "float16", "float32"], SIZE] = "auto"
-    """Arithmetic of the engine. auto: bfloat16 where the machine has it."""
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], SIZE] = "auto"
+    """Arithmetic of the engine. auto: bfloat16 on a GPU, float32 on a CPU."""
     gpu_memory_utilization: Annotated[TopP, SIZE, FREE] = 0.35
     """Share of the GPU's memory that the vLLM engine takes, weights and KV cache together."""
     group_size: Annotated[Count, Field(ge=2), SIZE] = 16

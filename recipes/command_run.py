@@ -1,0 +1,81 @@
+"""`orchestra run`: the runner, then the table, planned against measured, and the report."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import traceback
+from pathlib import Path
+
+from recipes import gates, processes
+from recipes import plan as planning
+from recipes.errors import is_user_error
+from recipes.ledger import write_json
+from recipes.load import Scale
+from recipes.machine import this_machine
+from recipes.plan_view import beside
+from recipes.progress import Progress, chatter_to
+from recipes.runner import Outcome, Run
+from recipes.schema import Recipe
+from recipes.show import table
+
+GATE_EXIT = 3
+"""Exit code of a run that a gate stopped."""
+TABLE_WIDTH = 200
+"""Where the output is not a terminal."""
+
+
+def run_command(
+    recipe: Recipe, scale: Scale, source: str, sets: tuple[str, ...], restart_from: str | None, runs: Path
+) -> int:
+    """Run, then show what came out. Returns the exit code; raises UserError."""
+    progress = Progress(quiet=processes.rank() != 0)
+    if scale.why:
+        progress.say(scale.why)
+    run = Run(
+        recipe, runs / f"{recipe.name}-{scale.name}", scale=scale.name, source=source, sets=sets, progress=progress
+    )
+    outcome = run.start(restart_from)
+    if processes.rank() == 0:
+        _finish(recipe, scale.name, outcome, progress)
+    return 0 if outcome.verdict == gates.GO else GATE_EXIT
+
+
+def _finish(recipe: Recipe, scale: str, outcome: Outcome, progress: Progress) -> None:
+    """Table, planned against measured, report."""
+    console = progress.console
+    console.print(table(outcome.results), width=None if console.is_terminal else TABLE_WIDTH)
+    plan = planning.estimate(recipe, this_machine(), scale)
+    write_json(outcome.run_dir / "plan.json", plan.to_json())
+    seconds = {stage.name: stage.seconds for stage in plan.stages}
+    progress.say(beside(seconds, outcome.results, plan.peak, _peak_memory(outcome)))
+    _report(outcome.run_dir, progress)
+
+
+def _peak_memory(outcome: Outcome) -> int | None:
+    """Bytes: what stages measured themselves (`peak_memory_bytes`), else this process's own peak where it trained."""
+    told = [result.extra.get("peak_memory_bytes") for result in outcome.results]
+    told = [value for value in told if isinstance(value, int | float)]
+    if told:
+        return int(max(told))
+    if "torch" not in sys.modules:  # nothing ran in this process
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _report(run_dir: Path, progress: Progress) -> None:
+    """Write the report; a run is not lost because its report is."""
+    log = run_dir / "log.txt"
+    try:
+        with chatter_to(log):
+            from recipes.report import write_report
+
+            path = write_report(run_dir)
+    except Exception as error:  # noqa: BLE001  (said to the user, and the traceback is kept)
+        with open(log, "a", encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+        reason = error if is_user_error(error) else f"{type(error).__name__}: {error}"
+        progress.say(f"the report could not be written ({reason}; see {log}); try: orchestra report {run_dir}")
+        return
+    progress.say(f"report: {path}")

@@ -1,0 +1,356 @@
+"""What a run would do, take and need, before it starts: tokens, seconds and bytes per stage, from formulas.
+
+Every number is a product of what the recipe says, the model's shape, and the constants below, which were measured
+(CPU: 2 cores with AVX-512; GPU: published peaks times a usual share). `orchestra run` prints plan and measurement side
+by side, so wrong constants show.
+
+    decoding     steps x (OVERHEAD + max(batch x 2 N / FLOPS, weights / BANDWIDTH)), N = parameters a token meets
+    training     tokens x N x FLOPS_PER_PARAMETER / FLOPS + micro-batches x OVERHEAD
+    memory       parameters + adapter, gradient, AdamW + activations + logits + engine (weights, KV cache) + libraries
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from recipes.machine import Gpu, Machine
+from recipes.schema import DistillStage, Evaluate, EvaluateStage, ExportStage, GrpoStage, Recipe, SftStage, Stage
+from recipes.shapes import Shape, shape_of
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Device:
+    """Constants of a kind of hardware.
+
+    Fields:
+        train_flops, decode_flops: reached, not peak, per second.
+        bandwidth: bytes per second that decoding reads weights with.
+        decode_overhead: seconds per decoding step whatever the model's size; train_overhead: per micro-batch.
+        concurrency: sequences decoded at once; micro_batch: completions per forward pass where the recipe is silent.
+        checkpointing: activations are recomputed in the backward pass.
+        libraries: bytes that Python, torch and vLLM take themselves.
+        start: seconds to import libraries and load models, once; stage: seconds per stage for loading and writing.
+        compute_bytes: per number in training and decoding.
+    """
+
+    name: str
+    memory: int
+    train_flops: float
+    decode_flops: float
+    bandwidth: float
+    decode_overhead: float
+    train_overhead: float
+    concurrency: int
+    micro_batch: int
+    checkpointing: bool
+    libraries: int
+    start: float
+    stage: float
+    compute_bytes: int
+
+
+PEAKS: Mapping[str, tuple[float, float]] = {
+    "H200": (990e12, 4.8e12),
+    "H100": (990e12, 3.35e12),
+    "H20": (148e12, 4.0e12),
+    "B200": (2250e12, 8.0e12),
+    "A100": (312e12, 2.0e12),
+    "L40S": (362e12, 0.86e12),
+    "4090": (165e12, 1.0e12),
+    "3090": (71e12, 0.94e12),
+}
+"""Dense bfloat16 operations and bytes per second, from the makers' data sheets."""
+OTHER_GPU = (150e12, 1.0e12)
+ASSUMED_GPU = Gpu("H100 80GB", 80 * GIB)
+"""What a GPU recipe is planned for on a machine without one."""
+TRAIN_SHARE, DECODE_SHARE = 0.25, 0.30
+"""Of a GPU's peak that LoRA training on a 4-bit base, and decoding in large batches, reach."""
+CPU_CORE_FLOPS = 0.045e12
+"""float32 multiply-adds x 2 per second and core in training (AVX-512)."""
+
+FLOPS_FORWARD, FLOPS_TRAIN = 2.0, 4.0
+"""Per parameter and token. LoRA's backward pass needs gradients of activations only; the frozen weights get none."""
+NF4_BYTES = 0.516
+"""4 bits and the doubly quantised scales: 4.127 bits (arXiv 2305.14314)."""
+LOGIT_BYTES = 12
+"""Logits, their log-softmax and their gradient in float32, per token and word of the vocabulary."""
+ACTIVATIONS = 16
+"""Tensors of hidden size that a block keeps per token for the backward pass, MLP's counted by width on top."""
+LENGTH_SHARE = 0.6
+"""Mean length of a completion as a share of the limit."""
+PROMPT_SHARE = 0.5
+"""Mean length of a prompt as a share of the limit."""
+ALL_PROBLEMS = {"train": 7473, "test": 1319}
+"""What `None` means for a source whose size is not known: GSM8K's."""
+EMBEDDED_PROBLEMS = {"train": 4000, "test": 500}
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage. `memory` is by part, in bytes; tokens are generated or trained on."""
+
+    name: str
+    kind: str
+    parent: str
+    data: str
+    beta: float | None
+    reference: str
+    steps: int | None
+    tokens: int
+    seconds: float
+    memory: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> int:
+        """Bytes in all."""
+        return sum(self.memory.values())
+
+    @property
+    def dominant(self) -> str:
+        """The part that takes most; the libraries' own share, which no recipe changes, aside."""
+        parts = {name: size for name, size in self.memory.items() if name != "libraries"}
+        return max(parts, key=lambda name: parts[name]) if parts else ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe's stages on a device, and whether they fit the machine we are on."""
+
+    recipe: str
+    scale: str
+    machine: str
+    device: str
+    stages: tuple[StagePlan, ...]
+    fits: bool
+    reason: str
+
+    @property
+    def seconds(self) -> float:
+        """In all."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def peak(self) -> int:
+        """Bytes in all in the stage that needs most."""
+        return max((stage.peak for stage in self.stages), default=0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `stages` is a list with `name`, `seconds`, `tokens`, `memory_gib`, ..."""
+        stages = [
+            {**dataclasses.asdict(stage), "seconds": round(stage.seconds, 1), "peak_bytes": stage.peak,
+             "dominant": stage.dominant}
+            for stage in self.stages
+        ]  # fmt: skip
+        return {
+            **dataclasses.asdict(self),
+            "seconds": round(self.seconds, 1),
+            "peak_bytes": self.peak,
+            "stages": stages,
+        }
+
+
+def device_of(machine: Machine, scale: str) -> Device:
+    """The hardware that the recipe is planned for: this machine's GPU, an assumed one for `gpu`, or its CPU."""
+    if machine.gpus or scale == "gpu":
+        gpu = machine.gpus[0] if machine.gpus else ASSUMED_GPU
+        peak, bandwidth = next((value for name, value in PEAKS.items() if name in gpu.name), OTHER_GPU)
+        return Device(
+            name=gpu.name if machine.gpus else f"{gpu.name} (assumed)",
+            memory=gpu.memory,
+            train_flops=TRAIN_SHARE * peak,
+            decode_flops=DECODE_SHARE * peak,
+            bandwidth=0.6 * bandwidth,
+            decode_overhead=0.008,
+            train_overhead=0.15,
+            concurrency=256,
+            micro_batch=16,
+            checkpointing=True,
+            libraries=3 * GIB,
+            start=90.0,
+            stage=20.0,
+            compute_bytes=2,
+        )
+    cores = max(1, machine.cores)
+    return Device(
+        name=f"CPU, {cores} cores",
+        memory=machine.memory,
+        train_flops=CPU_CORE_FLOPS * cores,
+        decode_flops=2 * CPU_CORE_FLOPS * cores,
+        bandwidth=10e9,
+        decode_overhead=0.011,
+        train_overhead=0.06,
+        concurrency=256,
+        micro_batch=64,
+        checkpointing=False,
+        libraries=2 * GIB,
+        start=20.0,
+        stage=3.0,
+        compute_bytes=4,
+    )
+
+
+class Unknown(Exception):
+    """Nothing is known about the model's shape."""
+
+
+class Estimator:
+    """The formulas, for one recipe on one device."""
+
+    def __init__(self, recipe: Recipe, device: Device) -> None:
+        """Raises Unknown."""
+        self.recipe, self.device = recipe, device
+        self.base = self._shape(recipe.model.base)
+
+    @staticmethod
+    def _shape(model: str) -> Shape:
+        shape = shape_of(model)
+        if shape is None:
+            raise Unknown(model)
+        return shape
+
+    def problems(self, split: str, limit: int | None) -> int:
+        """How many problems there are; a guess for sources that are not at hand."""
+        embedded = getattr(self.recipe.problems, split) == "embedded"
+        known = (EMBEDDED_PROBLEMS if embedded else ALL_PROBLEMS)[split]
+        return limit if limit is not None and (embedded or limit < known) else known
+
+    def generate(self, shape: Shape, sequences: int, limit: int) -> tuple[int, float]:
+        """Tokens and seconds for so many completions cut off at `limit`."""
+        device = self.device
+        tokens = int(sequences * limit * LENGTH_SHARE)
+        batch = min(sequences, device.concurrency)
+        steps = max(limit, math.ceil(tokens / batch)) if sequences else 0
+        compute = tokens * 2 * shape.active_parameters / device.decode_flops
+        read = steps * shape.active_parameters * device.compute_bytes / device.bandwidth
+        return tokens, steps * device.decode_overhead + max(compute, read)
+
+    def train(self, tokens: int, micro_batches: int, passes: float) -> float:
+        """Seconds to train on so many tokens; `passes` are FLOPs per parameter and token."""
+        recompute = FLOPS_FORWARD if self.device.checkpointing else 0.0
+        flops = tokens * self.base.active_parameters * (passes + recompute)
+        return flops / self.device.train_flops + micro_batches * self.device.train_overhead
+
+    def evaluation(self, settings: Evaluate, problems: int) -> tuple[int, float]:
+        """Tokens and seconds of one evaluation, sampled and greedy."""
+        passes = settings.samples + (1 if settings.greedy else 0)
+        limit = settings.max_completion_tokens or self.recipe.rollouts.max_completion_tokens
+        return self.generate(self.base, problems * passes, limit)
+
+    def memory(
+        self, micro: int, length: int, completion: int, *, engine: Shape | None, training: bool
+    ) -> dict[str, int]:
+        """Bytes by part. `length` and `completion` are tokens of a row, with and without its prompt."""
+        base, device, model = self.base, self.device, self.recipe.model
+        parts = {"libraries": device.libraries}
+        if training:
+            block = NF4_BYTES if model.quantize == "nf4" else device.compute_bytes
+            adapter = base.adapter_parameters(model.lora.rank, model.lora.targets)
+            tokens = micro * length
+            kept = ACTIVATIONS * base.hidden + 3 * base.mlp
+            depth = 1 if device.checkpointing else base.layers
+            boundary = base.layers * base.hidden if device.checkpointing else 0
+            parts["parameters"] = int(base.block_parameters * block + base.embedding_parameters * device.compute_bytes)
+            parts["adapter and gradient"] = adapter * 12  # itself, its gradient, the reference's copy
+            parts["optimizer"] = adapter * 8
+            parts["activations"] = tokens * (depth * kept + boundary) * device.compute_bytes
+            parts["logits"] = micro * completion * base.vocab * LOGIT_BYTES
+        if engine is not None:
+            weights = engine.parameters * device.compute_bytes
+            cache = self.recipe.rollouts.gpu_memory_utilization * device.memory - weights
+            on_cpu = not device.checkpointing
+            parts["engine weights"] = weights
+            parts["KV cache"] = GIB if on_cpu else max(int(cache), 0)
+        return parts
+
+    def stage(self, stage: Stage | None) -> StagePlan:
+        """One stage; None is the base's evaluation."""
+        recipe, device = self.recipe, self.device
+        settings = recipe.evaluate_of(stage) if stage is not None else recipe.evaluate_of(recipe.stages[0])
+        rollouts = recipe.rollouts
+        prompt = int(rollouts.max_prompt_tokens * PROMPT_SHARE)
+        tested = self.problems("test", recipe.problems.test_limit)
+        parent = (recipe.parent_of(stage.name) if stage is not None else None) or "base"
+        row = {"name": stage.name if stage is not None else "base", "kind": "base", "parent": "", "data": "",
+               "beta": None, "reference": "", "steps": None}  # fmt: skip
+        match stage:
+            case DistillStage():
+                teacher = self.base if stage.teacher == "self" else self._shape(stage.teacher)
+                asked = self.problems("train", stage.problems or recipe.problems.train_limit)
+                tokens, seconds = self.generate(teacher, asked * stage.samples, stage.max_tokens)
+                row |= {"kind": "distill", "parent": parent if stage.teacher == "self" else stage.teacher,
+                        "data": f"{recipe.problems.train} ({asked:,})"}  # fmt: skip
+                parts = self.memory(0, 0, 0, engine=teacher, training=False)
+            case SftStage():
+                micro = min(stage.micro_batch_size or device.micro_batch, stage.batch_size)
+                longest = stage.max_length or rollouts.max_prompt_tokens + rollouts.max_completion_tokens
+                tokens = int(stage.steps * stage.batch_size * (prompt + rollouts.max_completion_tokens * LENGTH_SHARE))
+                seconds = self.train(tokens, stage.steps * math.ceil(stage.batch_size / micro), FLOPS_TRAIN)
+                row |= {"kind": "sft", "parent": parent, "data": ", ".join(stage.data), "steps": stage.steps}
+                parts = self.memory(micro, longest, longest, engine=self.base, training=True)
+            case GrpoStage():
+                own = recipe.rollouts_of(stage)
+                batch = own.group_size * own.prompts_per_step
+                micro = min(stage.micro_batch_size or device.micro_batch, batch)
+                generated, sampling = self.generate(self.base, batch, own.max_completion_tokens)
+                rows = batch * prompt + generated
+                passes = FLOPS_TRAIN * stage.num_iterations + (FLOPS_FORWARD if stage.beta > 0 else 0.0)
+                micros = stage.num_iterations * math.ceil(batch / micro)
+                tokens = stage.steps * generated
+                seconds = stage.steps * (sampling + self.train(rows, micros, passes))
+                row |= {"kind": "grpo", "parent": parent, "data": recipe.problems.train, "beta": stage.beta,
+                        "reference": stage.reference, "steps": stage.steps}  # fmt: skip
+                longest = own.max_prompt_tokens + own.max_completion_tokens
+                parts = self.memory(micro, longest, own.max_completion_tokens, engine=self.base, training=True)
+            case EvaluateStage():
+                tokens, seconds = 0, 0.0
+                tested = self.problems("test", stage.limit or recipe.problems.test_limit)
+                row |= {"kind": "evaluate", "parent": parent, "data": stage.problems or recipe.problems.test}
+                parts = self.memory(0, 0, 0, engine=self.base, training=False)
+            case ExportStage():
+                tokens, seconds = 0, self.base.parameters * 8 / 200e6  # read, fold, write, read again
+                row |= {"kind": "export", "parent": parent, "data": stage.hub or ""}
+                parts = self.memory(0, 0, 0, engine=None, training=False)
+                parts["merged model"] = 2 * self.base.parameters * 4
+            case _:
+                tokens, seconds = 0, device.start
+                parts = self.memory(0, 0, 0, engine=self.base, training=False)
+                row["data"] = f"{recipe.problems.test} ({tested:,})"
+        if stage is None or type(stage).evaluated:
+            more_tokens, more_seconds = self.evaluation(settings, tested)
+            tokens, seconds = tokens + more_tokens, seconds + more_seconds
+        return StagePlan(**row, tokens=tokens, seconds=seconds + device.stage, memory=parts)  # type: ignore[arg-type]
+
+
+def estimate(recipe: Recipe, machine: Machine, scale: str = "none") -> Plan:
+    """Plan a recipe. Where a model's shape is not known the plan has no stages and says so in `reason`."""
+    device = device_of(machine, scale)
+    try:
+        estimator = Estimator(recipe, device)
+        stages = tuple(estimator.stage(stage) for stage in (None, *recipe.stages))
+    except Unknown as error:
+        reason = (
+            f"the shape of {error} is not known here (no config.json at hand); fetch the model once, then plan again"
+        )
+        return Plan(recipe.name, scale, str(machine), device.name, (), False, reason)
+    needed = max(stages, key=lambda stage: stage.peak)
+    fits, reason = True, f"{needed.peak / GIB:.1f} of {device.memory / GIB:.0f} GiB in stage {needed.name!r}"
+    if scale == "gpu" and not machine.gpus:
+        fits, reason = False, f"no CUDA device here; on {device.name}: {reason}"
+    elif needed.peak > device.memory:
+        fits, reason = False, f"{reason}: {needed.dominant} takes most; lower {remedy(needed)}"
+    return Plan(recipe.name, scale, str(machine), device.name, stages, fits, reason)
+
+
+def remedy(stage: StagePlan) -> str:
+    """The keys that lower the dominant part of a stage's memory."""
+    return {
+        "logits": f"stages.{stage.name}.micro_batch_size or max_completion_tokens",
+        "activations": f"stages.{stage.name}.micro_batch_size or max_completion_tokens",
+        "KV cache": "rollouts.gpu_memory_utilization",
+    }.get(stage.dominant, "model.base (a smaller one)")
