@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ COURSES = (
     ("truncated", "Truncated completions", "share cut off at the limit", True),
     ("zero_variance_groups", "Groups without a signal", "all right or all wrong", True),
 )
-KNOWN_EXTRA = ("Plan", "Measured")
+NBSP = "\u00a0"
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def render(run: RunRecord) -> str:
     )
     environment.filters.update(FILTERS, svg=Markup)
     evaluated = run.evaluated
-    page = environment.get_template("report.html.j2").render(
+    return environment.get_template("report.html.j2").render(
         run=run,
         headline=_headline(evaluated),
         gain=_grpo_gain(evaluated),
@@ -109,12 +110,15 @@ def render(run: RunRecord) -> str:
         distillation=[(stage, _table(stage.statistics)) for stage in run.stages if stage.statistics],
         gates=_gates(run.stages),
         planned=_planned(run),
-        extras=[(stage, stage.result.extra) for stage in run.stages if stage.result and stage.result.extra],
+        extras=[
+            (stage, stage.result.extra)
+            for stage in run.stages
+            if stage.result and (stage.result.extra or stage.result.adapter_sha256)
+        ],
         side_by_side=_side_by_side(evaluated),
         samples=_samples(evaluated),
         pass_at_k=sorted({k for stage in evaluated for k in stage.evaluation.pass_at_k}),
     )
-    return page
 
 
 def _same_problems(after: Evaluation, before: Evaluation) -> bool:
@@ -151,7 +155,7 @@ def _grpo_gain(evaluated: Sequence[StageRecord]) -> tuple[StageRecord, StageReco
 def _differences(evaluated: Sequence[StageRecord]) -> dict[str, PairedDifference]:
     """Stage -> difference to the evaluated stage before it: from the ledger's numbers, worked out where they lack."""
     found = {}
-    for before, after in zip(evaluated, evaluated[1:], strict=False):
+    for before, after in pairwise(evaluated):
         result = after.result
         if result is not None and result.difference is not None:
             low = math.nan if result.difference_low is None else result.difference_low
@@ -298,7 +302,7 @@ def _side_by_side(evaluated: Sequence[StageRecord]) -> list[list[tuple[StageReco
 
 def percent(value: float | None, digits: int = 1) -> str:
     """0.4215 -> 42.1 %."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}{NBSP}%"
 
 
 def points(value: float | None) -> str:
@@ -310,7 +314,8 @@ def p_value(value: float | None) -> str:
     """What a p-value says at the precision it has."""
     if value is None or math.isnan(value):
         return "–"
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
+    text = "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
+    return text.replace(" ", NBSP)
 
 
 def duration(seconds: float | None) -> str:
@@ -336,6 +341,14 @@ def number(value: object) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
+def compact(count: float) -> str:
+    """310220 -> 310k."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return number(count)
+
+
 def readable(text: object) -> str:
     """Text without the control characters that HTML cannot hold."""
     return "".join(char if char >= " " or char in "\n\t" else "\ufffd" for char in str(text))
@@ -359,6 +372,7 @@ FILTERS: dict[str, Callable[..., object]] = {
     "points": points,
     "p_value": p_value,
     "duration": duration,
+    "compact": compact,
     "number": number,
     "readable": readable,
     "shortened": shortened,

@@ -81,7 +81,7 @@ def accuracy_chart(names: Sequence[str], sampled: Sequence[Point | None], greedy
     from matplotlib.ticker import PercentFormatter
 
     rows = np.arange(len(names))[::-1]
-    figure, (axes,) = _figure(height=0.75 + 0.4 * len(names), left=1.12)
+    figure, (axes,) = _figure(height=0.36 + 0.38 * len(names), left=1.05, bottom=0.25, top=0.06)
     axes.set_ylim(-0.6, len(names) - 0.4)
     for points, shift, color, filled in ((sampled, 0.13, MAIN, True), (greedy, -0.15, SECOND, False)):
         for row, point in zip(rows, points, strict=True):
@@ -92,14 +92,12 @@ def accuracy_chart(names: Sequence[str], sampled: Sequence[Point | None], greedy
             face = color if filled else PAGE
             axes.plot(point.value, y, "o", markersize=5, markerfacecolor=face, markeredgecolor=color, zorder=3)
             if filled:
-                axes.text(point.high + 0.012, y, f"{100 * point.value:.1f} %", va="center", color=INK)
+                _text(axes, point.high + 0.012, y, f"{100 * point.value:.1f} %", va="center")
     shown = [point for point in (*sampled, *greedy) if point is not None]
     top = max((point.high for point in shown), default=1.0)
     axes.set_xlim(max(0.0, min((point.low for point in shown), default=0.0) - 0.05), min(1.12, top + 0.12))
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= 1 and tick <= top + 0.12])
-    axes.set_yticks(rows, [""] * len(names))
-    for row, name in zip(rows, names, strict=True):
-        _names(axes, row, _short(name, 16))
+    _row_names(axes, rows, names)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(axis="x")
     return _svg(figure, "accuracy", "Accuracy per stage with intervals, sampled and greedy")
@@ -110,17 +108,16 @@ def domain_chart(names: Sequence[str], before: Sequence[float], after: Sequence[
     from matplotlib.ticker import PercentFormatter
 
     rows = np.arange(len(names))[::-1]
-    figure, (axes,) = _figure(height=0.75 + 0.4 * len(names), left=1.12)
+    figure, (axes,) = _figure(height=0.36 + 0.38 * len(names), left=1.05, bottom=0.25, top=0.06)
     axes.set_ylim(-0.6, len(names) - 0.4)
-    for row, name, low, high in zip(rows, names, before, after, strict=True):
+    for row, low, high in zip(rows, before, after, strict=True):
         axes.plot([low, high], [row, row], color=MAIN, linewidth=2.2, alpha=0.35)
         axes.plot(low, row, "o", markersize=5, markerfacecolor=PAGE, markeredgecolor=MUTED, zorder=3)
         axes.plot(high, row, "o", markersize=5, color=MAIN, zorder=4)
-        axes.text(max(low, high) + 0.025, row, f"{100 * (high - low):+.0f}".replace("-", "−"), va="center")
-        _names(axes, row, _short(name, 16))
+        _text(axes, max(low, high) + 0.025, row, f"{100 * (high - low):+.0f}".replace("-", "−"), va="center")
     axes.set_xlim(-0.02, 1.12)
     axes.set_xticks(np.linspace(0, 1, 5))
-    axes.set_yticks(rows, [""] * len(names))
+    _row_names(axes, rows, names)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(axis="x")
     return _svg(figure, "domains", "Accuracy per domain, of the base and of the final policy")
@@ -137,7 +134,7 @@ def course_chart(key: str, title: str, segments: Sequence[Segment], *, share: bo
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure, (axes, strip) = _figure(height=2.45, left=0.55, ratios=(4.4, 1))
+    figure, (axes, strip) = _figure(height=2.4, left=0.5, bottom=0.34, ratios=(4.4, 1))
     span = max(segments[-1].last - segments[0].first, 1)
     for number, segment in enumerate(segments):
         for panel in (axes, strip):
@@ -146,8 +143,16 @@ def course_chart(key: str, title: str, segments: Sequence[Segment], *, share: bo
         _line(axes, segment.steps_N, segment.values_N)
         room = int(46 * (segment.last - segment.first + 1) / span)
         if room >= 3:
-            axes.text(segment.first, 1.03, _short(segment.name, room), transform=axes.get_xaxis_transform(),
-                      color=MUTED, fontsize=7.5, parse_math=False)  # fmt: skip
+            at = axes.get_xaxis_transform()
+            _text(
+                axes,
+                segment.first + 0.008 * span,
+                1.03,
+                _short(segment.name, room),
+                color=MUTED,
+                fontsize=7.5,
+                transform=at,
+            )
     _beta(strip, segments)
     for panel in (axes, strip):
         panel.set_xlim(segments[0].first - 0.5, max(segments[-1].last, segments[0].first + 1) + 0.5)
@@ -167,7 +172,7 @@ def loss_chart(key: str, title: str, steps_N: np.ndarray, values_N: np.ndarray) 
     """One line over the steps of one stage."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, (axes,) = _figure(height=2.1, left=0.55)
+    figure, (axes,) = _figure(height=2.4, left=0.5, bottom=0.34)
     _line(axes, steps_N, values_N)
     axes.grid(axis="y")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
@@ -176,20 +181,26 @@ def loss_chart(key: str, title: str, steps_N: np.ndarray, values_N: np.ndarray) 
     return _svg(figure, key, title)
 
 
-def _names(axes: Axes, row: float, name: str) -> None:
-    # a text instead of a tick label: names are plain text, never mathtext
-    axes.text(-0.02, row, name, transform=axes.get_yaxis_transform(), ha="right", va="center", parse_math=False)
+def _text(axes: Axes, x: float, y: float, text: str, color: str = INK, fontsize: float = 8, **where: object) -> None:
+    # names are plain text, never mathtext
+    axes.text(x, y, text, color=color, fontsize=fontsize, parse_math=False, **where)
+
+
+def _row_names(axes: Axes, rows: Sequence[float], names: Sequence[str]) -> None:
+    axes.set_yticks(rows, [""] * len(names))
+    for row, name in zip(rows, names, strict=True):
+        _text(axes, -0.02, row, _short(name, 16), transform=axes.get_yaxis_transform(), ha="right", va="center")
 
 
 def _line(axes: Axes, steps_N: np.ndarray, values_N: np.ndarray) -> None:
-    """The values, thin, and their running mean over a fifteenth of the steps."""
+    """The values, thin, and their running mean over a tenth of the steps."""
     from scipy.ndimage import uniform_filter1d
 
     known_N = np.isfinite(values_N)
     steps_N, values_N = steps_N[known_N], values_N[known_N]
     if not len(steps_N):
         return
-    window = max(1, round(len(steps_N) / 15))
+    window = max(1, round(len(steps_N) / 10))
     smooth_N = uniform_filter1d(values_N, window, mode="nearest")
     shown_N = np.unique(np.linspace(0, len(steps_N) - 1, min(POINTS, len(steps_N))).astype(int))
     marker = "o" if len(steps_N) == 1 else ""
@@ -210,17 +221,28 @@ def _beta(strip: Axes, segments: Sequence[Segment]) -> None:
     top = max(float(height_N.max()), 1.0)
     strip.set_ylim(-0.08 * top, top * 1.9)
     strip.set_yticks([])
+    span = segments[-1].last - segments[0].first
     for segment in segments:
-        strip.text(segment.first, top * 1.88, f"β {segment.beta_N[0]:g}", va="top", color=SECOND, fontsize=7.5)
+        _text(
+            strip,
+            segment.first + 0.008 * span,
+            top * 1.88,
+            f"β {segment.beta_N[0]:g}",
+            va="top",
+            color=SECOND,
+            fontsize=7.5,
+        )
 
 
-def _figure(height: float, left: float, ratios: tuple[float, ...] = (1,)) -> tuple[Figure, Sequence[Axes]]:
+def _figure(
+    height: float, left: float, bottom: float, top: float = 0.2, ratios: tuple[float, ...] = (1,)
+) -> tuple[Figure, Sequence[Axes]]:
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), facecolor="none")
-        figure.subplots_adjust(left=left / WIDTH, right=1 - 0.12 / WIDTH, bottom=0.38 / height, top=1 - 0.22 / height)
+        figure.subplots_adjust(left=left / WIDTH, right=1 - 0.12 / WIDTH, bottom=bottom / height, top=1 - top / height)
         grid = figure.subplots(len(ratios), 1, height_ratios=ratios, gridspec_kw={"hspace": 0.12}, squeeze=False)
         return figure, grid[:, 0]
 

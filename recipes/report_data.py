@@ -167,6 +167,7 @@ def _stage(name: str, path: Path, planned: Tree, reader: _Reader) -> StageRecord
     config = reader.tree(path / "config.json")
     # config.json may hold more than the stage itself
     config = {**planned, **config, **_tree(config.get("stage"))}
+    # strict about types, where StageResult.from_json takes what comes; keys of other versions are left out by both
     result = reader.parsed(path / "result.json", TypeAdapter(StageResult).validate_json)
     kind = result.kind if result is not None else str(config.get("kind", BASE if name == BASE else "?"))
     return StageRecord(
