@@ -265,7 +265,7 @@ class Estimator:
             cache = self.recipe.rollouts.gpu_memory_utilization * device.memory - weights
             on_cpu = not device.checkpointing
             parts["engine weights"] = weights
-            parts["KV cache"] = GIB if on_cpu else max(int(cache), 0)
+            parts["KV"] = GIB if on_cpu else max(int(cache), 0)
         return parts
 
     def stage(self, stage: Stage | None) -> StagePlan:
@@ -352,5 +352,5 @@ def remedy(stage: StagePlan) -> str:
     return {
         "logits": f"stages.{stage.name}.micro_batch_size or max_completion_tokens",
         "activations": f"stages.{stage.name}.micro_batch_size or max_completion_tokens",
-        "KV cache": "rollouts.gpu_memory_utilization",
+        "KV": "rollouts.gpu_memory_utilization",
     }.get(stage.dominant, "model.base (a smaller one)")

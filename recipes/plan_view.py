@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from rich.box import SIMPLE_HEAD
@@ -13,9 +13,10 @@ from recipes.ledger import StageResult
 from recipes.plan import GIB, Plan, StagePlan
 from recipes.progress import clock
 
-PARTS = ("parameters", "adapter and gradient", "optimizer", "activations", "logits", "engine weights", "KV cache",
+PARTS = ("parameters", "adapter and gradient", "optimizer", "activations", "logits", "engine weights", "KV",
          "merged model", "libraries")  # fmt: skip
-SHORT = {"adapter and gradient": "adapter", "engine weights": "engine", "merged model": "merged"}
+SHORT = {"parameters": "params", "adapter and gradient": "adapter", "optimizer": "optim", "activations": "activ",
+         "engine weights": "engine", "merged model": "merged", "libraries": "libs"}  # fmt: skip
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -31,43 +32,56 @@ def show(plan: Plan, console: Console) -> None:
 
 
 def _work(stages: tuple[StagePlan, ...]) -> Table:
-    made = _table(("stage", "kind", "parent", "data", "beta", "reference", "steps", "tokens", "time"),
-                  left=("stage", "kind", "parent", "data", "reference"))  # fmt: skip
-    for stage in stages:
-        made.add_row(
+    rows = [
+        (
             stage.name,
             stage.kind,
-            stage.parent.rsplit("/", 1)[-1],
-            stage.data.rsplit("/", 1)[-1],
             "" if stage.beta is None else f"{stage.beta:g}",
             stage.reference,
             "" if stage.steps is None else f"{stage.steps:,}",
             _short(stage.tokens) if stage.tokens else "",
             clock(stage.seconds),
+            stage.parent.rsplit("/", 1)[-1],
+            stage.data.rsplit("/", 1)[-1],
         )
-    return made
+        for stage in stages
+    ]
+    columns = ("stage", "kind", "beta", "reference", "steps", "tokens", "time", "parent", "data")
+    return _table(columns, rows, left=("stage", "kind", "parent", "data", "reference"), shrinks=("parent", "data"))
 
 
 def _memory(stages: tuple[StagePlan, ...]) -> Table:
     parts = [part for part in PARTS if any(stage.memory.get(part) for stage in stages)]
-    made = _table(
-        ("stage", *(SHORT.get(part, part) for part in parts), "in all", "dominant"), left=("stage", "dominant")
-    )
-    for stage in stages:
-        sizes = (_gib(stage.memory.get(part)) for part in parts)
-        made.add_row(stage.name, *sizes, f"{stage.peak / GIB:.2f}", SHORT.get(stage.dominant, stage.dominant))
-    return made
+    columns = ("stage", "in all", "most", *(SHORT.get(part, part) for part in parts))
+    rows = [
+        (
+            stage.name,
+            f"{stage.peak / GIB:.1f}",
+            SHORT.get(stage.dominant, stage.dominant),
+            *(_gib(stage.memory.get(part)) for part in parts),
+        )
+        for stage in stages
+    ]
+    return _table(columns, rows, left=("stage", "most"))
 
 
-def _table(columns: tuple[str, ...], left: tuple[str, ...]) -> Table:
+def _table(
+    columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: tuple[str, ...], shrinks: tuple[str, ...] = ()
+) -> Table:
+    """A table that a narrow terminal cuts in the columns of `shrinks` only."""
     made = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        made.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    for at, column in enumerate(columns):
+        width = None if column in shrinks else max(len(column), *(len(row[at]) for row in rows))
+        made.add_column(column, justify="left" if column in left else "right", no_wrap=True, min_width=width)
+    for row in rows:
+        made.add_row(*row)
     return made
 
 
 def _gib(size: int | None) -> str:
-    return "" if size is None else f"{size / GIB:.2f}"
+    if size is None:
+        return ""
+    return f"{size / GIB:.1f}" if size >= GIB / 20 or size == 0 else "<0.1"
 
 
 def _short(number: float) -> str:
