@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-MAX_ANSWER = 20_000  # characters; a longer box or statement is nobody's final answer
+MAX_ANSWER = 100_000  # characters; a longer box or statement is nobody's final answer
 _TAIL = 6_000  # characters at the end of a completion that are searched when there is no box
 _MAX_BOXES = 64
 

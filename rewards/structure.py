@@ -1,0 +1,437 @@
+r"""What kind of answer a text is: a number with its unit, words, a list, tuple, set, interval, matrix or relation.
+
+`read` turns tokens into one of
+
+    Leaf      an expression with a unit, or words, or something only its spelling is known of
+    Group     a list (1, 2), tuple or interval ((1, 2], set \{1, 2\} or ratio 1:2
+    Grid      a matrix, column or system, cells read one by one
+    Relation  x = 5, 2 < x \leq 3, x \in S, a chain of such
+    Union     sets put together or taken away: (0, 1) \cup (2, 3), \R \setminus \{0\}
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from rewards.algebra import letters_of, parse
+from rewards.tokens import CLOSERS, OPENERS, Based, Table, Unreadable, closes_at, split_top
+
+RELATIONS = frozenset(["=", "<", ">", "\\leq", "\\geq", "\\neq", "\\approx", "\\in", "\\equiv", "\\sim"])
+_CLAUSES = frozenset(
+    "for where when whenever if with such as since because given provided which that respectively i.e. i.e".split()
+)
+_FILLER = frozenset(
+    "approximately about roughly exactly answer is the are value values solution solutions of final result only "
+    "therefore thus so hence total a an equals equal to in domain range interval set all real number numbers".split()
+)
+_PERCENT = frozenset(["percent", "pct", "percentage", "per cent", "percents", "percentage points"])
+_DEGREES = frozenset(["degree", "degrees", "deg", "degs", "° "])
+_UNIT_SIGNS = frozenset(["^", "/", "{", "}", "(", ")", "-", "\\cdot", "*", "2", "3", "1"])
+_EMPTY = frozenset(["no solution", "no solutions", "none", "empty set", "no real solutions", "no real solution"])
+_MAX_ITEMS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """tokens as written; node: the expression, None when it cannot be read; unit: "", "%", "deg" or words."""
+
+    tokens: tuple
+    node: tuple | None = None
+    unit: str = ""
+    words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """kind: list, tuple, set or ratio; opener and closer tell an interval's ends; joined: ",", "and" or "or"."""
+
+    kind: str
+    items: tuple
+    opener: str = ""
+    closer: str = ""
+    joined: str = ","
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    rows: tuple
+    kind: str = "matrix"
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """parts as tokens, one more than ops."""
+
+    parts: tuple
+    ops: tuple
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    parts: tuple
+    without: tuple = ()
+
+
+Value = Leaf | Group | Grid | Relation | Union
+
+
+def read(tokens: tuple, depth: int = 0) -> Value:
+    """The value that tokens spell.
+
+    Raises:
+        Unreadable: nested too deep, or nothing there.
+    """
+    if depth > 12:
+        raise Unreadable("nested too deep")
+    tokens = _without_prose(_trimmed(tokens))
+    if not tokens:
+        raise Unreadable("nothing there")
+    if _is_words(tokens):
+        return _words_leaf(tokens)
+    several = _several(tokens, depth)
+    if several is not None:
+        return several
+    relation = _relation(tokens)
+    if relation is not None:
+        return relation
+    joined = _union(tokens, depth)
+    if joined is not None:
+        return joined
+    if tokens[0].__class__ is str and tokens[0] in OPENERS and closes_at(tokens, 0) == len(tokens) - 1:
+        bracketed = _bracketed(tokens, depth)
+        if bracketed is not None:
+            return bracketed
+    if len(tokens) == 1 and tokens[0].__class__ is Table:
+        return _grid(tokens[0], depth)
+    ratio = _ratio(tokens)
+    return ratio if ratio is not None else _leaf(tokens)
+
+
+def spelled(tokens: tuple) -> str:
+    """Tokens as one canonical string; groups of a single token lose their braces."""
+    pieces = [token if token.__class__ is str else _spelled_token(token) for token in tokens]
+    index = 0
+    while index + 2 < len(pieces):
+        if pieces[index] == "{" and pieces[index + 2] == "}":
+            pieces[index : index + 3] = [pieces[index + 1]]
+        index += 1
+    return " ".join(pieces)
+
+
+def latex(tokens: tuple) -> str:
+    """Tokens as LaTeX again, for a reader that knows more of it."""
+    pieces = []
+    for token in tokens:
+        if token.__class__ is Table:
+            rows = " \\\\ ".join(" & ".join(latex(cell) for cell in row) for row in token.rows)
+            pieces.append(f"\\begin{{pmatrix}} {rows} \\end{{pmatrix}}")
+        elif token.__class__ is Based:
+            pieces.append(f"{token.digits}_{{{token.base}}}")
+        elif token.__class__ is Fraction:
+            pieces.append(f"\\frac{{{token.numerator}}}{{{token.denominator}}}")
+        else:
+            pieces.append(f"\\text{{{token[1:]}}}" if token[0] == '"' else token)
+    return " ".join(pieces)
+
+
+def _spelled_token(token) -> str:
+    if token.__class__ is Table:
+        return "[" + ";".join(",".join(spelled(cell) for cell in row) for row in token.rows) + "]"
+    return f"{token.digits}_{token.base}" if token.__class__ is Based else str(token)
+
+
+def _trimmed(tokens: tuple) -> tuple:
+    """Without punctuation at the ends and without braces around everything, unless they hold a set."""
+    while tokens:
+        if tokens[-1] in (",", ";", ":", "'", "!", "?", "&") and (tokens[-1] not in ("!", "'") or len(tokens) == 1):
+            tokens = tokens[:-1]
+        elif tokens[0] in (",", ";", "\\forall", "&", ":", "\\to", "\\land", "\\therefore"):
+            tokens = tokens[1:]
+        elif tokens[0] == "{" and closes_at(tokens, 0) == len(tokens) - 1 and len(split_top(tokens[1:-1], (",",))) == 1:
+            tokens = tokens[1:-1]
+        elif len(tokens) > 3 and tokens[0] == tokens[1] == "|" == tokens[-1] == tokens[-2]:
+            tokens = tokens[1:-1]
+        else:
+            break
+    return tokens
+
+
+def _without_prose(tokens: tuple) -> tuple:
+    """Without words that lead in ("approximately") and without a clause that follows ("for all x")."""
+    first = 0
+    while (
+        first < len(tokens) and _word(tokens[first]) and set(tokens[first][1:].lower().strip(" ,.:").split()) <= _FILLER
+    ):
+        first += 1
+    if 0 < first < len(tokens):
+        tokens = tokens[first:]
+    level = 0
+    for index, token in enumerate(tokens):
+        if token.__class__ is not str:
+            continue
+        level += (token in OPENERS) - (token in CLOSERS)
+        if index and level == 0 and (token == "\\forall" or (token[0] == '"' and _leads_clause(token))):
+            # a further equation after the clause is a further answer
+            rest = split_top(tokens[index:], ('"and',))
+            more = [part for part in rest[1:] if "=" in part]
+            return _trimmed(sum(((*('"and',), *part) for part in more), tokens[:index]))
+    return tokens
+
+
+def _leads_clause(token: str) -> bool:
+    words = token[1:].lower().replace("(", " ").split()
+    return bool(words) and words[0].strip(",.") in _CLAUSES
+
+
+def _word(token) -> bool:
+    return token.__class__ is str and token[0] == '"'
+
+
+def _is_words(tokens: tuple) -> bool:
+    return any(_word(token) for token in tokens) and all(
+        _word(token) or (token.__class__ is str and (token in "-'.!?:/&" or (len(token) == 1 and token.isalpha())))
+        for token in tokens
+    )
+
+
+def _words_leaf(tokens: tuple) -> Value:
+    parts = split_top(tokens, ('"and', '"or'))
+    if len(parts) > 1 and all(parts):
+        return Group("list", tuple(_words_leaf(part) for part in parts), joined="and")
+    text = " ".join(token.strip('"') for token in tokens).lower()
+    for comma in (" and ", ",", " or "):
+        if comma in text and len(tokens) == 1 and len(text) < 200:
+            pieces = [piece.strip() for piece in re.split(r",\s*(?:and|or)\s+|,|\s+and\s+|\s+or\s+", text)]
+            if all(pieces) and len(pieces) > 1:
+                return Group("list", tuple(Leaf(('"' + piece,), words=_plain(piece)) for piece in pieces), joined="and")
+    return Leaf(tokens, words=_plain(text))
+
+
+def _plain(text: str) -> str:
+    text = re.sub(r"[^\w\s'%]", " ", text.lower())
+    text = re.sub(r"^(?:the|an?)\s+", "", " ".join(text.split()))
+    return "empty set" if text in _EMPTY else text
+
+
+def _several(tokens: tuple, depth: int) -> Value | None:
+    """A list: parts between semicolons, and/or, commas."""
+    joins = [token for token in tokens if token in ('"and', '"or', ";", ",", "\\land", '"pm')]
+    if not joins:
+        return None
+    outer = [part for part in split_top(tokens, (";", '"and', '"or', "\\land")) if part]
+    inner = [[part for part in split_top(part, (",",)) if part] for part in outer]
+    count = sum(map(len, inner))
+    if count < 2:
+        return None
+    if count > _MAX_ITEMS:
+        raise Unreadable("too many items")
+    joined = "or" if '"or' in joins else "and" if ('"and' in joins or "\\land" in joins) else ","
+    labels = [tuple(_label_of(part) for part in parts) for parts in inner]
+    if len(inner) > 1 and len(labels[0]) > 1 and None not in labels[0] and len(set(labels)) == 1:
+        # p = 5, q = 2; p = 7, q = 2: pairs
+        pairs = tuple(
+            Group("tuple", tuple(read(part[part.index("=") + 1 :], depth + 1) for part in parts), "(", ")")
+            for parts in inner
+        )
+        return Group("list", pairs, joined=joined)
+    return Group("list", tuple(read(part, depth + 1) for parts in inner for part in parts), joined=joined)
+
+
+def _label_of(tokens: tuple) -> str | None:
+    if "=" not in tokens:
+        return None
+    label = tokens[: tokens.index("=")]
+    return spelled(label) if is_label(label) else None
+
+
+def _relation(tokens: tuple) -> Relation | None:
+    level, parts, ops, last = 0, [], [], 0
+    for index, token in enumerate(tokens):
+        if token.__class__ is not str:
+            continue
+        level += (token in OPENERS) - (token in CLOSERS)
+        if level == 0 and token in RELATIONS:
+            parts.append(tokens[last:index])
+            ops.append(token)
+            last = index + 1
+    if not ops:
+        colon = split_top(tokens, (":",))
+        if len(colon) == 2 and colon[0] and colon[1] and all(_word(token) for token in colon[0]):
+            return Relation((colon[0], colon[1]), ("=",))
+        return None
+    parts.append(tokens[last:])
+    return Relation(tuple(_trimmed(part) for part in parts), tuple(ops))
+
+
+def _union(tokens: tuple, depth: int) -> Union | None:
+    parts = split_top(tokens, ("\\cup",))
+    first = tokens[0]
+    sets = len(parts) > 1 or "\\setminus" in tokens or (first in ("\\{", "\\R") and "-" in tokens)
+    if not sets:
+        return None
+    split, without, together = [], [], []
+    for part in parts:
+        pieces = split_top(part, ("\\setminus",))
+        if len(pieces) == 1 and part and part[0] in ("\\{", "\\R", "("):
+            minus = split_top(part, ("-",))
+            pieces = minus if all(minus) and len(minus) > 1 and minus[1][0] == "\\{" else pieces
+        if not all(pieces):
+            return None
+        split.append(pieces)
+    if len(split) == 1 and len(split[0]) == 1:
+        return None
+    for pieces in split:
+        together.append(read(pieces[0], depth + 1))
+        without.extend(read(piece, depth + 1) for piece in pieces[1:])
+    return Union(tuple(together), tuple(without))
+
+
+def _bracketed(tokens: tuple, depth: int) -> Value | None:
+    opener, closer, content = tokens[0], tokens[-1], tokens[1:-1]
+    if not content:
+        return Leaf(tokens, words="empty set") if opener == "\\{" else None
+    if opener == "\\{" or (opener == "{" and len(split_top(content, (",",))) > 1):
+        builder = [part for part in split_top(content, ("|", "\\mid", ":")) if part]
+        if len(builder) == 2 and opener == "\\{":
+            return read(builder[1], depth + 1)
+        parts = [part for part in split_top(content, (",", ";")) if part]
+        if len(parts) > _MAX_ITEMS:
+            raise Unreadable("too many items")
+        return Group("set", tuple(read(part, depth + 1) for part in parts), opener, closer)
+    if opener in ("(", "[", "\\langle"):
+        parts = split_top(content, (",", ";"))
+        if len(parts) > 1 and all(parts):
+            if len(parts) > _MAX_ITEMS:
+                raise Unreadable("too many items")
+            return Group("tuple", tuple(read(part, depth + 1) for part in parts), opener, closer)
+        if len(parts) == 1 and (opener, closer) in (("(", ")"), ("[", "]")):
+            return read(content, depth + 1)
+    return None
+
+
+def _grid(table: Table, depth: int) -> Value:
+    if table.kind == "cases":
+        return Group("list", tuple(read(sum(row, ()), depth + 1) for row in table.rows), joined="and")
+    return Grid(tuple(tuple(read(cell, depth + 1) for cell in row) for row in table.rows))
+
+
+def _ratio(tokens: tuple) -> Group | None:
+    parts = split_top(tokens, (":",))
+    if len(parts) < 2 or not all(parts):
+        return None
+    items = tuple(_leaf(part) for part in parts)
+    return Group("ratio", items) if all(item.node is not None for item in items) else None
+
+
+def _leaf(tokens: tuple) -> Leaf:
+    body, unit = _unit(tokens)
+    try:
+        node = _angle(body) if unit != "deg" and "'" in body else None
+        if node is not None:
+            unit = "deg"
+        return Leaf(tokens, node or parse(body), unit)
+    except (Unreadable, RecursionError):
+        return Leaf(tokens)
+
+
+def _unit(tokens: tuple) -> tuple[tuple, str]:
+    """The tokens without their unit, and the unit."""
+    if len(tokens) > 1 and tokens[-1] == "%":
+        return tokens[:-1], "%"
+    ends = tokens[:-1] if len(tokens) > 3 and tokens[-1] in ("C", "F") and tokens[-2] == "\\circ" else tokens
+    if len(ends) > 2 and ends[-2:] == ("^", "\\circ"):
+        return ends[:-2], "deg"
+    for index, token in enumerate(tokens):
+        if index and _word(token):
+            tail = tokens[index:]
+            if not all(
+                _word(t) or t in _UNIT_SIGNS or (t.__class__ is str and len(t) == 1 and t.isalpha()) for t in tail
+            ):
+                return tokens, ""
+            body = tokens[:index]
+            if body[-2:] == ("^", "{") and tail[-1] == "}":
+                body, tail = body[:-2], tail[:-1]
+            if body and body[-1] in ("/", "\\cdot", "-"):
+                body = body[:-1]
+            words = " ".join(t.strip('"') if _word(t) else t for t in tail).strip().lower().rstrip(".")
+            if words in _PERCENT:
+                return body, "%"
+            return body, "deg" if words in _DEGREES else words
+    return tokens, ""
+
+
+def _angle(tokens: tuple) -> tuple | None:
+    """Degrees and minutes, 60^\\circ 42', in degrees."""
+    if len(tokens) < 5 or tokens[1:3] != ("^", "\\circ"):
+        return None
+    numbers = [tokens[0], tokens[3], *(tokens[5:6] if tokens[5:] and tokens[6:] == ("'", "'") else ())]
+    signs = tokens[4:5]
+    if signs != ("'",) or len(tokens) not in (5, 8) or not all(t.__class__ is str and t.isdigit() for t in numbers):
+        return None
+    return ("n", sum(Fraction(int(number), 60**place) for place, number in enumerate(numbers)))
+
+
+def is_label(tokens: tuple) -> bool:
+    """Whether tokens name a quantity (x, a_3, f(x), T(10), |AB|, (x, y), NO/BO, words) rather than state one."""
+    if not tokens or any(token.__class__ is not str for token in tokens):
+        return False
+    if all(_word(token) for token in tokens):
+        return True
+    if tokens[0] in ("(", "[") and closes_at(tokens, 0) == len(tokens) - 1:
+        return all(is_label(part) for part in split_top(tokens[1:-1], (",", ";")))
+    if any(token in ("\\angle", "\\triangle", "\\overline", "\\Pr", "\\partial") for token in tokens[:2]):
+        return True
+    letters = [token for token in tokens if token.isalpha() and len(token) == 1]
+    if (
+        tokens[0] in ("\\frac", "|")
+        or ":" in tokens
+        or (len(letters) > 1 and letters[0].isupper() and len(tokens) == len(letters))
+    ):
+        return bool(letters) and not any(token[0].isdigit() or token in "+-*^" for token in _outside_scripts(tokens)) and all(
+            letter.isupper() or letter == "d" or tokens[0] == "|" or ":" in tokens for letter in letters[:1]
+        )  # fmt: skip
+    if tokens[0] == "\\Delta" and len(tokens) > 1:
+        tokens = tokens[1:]
+    name = tokens[0]
+    if not (len(name) == 1 and name.isalpha()) and not (name[0] == "\\" and _names_variable(tokens[:1])):
+        return False
+    rest = tokens[1:]
+    while rest:
+        if rest[0] == "'":
+            rest = rest[1:]
+        elif rest[0] in ("_", "^") and len(rest) > 1:
+            if rest[0] == "^" and spelled(rest[1:5]).replace(" ", "")[:4] not in ("{-1}", "{(-1"):
+                return False
+            end = closes_at(rest, 1) if rest[1] == "{" else 1
+            rest = rest[end + 1 :] if end > 0 else ()
+        elif rest[0] in ("(", "["):
+            end = closes_at(rest, 0)
+            return end == len(rest) - 1 and not _is_product(name, rest)
+        else:
+            return False
+    return True
+
+
+def _is_product(name: str, rest: tuple) -> bool:
+    """Whether x(x+1) is meant, not f(x)."""
+    return name in rest or (name.islower() and name in "abcnmxyz" and any(token in "+-" for token in rest))
+
+
+def _outside_scripts(tokens: tuple) -> list[str]:
+    kept, index = [], 0
+    while index < len(tokens):
+        if tokens[index] == "_" and index + 1 < len(tokens):
+            index = max(closes_at(tokens, index + 1), index + 1) if tokens[index + 1] == "{" else index + 1
+        else:
+            kept.append(tokens[index])
+        index += 1
+    return kept
+
+
+def _names_variable(tokens: tuple) -> bool:
+    try:
+        return bool(letters_of(parse(tokens)))
+    except Unreadable:
+        return False
