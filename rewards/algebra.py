@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from rewards.tokens import CLOSERS, MAX_DEPTH, Based, Unreadable, closes_at, split_top
+from rewards.tokens import CLOSERS, MAX_DEPTH, Based, Foreign, Unreadable, closes_at, split_top
 
 ONE_ARGUMENT = frozenset(
     "\\sin \\cos \\tan \\cot \\sec \\csc \\arcsin \\arccos \\arctan \\arccot \\sinh \\cosh \\tanh \\coth \\exp".split()
@@ -30,6 +30,9 @@ _CALLED = frozenset("fgh")
 _TIMES = frozenset(["*", "\\cdot", "\\times", "\\ast"])
 _OVER = frozenset(["/", "\\div", "\\over"])
 _ENDS = CLOSERS | frozenset([",", ";", "=", "<", ">"])
+_NO_EXPRESSION = frozenset(
+    "\\R \\Z \\N \\Q \\emptyset \\varnothing \\to \\in \\mid \\quad \\circ \\land \\lor \\neg".split()
+)
 _GROUPS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 _INVERSE = {"\\sin": "\\arcsin", "\\cos": "\\arccos", "\\tan": "\\arctan", "\\cot": "\\arccot"}
 
@@ -139,7 +142,7 @@ class _Reader:
             if token != "\\frac" or part is not None:
                 raise Unreadable("two numbers side by side")
             self.at = at
-        elif _is_number(token):
+        elif _is_number(token) and (number_before or self.tokens[self.at + 1 : self.at + 2] != ("^",)):
             raise Unreadable("a number after a factor")
         return ("*", node, self.power())
 
@@ -216,7 +219,7 @@ class _Reader:
         if kind is Based:
             return ("n", based_value(token))
         if kind is not str:
-            raise Unreadable("a table inside an expression")
+            raise Foreign("a table inside an expression")
         first = token[0]
         if first.isdigit() or first == ".":
             return ("n", _fraction(token))
@@ -326,7 +329,9 @@ class _Reader:
             return ("oo",)
         if token in _GREEK:
             return ("v", token + self.subscript())
-        raise Unreadable(f"unknown command {token}")
+        if token in _NO_EXPRESSION:
+            raise Unreadable(f"{token} in an expression")
+        raise Foreign(f"unknown command {token}")
 
     def script_power(self) -> tuple | None:
         if self.peek() != "^":

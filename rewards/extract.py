@@ -41,6 +41,7 @@ _PHRASE = re.compile(
 )
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s+\d+/\d+|/\d+)?%?|-?\.\d+")
+_PROSE = re.compile(r"[a-zA-Z]{2,} [a-zA-Z]{2,}|[a-zA-Z]{3,} [a-zA-Z]{3,}|[a-zA-Z]{2,} \$")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 
 
@@ -120,34 +121,47 @@ def _unboxed(text: str) -> Extracted:
     hashes = text.rfind("####")
     if hashes >= 0:
         return Extracted(text[hashes + 4 :].strip().split("\n", 1)[0].strip(), "after ####")
-    phrase = None
-    for phrase in _PHRASE.finditer(text):  # noqa: B007 - the last one counts
-        pass
+    phrase = _last(_PHRASE, text)
     if phrase is not None:
         stated = _statement(text[phrase.end() :])
         if stated:
             return Extracted(stated, "answer phrase")
-    if len(text) <= 200 and "\n" not in text and not re.search(r"[a-zA-Z]{2,} [a-zA-Z]{2,}", text):
+    if len(text) <= 200 and "\n" not in text and not _PROSE.search(text):
         return Extracted(text, "whole text")
-    formula = None
-    for formula in _MATH.finditer(text):  # noqa: B007 - the last one counts
-        pass
-    if formula is not None:
-        return Extracted(next(group for group in formula.groups() if group is not None), "last formula")
+    stated = _closing(text)
+    if stated:
+        return Extracted(stated, "last formula or number")
     if len(text) <= 60 and "\n" not in text:
         return Extracted(text, "whole text")
-    numbers = _NUMBER.findall(text)
-    return Extracted(numbers[-1], "last number") if numbers else Extracted("", "no answer found")
+    return Extracted("", "no answer found")
+
+
+def _last(pattern: re.Pattern, text: str) -> re.Match | None:
+    found = None
+    for found in pattern.finditer(text):  # noqa: B007 - the last one counts
+        pass
+    return found
+
+
+def _closing(text: str) -> str:
+    """The formula or number that prose ends with; formulas and bare numbers side by side, the later counts."""
+    formula = _last(_MATH, text)
+    number = _last(_NUMBER, text) if _PROSE.search(text) else None
+    if formula is not None and (number is None or number.start() < formula.end()):
+        return next(group for group in formula.groups() if group is not None)
+    return number.group() if number else ""
 
 
 def _statement(rest: str) -> str:
-    """What an answer phrase states: the formula it begins with, else the rest of its sentence."""
+    """What an answer phrase states: the formula it begins with, else the rest of its sentence or how that ends."""
     rest = rest.lstrip(" \t\n*:\"'")
     formula = _MATH.search(rest[:2000])
     end = _SENTENCE_END.search(rest)
-    sentence = rest[: end.start()] if end else rest
-    if formula and formula.start() <= len(sentence) and not re.search(r"\d", rest[: formula.start()]):
-        after = rest[formula.end() : formula.end() + 200]
-        if not re.match(r"\s*(?:,|and\b|or\b|%|percent|pct)", after):
-            return next(group for group in formula.groups() if group is not None)
-    return sentence.strip(" *\"'`")
+    sentence = (rest[: end.start()] if end else rest).strip(" *\"'`")
+    if formula and formula.start() <= len(sentence):
+        before, after = rest[: formula.start()], rest[formula.end() : formula.end() + 200]
+        if not re.search(r"\d", before) and not re.match(r"\s*(?:,|and\b|or\b|%|percent|pct)", after):
+            if not _PROSE.search(before):
+                return next(group for group in formula.groups() if group is not None)
+            sentence = rest[: formula.end()] if formula.end() > len(sentence) else sentence
+    return (_closing(sentence) or sentence) if _PROSE.match(sentence) else sentence

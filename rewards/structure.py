@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from rewards.algebra import letters_of, parse
-from rewards.tokens import CLOSERS, OPENERS, Based, Table, Unreadable, closes_at, split_top
+from rewards.tokens import CLOSERS, OPENERS, Based, Foreign, Table, Unreadable, closes_at, split_top
 
 RELATIONS = frozenset(["=", "<", ">", "\\leq", "\\geq", "\\neq", "\\approx", "\\in", "\\equiv", "\\sim"])
 _CLAUSES = frozenset(
@@ -35,12 +35,16 @@ _MAX_ITEMS = 400
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """tokens as written; node: the expression, None when it cannot be read; unit: "", "%", "deg" or words."""
+    """tokens as written; node: the expression, None when it cannot be read; unit: "", "%", "deg" or words.
+
+    foreign: unread only because it holds something unknown here, which a symbolic worker may know.
+    """
 
     tokens: tuple
     node: tuple | None = None
     unit: str = ""
     words: str = ""
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +336,8 @@ def _leaf(tokens: tuple) -> Leaf:
         if node is not None:
             unit = "deg"
         return Leaf(tokens, node or parse(body), unit)
+    except Foreign:
+        return Leaf(tokens, foreign=True)
     except (Unreadable, RecursionError):
         return Leaf(tokens)
 

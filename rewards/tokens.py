@@ -25,6 +25,10 @@ class Unreadable(ValueError):
     """A text that is not mathematics as far as these modules read it."""
 
 
+class Foreign(Unreadable):
+    """Well-formed as far as it was read, but with something these modules do not know: a sum, an integral."""
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A matrix, array or cases environment: rows of cells, each a tuple of tokens."""
@@ -111,7 +115,7 @@ _PLAIN_STEPS = [
     (re.compile(r"\\(?:varepsilon)(?![a-zA-Z])"), r"\\epsilon "),
     (re.compile(r"\\(?:thicksim|simeq|cong|doteq)(?![a-zA-Z])"), r"\\approx "),
 ]  # fmt: skip
-_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\s*,\s*\\!\s*|\\[,!]\s*|~)(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<=\d)(?:\s*\{\s*,\s*\}\s*|\s*,\s*\\!\s*|\\[,!]\s*|~)(?=\d{3}(?!\d))")
 _DELIMITERS = re.compile(r"\\[()\[\]]|\$|\*\*|`")
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")
 _HTML = re.compile(r"<(su[pb])>(.{1,40}?)</\1>")
@@ -152,7 +156,7 @@ def clean(text: str) -> str:
         text = unicodedata.normalize("NFKC", text.translate(_UNICODE_TABLE)).translate(_UNICODE_TABLE)
     elif "\x00" <= text[:1] < "\t":
         text = _INVISIBLE.sub("", text)
-    if "{,}" in text or "\\" in text:
+    if "{" in text or "\\" in text:
         text = _THOUSANDS.sub("", text)
     if "\\" in text or "$" in text:
         text = text.replace("\\\\", "\\cr ") if "\\begin" in text else _DOUBLED.sub(r"\\", text)
