@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -47,7 +47,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Headline:
-    """The base against the last evaluated policy, on the same problems."""
+    """The base against the last evaluated policy on the same problems, or the best one where a gate stopped the run."""
 
     first: StageRecord
     last: StageRecord
@@ -135,10 +135,13 @@ def _headline(evaluated: Sequence[StageRecord]) -> Headline | None:
     if len(evaluated) < 2:
         return None
     first = evaluated[0]
-    last = next((stage for stage in reversed(evaluated) if _same_problems(stage.evaluation, first.evaluation)), first)
-    difference = _compared(last, first)
-    if last is first or difference is None:
+    later = [stage for stage in evaluated[1:] if _same_problems(stage.evaluation, first.evaluation)]
+    if not later:
         return None
+    last = later[-1]
+    if last.result is not None and last.result.gate == "NO-GO":  # the runner keeps the best stage so far
+        last = max(later, key=lambda stage: stage.evaluation.sampled.accuracy.estimate)
+    difference = compare(last.evaluation, first.evaluation, seed=last.evaluation.seed)
     return Headline(first, last, first.evaluation.sampled, last.evaluation.sampled, difference)
 
 
@@ -239,40 +242,40 @@ def _table(tree: object, depth: int = 0) -> list[tuple[int, str, object]]:
 
 def _gates(stages: Sequence[StageRecord]) -> list[Gate]:
     found = []
-    for stage in stages:
+    for at, stage in enumerate(stages):
         spec = stage.config.get("gate")
         verdict = stage.result.gate if stage.result is not None else None
-        if not hasattr(spec, "items") and verdict is None:
+        if not isinstance(spec, Mapping):
+            if verdict is not None:
+                found.append(Gate(stage.name, "", verdict, ""))
             continue
-        spec = spec if hasattr(spec, "items") else {}
         metric, against = str(spec.get("metric", "accuracy")), str(spec.get("against", "previous"))
         limit = spec.get("min_difference", 0.0)
         limit = points(limit) if isinstance(limit, int | float) else str(limit)
-        measured = ""
-        if stage.result is not None:
-            known = {"base": stage.result.base_difference, "previous": stage.result.difference}
-            value = stage.result.extra.get("gate_difference", known.get(against) if metric == "accuracy" else None)
-            measured = points(value) if isinstance(value, int | float) else ""
         condition = f"{metric.replace('_', ' ')} against {against}: at least {limit} points"
+        own = _metric(stage, metric)
+        others = [_metric(other, metric) for other in stages[:at] if against in ("previous", other.name)]
+        others = [value for value in others if value is not None]
+        measured = points(own - others[-1]) if own is not None and others else ""
         found.append(Gate(stage.name, condition, verdict or "open", measured))
     return found
 
 
+def _metric(stage: StageRecord, name: str) -> float | None:
+    value = getattr(stage.result, name, None)
+    return value if isinstance(value, int | float) else None
+
+
 def _planned(run: RunRecord) -> list[tuple[str, list[tuple[str, float | None, float | None]]]]:
-    """Stage -> (what, planned, measured) for the numbers that have a plan."""
+    """Stage -> (kind of number, planned, measured), for the stages of a plan."""
     rows = []
     for stage in run.stages:
-        plan = run.plan.get(stage.name, {})
-        measured = {}
-        if stage.result is not None:
-            numbers = {"seconds": stage.result.seconds, "tokens": stage.result.tokens, "steps": stage.result.steps}
-            measured = {**stage.result.extra, **numbers}
-        pairs = [
-            (key, value, got if isinstance(got := measured.get(key), int | float) else None)
-            for key, value in plan.items()
-        ]
-        if pairs:
-            rows.append((stage.name, pairs))
+        plan, result = run.plan.get(stage.name), stage.result
+        if plan is not None:
+            measured = (result.seconds, result.tokens, result.extra.get("peak_memory_bytes")) if result else (None,) * 3
+            known = [value if isinstance(value, int | float) else None for value in measured]
+            names = ("seconds", "tokens", "peak_bytes")
+            rows.append((stage.name, [(key, plan.get(key), got) for key, got in zip(names, known, strict=True)]))
     return rows
 
 
@@ -328,8 +331,8 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
-def number(value: object) -> str:
-    """Any value of a table: whole numbers with thin spaces, others with four significant digits."""
+def number(value: object, digits: int = 4) -> str:
+    """Any value of a table: whole numbers with thin spaces, others with so many significant digits."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -338,7 +341,7 @@ def number(value: object) -> str:
         return str(value)
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}".replace(",", "\u202f").replace("-", "−")
-    return f"{value:.4g}".replace("-", "−")
+    return f"{value:.{digits}g}".replace("-", "−")
 
 
 def compact(count: float) -> str:
@@ -347,6 +350,11 @@ def compact(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g}{letter}"
     return number(count)
+
+
+def gib(size: float | None) -> str:
+    """Bytes as GiB."""
+    return "–" if size is None else f"{size / 2**30:.1f}{NBSP}GiB"
 
 
 def readable(text: object) -> str:
@@ -373,6 +381,7 @@ FILTERS: dict[str, Callable[..., object]] = {
     "p_value": p_value,
     "duration": duration,
     "compact": compact,
+    "gib": gib,
     "number": number,
     "readable": readable,
     "shortened": shortened,

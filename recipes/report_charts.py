@@ -90,7 +90,7 @@ def accuracy_chart(names: Sequence[str], sampled: Sequence[Point | None], greedy
             y = row + shift
             axes.plot([point.low, point.high], [y, y], color=color, linewidth=2.2, solid_capstyle="round", alpha=0.45)
             face = color if filled else PAGE
-            axes.plot(point.value, y, "o", markersize=5, markerfacecolor=face, markeredgecolor=color, zorder=3)
+            axes.plot(point.value, y, "o", ms=5, markerfacecolor=face, markeredgecolor=color, zorder=3, clip_on=False)
             if filled:
                 _text(axes, point.high + 0.012, y, f"{100 * point.value:.1f} %", va="center")
     shown = [point for point in (*sampled, *greedy) if point is not None]
@@ -135,13 +135,13 @@ def course_chart(key: str, title: str, segments: Sequence[Segment], *, share: bo
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure, (axes, strip) = _figure(height=2.4, left=0.5, bottom=0.34, ratios=(4.4, 1))
-    span = max(segments[-1].last - segments[0].first, 1)
+    span = _span(segments)
     for number, segment in enumerate(segments):
         for panel in (axes, strip):
             if number:
                 panel.axvline(segment.first - 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
         _line(axes, segment.steps_N, segment.values_N)
-        room = int(46 * (segment.last - segment.first + 1) / span)
+        room = int(60 * (segment.last - segment.first + 1) / span)
         if room >= 3:
             at = axes.get_xaxis_transform()
             _text(
@@ -221,8 +221,13 @@ def _beta(strip: Axes, segments: Sequence[Segment]) -> None:
     top = max(float(height_N.max()), 1.0)
     strip.set_ylim(-0.08 * top, top * 1.9)
     strip.set_yticks([])
-    span = segments[-1].last - segments[0].first
+    span, told = _span(segments), ""
     for segment in segments:
+        label = f"β {segment.beta_N[0]:g}"
+        room = int(64 * (segment.last - segment.first + 1) / span)
+        if label == told or room < len(label):
+            continue
+        told = label
         _text(
             strip,
             segment.first + 0.008 * span,
@@ -232,6 +237,10 @@ def _beta(strip: Axes, segments: Sequence[Segment]) -> None:
             color=SECOND,
             fontsize=7.5,
         )
+
+
+def _span(segments: Sequence[Segment]) -> float:
+    return max(segments[-1].last - segments[0].first, 1.0)
 
 
 def _figure(

@@ -6,6 +6,7 @@ judged by the runner, not here.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -13,11 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.comments import CommentedMap
 
 from evals.evaluate import Evaluation
 from recipes.ledger import StageResult
+from recipes.schema import Recipe
 
 T = TypeVar("T")
 Row = Mapping[str, float]
@@ -64,14 +67,22 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder. `plan` is stage name -> planned numbers, empty where the run did not record any."""
+    """A run folder.
+
+    Fields:
+        recipe: as YAML text, with what the scale and the command line changed; defaults are left out.
+        ran_on: versions, machine and the like, by name.
+        plan: stage name -> planned numbers, empty where the run did not record any.
+        stages: those with a folder in their order, then those to come.
+        notes: what could not be read.
+    """
 
     path: Path
     name: str
     scale: str
     seed: str
     recipe: str
-    versions: dict[str, str]
+    ran_on: dict[str, str]
     plan: dict[str, dict[str, float]]
     stages: tuple[StageRecord, ...]
     notes: tuple[str, ...]
@@ -117,7 +128,7 @@ def read_run(run_dir: Path) -> RunRecord:
         scale=str(about.get("scale", "")),
         seed=str(about.get("seed", recipe.get("seed", ""))),
         recipe=recipe_text,
-        versions={str(key): str(value) for key, value in _tree(about.get("versions")).items()},
+        ran_on=_ran_on(about),
         plan=_plan(about.get("plan") or reader.tree(run_dir / "plan.json")),
         stages=tuple(stages),
         notes=tuple(reader.notes),
@@ -182,7 +193,7 @@ def _stage(name: str, path: Path, planned: Tree, reader: _Reader) -> StageRecord
 
 
 def _recipe(value: object, reader: _Reader) -> tuple[str, Tree]:
-    """The recipe's text and tree from either."""
+    """The recipe's text and tree from either. Of a mapping only what differs from the schema's defaults is written."""
     if isinstance(value, str):
         try:
             return value, _tree(YAML(typ="safe").load(value))
@@ -190,19 +201,49 @@ def _recipe(value: object, reader: _Reader) -> tuple[str, Tree]:
             reader.notes.append(f"run.json: the recipe is not YAML: {str(error).splitlines()[0]}")
             return value, {}
     tree = _tree(value)
-    return (to_yaml(tree), tree) if tree else ("", {})
+    if not tree:
+        return "", {}
+    try:
+        own = Recipe.model_validate(tree).model_dump(mode="json", exclude_defaults=True)
+    except ValidationError:  # of another version of the schema: all of it, then
+        own = tree
+    return to_yaml(own), tree
 
 
-def to_yaml(tree: Tree) -> str:
-    """The tree as YAML text, in its own order, lists of plain values on one line."""
-    from io import StringIO
-
-    yaml = YAML(typ="rt")
+def to_yaml(recipe: Tree) -> str:
+    """The recipe as YAML text in the manner of the recipe files: a stage is a mapping on one line, name first."""
+    yaml = YAML()
     yaml.default_flow_style = None
-    yaml.width = 100
-    out = StringIO()
-    yaml.dump(json.loads(json.dumps(tree)), out)
-    return out.getvalue()
+    yaml.width = 96
+    yaml.indent(sequence=4, offset=2)
+    plain = json.loads(json.dumps({"name": None, "seed": None} | dict(recipe)))
+    plain = {key: value for key, value in plain.items() if value is not None}
+    stages = plain.get("stages")
+    if isinstance(stages, list):
+        plain["stages"] = [_one_line(stage) if isinstance(stage, dict) else stage for stage in stages]
+    out = io.StringIO()
+    yaml.dump(plain, out)
+    return re.sub(r" +$", "", out.getvalue(), flags=re.MULTILINE)
+
+
+def _one_line(stage: dict[str, object]) -> CommentedMap:
+    first = [key for key in ("name", "kind") if key in stage]
+    line = CommentedMap((key, stage[key]) for key in (*first, *(key for key in stage if key not in first)))
+    line.fa.set_flow_style()
+    return line
+
+
+def _ran_on(about: Tree) -> dict[str, str]:
+    """Everything that run.json says besides the recipe, its name and its scale."""
+    changes = about.get("set")
+    found = {
+        "recipe file": about.get("source"),
+        "set on the command line": ", ".join(map(str, changes)) if isinstance(changes, list) else changes,
+        "machine": about.get("machine"),
+        "seed": about.get("seed"),
+        **_tree(about.get("versions")),
+    }
+    return {str(key): str(value) for key, value in found.items() if value not in (None, "")}
 
 
 def _plan(value: object) -> dict[str, dict[str, float]]:

@@ -14,6 +14,7 @@ import pytest
 
 from evals.evaluate import Evaluation, Pass, Sample, compare
 from evals.statistics import accuracy
+from recipes.load import load_recipe
 from recipes.report import duration, number, p_value, percent, points, shortened, write_report
 from recipes.report_data import read_run
 
@@ -103,8 +104,11 @@ def build_run(run_dir: Path, *, problems: int = 80, steps: int = 40, text: str =
     run_dir.mkdir(parents=True)
     recipe = RECIPE.replace("name: 40d", f"name: {json.dumps(name)}", 1)
     versions = {"python": "3.11.2", "torch": "2.13.0+cpu", "trl": "1.16.0", "vllm": "0.31.0", "code": "6e40f37"}
-    plan = {"stages": [{"name": stage, "seconds": 55.0, "tokens": 400_000} for stage in ("imitate", "explore")]}
-    about = {"recipe": recipe, "scale": "embedded", "seed": 17, "versions": versions, "plan": plan}
+    plan = [
+        {"name": stage, "seconds": 55.0, "tokens": 400_000, "peak_bytes": 3 << 30} for stage in ("imitate", "explore")
+    ]
+    (run_dir / "plan.json").write_text(json.dumps({"recipe": "40d", "stages": plan}))
+    about = {"recipe": recipe, "scale": "embedded", "seed": 17, "versions": versions, "machine": "2 cores, 23 GiB"}
     (run_dir / "run.json").write_text(json.dumps(about))
     rng = np.random.default_rng(1)
     base = previous = None
@@ -112,7 +116,7 @@ def build_run(run_dir: Path, *, problems: int = 80, steps: int = 40, text: str =
         folder = run_dir / f"{at:02d}-{stage}"
         folder.mkdir()
         result = {"name": stage, "kind": kind, "beta": beta, "seconds": 31.5 + 9 * at, "tokens": 310_220}
-        config = {"name": stage, "kind": kind}
+        config: dict[str, object] = {"name": stage, "kind": kind, "gate": None}
         if kind in ("sft", "grpo"):
             result |= {"steps": steps, "adapter_sha256": "9f" * 32, "kl": None if kind == "sft" else 0.012 / at}
             metrics(folder / "metrics.jsonl", rng, kind, steps, skill, length, beta)
@@ -128,7 +132,7 @@ def build_run(run_dir: Path, *, problems: int = 80, steps: int = 40, text: str =
         if stage == "polish":
             config["gate"] = {"metric": "accuracy", "against": "base", "min_difference": 0.05}
             result |= {"gate": "GO", "beta": beta, "extra": {"kl_to_base": 0.81, "kl_to_imitate": 0.093}}
-        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "config.json").write_text(json.dumps({"stage": config, "digest": "0", "config": {}, "inputs": {}}))
         (folder / "result.json").write_text(json.dumps(result))
     return run_dir
 
@@ -206,9 +210,17 @@ def test_it_says_what_happened(page: Page, run_dir: Path):
     whole = compare(final, base)
     assert f"+{100 * whole.difference:.1f} points" in text and "paired over 80 problems, 4 samples each" in text
     assert "p < 0.001" in text and "7 of 7 stages" in text and "not finished" not in text
-    for word in ("GO", "at least +5.0 points", "overlaps a test problem", "1\u202f493", "pass@4", "2.13.0+cpu", "seed"):
+    for word in (
+        "GO",
+        "at least +5.0 points",
+        "overlaps a test problem",
+        "1\u202f493",
+        "pass@4",
+        "2.13.0+cpu",
+        "2 cores, 23 GiB",
+    ):
         assert word in text
-    assert "learning_rate: 3e-4" in text and "Planned and measured" in text and "400\u202f000" in text
+    assert "learning_rate: 3e-4" in text and "Planned and measured" in text and "400k" in text and "3.0 GiB" in text
 
 
 def test_charts_have_stages_and_betas(page: Page):
@@ -269,9 +281,13 @@ def test_a_run_that_is_still_going(tmp_path):
 def test_a_gate_that_stopped_the_run(tmp_path):
     run_dir = build_run(tmp_path / "40d-embedded")
     path = run_dir / "05-polish" / "result.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"gate": "NO-GO", "base_difference": 0.011}))
+    base = json.loads((run_dir / "00-base" / "result.json").read_text())["accuracy"]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gate": "NO-GO", "accuracy": base + 0.011}))
+    accuracies = {stage.name: stage.evaluation.sampled.accuracy.estimate for stage in read_run(run_dir).evaluated}
+    best = max(accuracies, key=accuracies.get)
     text = Page(write_report(run_dir).read_text()).text
     assert "NO-GO at polish." in text and "at least +5.0 points; measured +1.1" in text
+    assert f"{best} is the best so far" in text
 
 
 @pytest.mark.parametrize("kept", [(), ("00-base",), ("00-base", "02-imitate"), ("01-traces",), ("03-explore",)])
@@ -322,12 +338,17 @@ def test_numbers_as_people_read_them():
     assert len(shortened("x" * 9000)) < 2_500 and shortened("x" * 2_400) == "x" * 2_400
 
 
-def test_a_recipe_kept_as_a_mapping_is_written_as_yaml(run_dir: Path, tmp_path):
+def test_the_recipe_is_written_as_a_person_would(run_dir: Path, tmp_path):
     copy = shutil.copytree(run_dir, tmp_path / "40d-embedded")
     about = json.loads((copy / "run.json").read_text())
-    stages = [{"name": "explore", "kind": "grpo", "beta": 0.001}]
-    (copy / "run.json").write_text(json.dumps(about | {"recipe": {"name": "40d", "stages": stages}}))
-    assert "{name: explore, kind: grpo, beta: 0.001}" in read_run(copy).recipe
+    recipe = load_recipe("40d", "embedded")
+    (copy / "run.json").write_text(json.dumps(about | {"recipe": recipe.model_dump(mode="json")}))
+    text = read_run(copy).recipe
+    assert text.startswith("name: 40d\nseed:") or text.startswith("name: 40d\nmodel:")
+    assert "  - {name: explore, kind: grpo, " in text and "num_iterations" not in text and "null" not in text
+    other = {"name": "old", "stages": [{"name": "explore", "kind": "grpo", "gone": 1}]}  # of another version
+    (copy / "run.json").write_text(json.dumps(about | {"recipe": other}))
+    assert "{name: explore, kind: grpo, gone: 1}" in read_run(copy).recipe
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
