@@ -33,12 +33,12 @@ class Fault:
     where: str = ""
     """File and line, or the override."""
     stage: str | None = None
-    """Name of the stage it is in, if any."""
+    """Name of the stage it is in, or `number 3` where that has no name; None outside the stages."""
 
     def __str__(self) -> str:
         keys = self.path[2:] if self.stage is not None else self.path
-        parts = [self.where, f"stage {self.stage!r}" if self.stage is not None else "", dotted(keys), self.message]
-        return ": ".join(part for part in parts if part)
+        stage = "" if self.stage is None else f"stage {self.stage if ' ' in self.stage else repr(self.stage)}"
+        return ": ".join(part for part in (self.where, stage, dotted(keys), self.message) if part)
 
 
 class RecipeError(UserError):

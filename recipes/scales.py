@@ -98,10 +98,15 @@ def _node(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     return annotation if nested else None
 
 
+def _types(annotation: Any) -> set[Any]:
+    """The plain types in an annotation, however deep in unions and `Annotated`."""
+    return {annotation}.union(*(_types(part) for part in get_args(annotation)))
+
+
 def _scaled(value: object, own: object, annotation: Any) -> object:
     """The value, or for `x 0.4` that part of the recipe's own. Raises ValueError."""
     factor = FACTOR.match(value) if isinstance(value, str) else None
-    whole, number = (kind in (annotation, *get_args(annotation)) for kind in (int, float))
+    whole, number = (kind in _types(annotation) for kind in (int, float))
     if factor is None or not (whole or number):
         return value
     if isinstance(own, bool) or not isinstance(own, int | float):

@@ -98,6 +98,8 @@ def _remedy(error: MarkedYAMLError) -> str:
     problem = " ".join(str(error.problem or error.context or "not YAML").split())
     if "duplicate key" in problem:
         return problem.split(" with value")[0] + "; keep one of the two"
+    if "maximum depth" in problem:
+        return f"nested more than {MAX_DEPTH} deep"
     if "tab" in problem.lower() or "'\\t'" in problem:
         return "a tab character; indent with spaces"
     if "another document" in problem or "single document" in str(error.context):
