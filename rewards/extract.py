@@ -27,7 +27,7 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _END_MARK = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|end)\|>|</s>|<｜end▁of▁sentence｜>")
 # what may stand between boxes that form one answer: connectives, delimiters, spacing, a label such as "y_2 ="
 _GAP = re.compile(
-    r"(?:\s|[$.,;:/|&*]|\\[()\[\],;:! ]|\\\\|\\q?quad(?![a-zA-Z])|\\(?:text|mathrm|textbf|mbox)\s*\{[^{}]{0,40}\}"
+    r"(?:\s|[$.,;:/|&*()?]|\\[()\[\],;:! ]|\\\\|\\q?quad(?![a-zA-Z])|\\(?:text|mathrm|textbf|mbox)\s*\{[^{}]{0,40}\}"
     r"|\b(?:and|or|also|maybe|perhaps|possibly|either|else|then|alternatively|as well as)\b"
     r"|[a-zA-Z](?:_\{?\w{1,3}\}?)?(?:\([a-z]\))?\s*=)*",
     re.IGNORECASE,

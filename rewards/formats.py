@@ -1,7 +1,7 @@
 r"""The contract between prompt and answer: how a problem is asked and how an answer must look.
 
-    think-boxed    <think>\n6 * 7 = 42\n</think>\n\boxed{42}
-    boxed          6 * 7 = 42\n\boxed{42}
+    think-boxed    <think>\n6*7=42\n</think>\n\boxed{42}
+    boxed          6*7=42\n\boxed{42}
 
 Distillation writes traces with `Format.completion`, the format reward reads them with `Format.follows`, and
 every prompt, in training and in evaluation alike, comes from `Format.messages`.

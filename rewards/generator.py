@@ -4,7 +4,7 @@ Every family draws its numbers at a difficulty of 1 to 4 and words them in one o
 split is a hash of the family and the numbers alone, so a test problem is never a reworded train problem:
 disjoint by construction, whatever the seeds and counts.
 
-A solution is a chain of single steps, `6 * 7 = 42 ; 42 + 5 = 47`.
+A solution is a chain of single steps, one a line: `6*7=42`, then `42+5=47`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OPERATIONS = {
     "-": operator.sub,
     "*": operator.mul,
     "/": operator.floordiv,
-    "mod": operator.mod,
+    "%": operator.mod,
 }
 
 
@@ -38,7 +38,7 @@ class Steps(list[str]):
 
     def do(self, left: int, sign: str, right: int) -> int:
         result = OPERATIONS[sign](left, right)
-        self.append(f"{left} {sign} {right} = {result}")
+        self.append(f"{left}{sign}{right}={result}")
         return result
 
 
@@ -83,7 +83,7 @@ def draw_problem(family: Family, difficulty: int, rng: random.Random) -> tuple[P
         id=f"{family.name}-{hashlib.sha256(question.encode()).hexdigest()[:10]}",
         question=question,
         gold=str(draw.gold),
-        solution=" ; ".join(draw.steps),
+        solution="\n".join(draw.steps),
         domain=family.domain,
         difficulty=difficulty,
         family=family.name,
@@ -136,7 +136,7 @@ def generate(split: Split, count: int, seed: int) -> list[Problem]:
     "{who} pays {c} dollars for a bag and {b} dollars for each of {a} boxes. How many dollars in total?",
 )
 def _shopping(rng: random.Random, level: int) -> Draw:
-    a, b, c = rng.randint(2, 3 + 2 * level), rng.randint(2, 5 + 5 * level), rng.randint(2, 20 * level)
+    a, b, c = rng.randint(2, 2 + 2 * level), rng.randint(2, 4 + 4 * level), rng.randint(2, 12 * level)
     steps = Steps()
     return Draw({"a": a, "b": b, "c": c}, steps, steps.do(steps.do(a, "*", b), "+", c))
 
@@ -148,7 +148,7 @@ def _shopping(rng: random.Random, level: int) -> Draw:
     "There are {a} {things} in a box. {who} adds {b} and {other} takes {c}. How many are in the box now?",
 )
 def _gifts(rng: random.Random, level: int) -> Draw:
-    a, b = rng.randint(3, 30 * level), rng.randint(3, 25 * level)
+    a, b = rng.randint(3, 15 * level), rng.randint(3, 12 * level)
     c = rng.randint(2, a + b - 1)
     steps = Steps()
     return Draw({"a": a, "b": b, "c": c}, steps, steps.do(steps.do(a, "+", b), "-", c))
@@ -160,7 +160,7 @@ def _gifts(rng: random.Random, level: int) -> Draw:
     "{who} puts {a} {things} into {b} equal bags and adds {c} to one bag. How many {things} are in that bag?",
 )
 def _sharing(rng: random.Random, level: int) -> Draw:
-    b, each, c = rng.randint(2, 3 + 2 * level), rng.randint(2, 6 + 5 * level), rng.randint(2, 15 * level)
+    b, each, c = rng.randint(2, 2 + 2 * level), rng.randint(2, 5 + 4 * level), rng.randint(2, 12 * level)
     steps = Steps()
     return Draw({"a": b * each, "b": b, "c": c}, steps, steps.do(steps.do(b * each, "/", b), "+", c))
 
@@ -171,8 +171,8 @@ def _sharing(rng: random.Random, level: int) -> Draw:
     "{who} has {a} {things} and {other} has {b} {sign} than {who}. How many in total?",
 )
 def _together(rng: random.Random, level: int) -> Draw:
-    a, more = rng.randint(4, 40 * level), rng.random() < 0.5
-    b = rng.randint(2, 20 * level) if more else rng.randint(1, a - 2)
+    a, more = rng.randint(4, 18 * level), rng.random() < 0.5
+    b = rng.randint(2, 12 * level) if more else rng.randint(1, a - 2)
     steps = Steps()
     total = steps.do(steps.do(a, "+" if more else "-", b), "+", a)
     return Draw({"a": a, "b": b, "sign": "more" if more else "fewer"}, steps, total)
@@ -187,7 +187,7 @@ def _together(rng: random.Random, level: int) -> Draw:
     "For {b} days {who} makes {a} {things} each day. {other} takes {c} and loses {d}. How many {things} are left?",
 )
 def _workshop(rng: random.Random, level: int) -> Draw:
-    a, b = rng.randint(3, 5 + 6 * level), rng.randint(2, 3 + 2 * level)
+    a, b = rng.randint(3, 4 + 3 * level), rng.randint(2, 2 + level)
     c = rng.randint(1, a * b - 2)
     d = rng.randint(1, a * b - c)
     steps = Steps()
@@ -201,8 +201,8 @@ def _workshop(rng: random.Random, level: int) -> Draw:
     "{a} {things} cost {b} dollars each and {c} boxes cost {d} dollars each. What is the total cost?",
 )
 def _two_purchases(rng: random.Random, level: int) -> Draw:
-    a, c = rng.randint(2, 4 + 2 * level), rng.randint(2, 3 + level)
-    b, d = rng.randint(2, 5 + 5 * level), rng.randint(2, 4 + 3 * level)
+    a, c = rng.randint(2, 4 + level), rng.randint(2, 3 + level)
+    b, d = rng.randint(2, 4 + 3 * level), rng.randint(2, 4 + 2 * level)
     steps = Steps()
     gold = steps.do(steps.do(a, "*", b), "+", steps.do(c, "*", d))
     return Draw({"a": a, "b": b, "c": c, "d": d}, steps, gold)
@@ -214,8 +214,8 @@ def _two_purchases(rng: random.Random, level: int) -> Draw:
     "{who} buys {a} {things} for {b} dollars each and a box for {c}. How much is left of {e} dollars?",
 )
 def _change(rng: random.Random, level: int) -> Draw:
-    a, b, c = rng.randint(2, 3 + 2 * level), rng.randint(2, 4 + 4 * level), rng.randint(2, 10 * level)
-    e = a * b + c + rng.randint(1, 20 * level)
+    a, b, c = rng.randint(2, 2 + level), rng.randint(2, 4 + 3 * level), rng.randint(2, 6 * level)
+    e = a * b + c + rng.randint(1, 10 * level)
     steps = Steps()
     gold = steps.do(e, "-", steps.do(steps.do(a, "*", b), "+", c))
     return Draw({"a": a, "b": b, "c": c, "e": e}, steps, gold)
@@ -227,7 +227,7 @@ def _change(rng: random.Random, level: int) -> Draw:
     "{other} is {b} times as old as {who}, who is {a}. What is the total of the two in {c} years?",
 )
 def _ages(rng: random.Random, level: int) -> Draw:
-    a, b, c = rng.randint(2, 6 + 5 * level), rng.randint(2, 3 + level // 2), rng.randint(2, 4 + 4 * level)
+    a, b, c = rng.randint(2, 6 + 4 * level), rng.randint(2, 3 + level // 3), rng.randint(2, 3 + 2 * level)
     steps = Steps()
     total = steps.do(steps.do(a, "*", b), "+", a)
     return Draw({"a": a, "b": b, "c": c}, steps, steps.do(total, "+", steps.do(2, "*", c)))
@@ -238,12 +238,12 @@ def _ages(rng: random.Random, level: int) -> Draw:
 
 @_family(
     "equations",
-    "Solve {a} x {sign} {b} = {c}. What is x?",
-    "Find x if {a} x {sign} {b} = {c}.",
-    "What is the number x with {a} x {sign} {b} = {c}?",
+    "Solve {a}x{sign}{b}={c}. What is x?",
+    "Find x if {a}x{sign}{b}={c}.",
+    "What is the number x with {a}x{sign}{b}={c}?",
 )
 def _linear(rng: random.Random, level: int) -> Draw:
-    a, b, x = rng.randint(2, 3 + 2 * level), rng.randint(2, 15 * level), rng.randint(2, 5 + 5 * level)
+    a, b, x = rng.randint(2, 2 + 2 * level), rng.randint(2, 10 * level), rng.randint(2, 4 + 4 * level)
     if level > 2 and rng.random() < 0.4:
         x = -x
     plus = rng.random() < 0.5
@@ -255,8 +255,8 @@ def _linear(rng: random.Random, level: int) -> Draw:
 
 @_family(
     "equations",
-    "Solve {a} x + {b} = {c} x + {d}. What is x?",
-    "Find x if {a} x + {b} = {c} x + {d}.",
+    "Solve {a}x+{b}={c}x+{d}. What is x?",
+    "Find x if {a}x+{b}={c}x+{d}.",
 )
 def _two_sided(rng: random.Random, level: int) -> Draw:
     c, extra, x = rng.randint(2, 3 + 2 * level), rng.randint(2, 2 + 2 * level), rng.randint(2, 4 + 4 * level)
@@ -274,7 +274,7 @@ def _two_sided(rng: random.Random, level: int) -> Draw:
     "{c} is {b} more than {a} times a number. Find the number.",
 )
 def _think_of(rng: random.Random, level: int) -> Draw:
-    a, b, x = rng.randint(2, 3 + 2 * level), rng.randint(2, 15 * level), rng.randint(2, 5 + 5 * level)
+    a, b, x = rng.randint(2, 2 + 2 * level), rng.randint(2, 10 * level), rng.randint(2, 4 + 4 * level)
     steps = Steps()
     gold = steps.do(steps.do(a * x + b, "-", b), "/", a)
     return Draw({"a": a, "b": b, "c": a * x + b}, steps, gold)
@@ -286,7 +286,7 @@ def _think_of(rng: random.Random, level: int) -> Draw:
     "The sum of two numbers is {a}, the difference is {b}. Find the {side} one.",
 )
 def _sum_difference(rng: random.Random, level: int) -> Draw:
-    small, gap, larger = rng.randint(2, 12 * level), rng.randint(2, 12 * level), rng.random() < 0.5
+    small, gap, larger = rng.randint(2, 10 * level), rng.randint(2, 8 * level), rng.random() < 0.5
     steps = Steps()
     gold = steps.do(steps.do(2 * small + gap, "+" if larger else "-", gap), "/", 2)
     return Draw({"a": 2 * small + gap, "b": gap, "side": "larger" if larger else "smaller"}, steps, gold)
@@ -303,7 +303,7 @@ def _sum_difference(rng: random.Random, level: int) -> Draw:
 )
 def _remainder(rng: random.Random, level: int) -> Draw:
     b = rng.randint(3, 4 + 2 * level)
-    a = b * rng.randint(2, 3 + 5 * level) + rng.randint(0, b - 1)
+    a = b * rng.randint(2, 3 + 3 * level) + rng.randint(0, b - 1)
     steps = Steps()
     return Draw({"a": a, "b": b}, steps, steps.do(a, "-", steps.do(a // b, "*", b)))
 
@@ -314,12 +314,12 @@ def _remainder(rng: random.Random, level: int) -> Draw:
     "Find the largest number that divides {a} and {b}.",
 )
 def _common_divisor(rng: random.Random, level: int) -> Draw:
-    g = rng.randint(2, 4 + 3 * level)
+    g = rng.randint(2, 3 + 2 * level)
     b = g * rng.randint(2, 3 + level)
-    a = b + g * rng.randint(1, 3 + 2 * level)
+    a = b + g * rng.randint(1, 3 + level)
     steps, left, right = Steps(), a, b
     while right:
-        left, right = right, steps.do(left, "mod", right)
+        left, right = right, steps.do(left, "%", right)
     return Draw({"a": a, "b": b}, steps, left)
 
 
@@ -338,10 +338,10 @@ def _common_multiple(rng: random.Random, level: int) -> Draw:
 @_family(
     "number theory",
     "What is the sum of the digits of {a} times {b}?",
-    "Find the sum of the digits of {a} * {b}.",
+    "Find the sum of the digits of {a}*{b}.",
 )
 def _digit_sum(rng: random.Random, level: int) -> Draw:
-    a, b = rng.randint(4, 10 + 15 * level), rng.randint(3, 5 + 2 * level)
+    a, b = rng.randint(4, 8 + 8 * level), rng.randint(3, 4 + level)
     steps = Steps()
     digits = [int(digit) for digit in str(steps.do(a, "*", b))]
     total = digits[0]
@@ -359,7 +359,7 @@ def _digit_sum(rng: random.Random, level: int) -> Draw:
     "{a}, {b}, {c}, {d}, and so on. Which number is next?",
 )
 def _next_term(rng: random.Random, level: int) -> Draw:
-    start, step = rng.randint(1, 30 * level), rng.choice((-1, 1)) * rng.randint(2, 6 * level)
+    start, step = rng.randint(1, 15 * level), rng.choice((-1, 1)) * rng.randint(2, 4 * level)
     a, b, c, d = (start + index * step for index in range(4))
     steps = Steps()
     return Draw({"a": a, "b": b, "c": c, "d": d}, steps, steps.do(d, "+", steps.do(d, "-", c)))
@@ -371,7 +371,7 @@ def _next_term(rng: random.Random, level: int) -> Draw:
     "What is term {c} of {a}, {second}, {third}, and so on?",
 )
 def _far_term(rng: random.Random, level: int) -> Draw:
-    a, b, c = rng.randint(1, 20 * level), rng.randint(2, 4 + 3 * level), rng.randint(4, 6 + 5 * level)
+    a, b, c = rng.randint(1, 10 * level), rng.randint(2, 3 + 2 * level), rng.randint(4, 5 + 3 * level)
     steps = Steps()
     gold = steps.do(steps.do(steps.do(c, "-", 1), "*", b), "+", a)
     return Draw({"a": a, "b": b, "c": c, "second": a + b, "third": a + 2 * b}, steps, gold)
@@ -384,7 +384,7 @@ def _far_term(rng: random.Random, level: int) -> Draw:
 )
 def _repeated(rng: random.Random, level: int) -> Draw:
     count = 2 if level < 4 else 3
-    a, b, c = rng.randint(1, 3 + 3 * level), rng.randint(2, 3), rng.randint(1, 3 + 3 * level)
+    a, b, c = rng.randint(1, 3 + 2 * level), rng.randint(2, 3), rng.randint(1, 3 + 2 * level)
     steps, value = Steps(), a
     for _ in range(count):
         value = steps.do(steps.do(value, "*", b), "+", c)
@@ -401,8 +401,8 @@ def _repeated(rng: random.Random, level: int) -> Draw:
     "{a}/{b} of the {c} {things} are old. How many {things} are old?",
 )
 def _fraction_of(rng: random.Random, level: int) -> Draw:
-    b = rng.randint(3, 4 + 2 * level)
-    a, c = rng.randint(2, b - 1), b * rng.randint(2, 4 + 5 * level)
+    b = rng.randint(3, 4 + level)
+    a, c = rng.randint(2, b - 1), b * rng.randint(2, 3 + 3 * level)
     steps = Steps()
     return Draw({"a": a, "b": b, "c": c}, steps, steps.do(steps.do(c, "/", b), "*", a))
 

@@ -201,7 +201,7 @@ def _same_digits(gold: Leaf, answer: Leaf) -> bool | None:
     if ours is None and theirs is None:
         return None
     if ours is not None and theirs is not None:
-        return same(gold.node, answer.node)
+        return ours.base == theirs.base and same(gold.node, answer.node) is True
     digits, other = (ours.digits, answer) if ours is not None else (theirs.digits, gold)
     plain = "".join(str(token) for token in other.tokens).upper()
     return plain == digits

@@ -28,6 +28,10 @@ _FILLER = frozenset(
 )
 _PERCENT = frozenset(["percent", "pct", "percentage", "per cent", "percents", "percentage points"])
 _DEGREES = frozenset(["degree", "degrees", "deg", "degs", "° "])
+_HEDGES = frozenset(
+    "or not isn't wrong incorrect false maybe perhaps possibly but either neither nor alternatively between to until "
+    "unless and no never except instead rather if wait actually probably likely guess".split()
+)
 _UNIT_SIGNS = frozenset(["^", "/", "{", "}", "(", ")", "-", "\\cdot", "*", "2", "3", "1"])
 _EMPTY = frozenset(["no solution", "no solutions", "none", "empty set", "no real solutions", "no real solution"])
 _MAX_ITEMS = 400
@@ -147,13 +151,13 @@ def _spelled_token(token) -> str:
 
 
 def _trimmed(tokens: tuple) -> tuple:
-    """Without punctuation at the ends and without braces around everything, unless they hold a set."""
+    """Without punctuation at the ends and without braces around everything."""
     while tokens:
         if tokens[-1] in (",", ";", ":", "'", "!", "?", "&") and (tokens[-1] not in ("!", "'") or len(tokens) == 1):
             tokens = tokens[:-1]
         elif tokens[0] in (",", ";", "\\forall", "&", ":", "\\to", "\\land", "\\therefore"):
             tokens = tokens[1:]
-        elif tokens[0] == "{" and closes_at(tokens, 0) == len(tokens) - 1 and len(split_top(tokens[1:-1], (",",))) == 1:
+        elif tokens[0] == "{" and closes_at(tokens, 0) == len(tokens) - 1:
             tokens = tokens[1:-1]
         elif len(tokens) > 3 and tokens[0] == tokens[1] == "|" == tokens[-1] == tokens[-2]:
             tokens = tokens[1:-1]
@@ -296,9 +300,9 @@ def _bracketed(tokens: tuple, depth: int) -> Value | None:
     opener, closer, content = tokens[0], tokens[-1], tokens[1:-1]
     if not content:
         return Leaf(tokens, words="empty set") if opener == "\\{" else None
-    if opener == "\\{" or (opener == "{" and len(split_top(content, (",",))) > 1):
+    if opener == "\\{":
         builder = [part for part in split_top(content, ("|", "\\mid", ":")) if part]
-        if len(builder) == 2 and opener == "\\{":
+        if len(builder) == 2:
             return read(builder[1], depth + 1)
         parts = [part for part in split_top(content, (",", ";")) if part]
         if len(parts) > _MAX_ITEMS:
@@ -361,11 +365,18 @@ def _unit(tokens: tuple) -> tuple[tuple, str]:
                 body, tail = body[:-2], tail[:-1]
             if body and body[-1] in ("/", "\\cdot", "-"):
                 body = body[:-1]
+            if any(_word(t) and _hedges(t) for t in tail):
+                return tokens, ""
             words = " ".join(t.strip('"') if _word(t) else t for t in tail).strip().lower().rstrip(".")
             if words in _PERCENT:
                 return body, "%"
             return body, "deg" if words in _DEGREES else words
     return tokens, ""
+
+
+def _hedges(token: str) -> bool:
+    """Whether words after a number say something of it that no unit would: alternatives, doubts, further numbers."""
+    return bool(_HEDGES & set(re.findall(r"[a-z']+", token.lower()))) or any(sign.isdigit() for sign in token)
 
 
 def _angle(tokens: tuple) -> tuple | None:

@@ -124,7 +124,8 @@ _INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\x00-\x0
 _SCAN = re.compile(
     r"""(?P<space>\s+|~|&nbsp;)
     |(?P<repeat>\d*\.\d*\\overline\s*\{?\s*\d+\s*\}?)
-    |(?P<based>\d[\dA-Fa-f]*\s*_\s*(?:\d+|\{\s*(?:\\text\s*\{)?\s*(?:\d+|two|three|four|five|six|seven|eight|nine|ten)\s*\}?\s*\}))
+    |(?P<based>\d[\dA-Fa-f]*\s*_\s*(?:\d+|\{\s*(?:\d+|two|three|four|five|six|seven|eight|nine|ten)\s*\}
+        |\{\s*\\text\s*\{\s*(?:\d+|two|three|four|five|six|seven|eight|nine|ten)\s*\}\s*\}))
     |(?P<thousands>\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,]|\.\d))
     |(?P<spaced>\d{1,3}(?:\ \d{3})+(?:\.\d+)?(?!\d|\s*/))
     |(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4}(?![\d.a-zA-Z]))?)
@@ -263,7 +264,7 @@ def _repeating(piece: str) -> Fraction:
 def _based(piece: str) -> Based | str:
     digits, _, base = piece.partition("_")
     base = re.sub(r"\\text|[{}\s]", "", base)
-    if len(digits) > MAX_DIGITS or len(base) > 2 and base not in _BASES:
+    if len(digits) > MAX_DIGITS or (len(base) > 2 and base not in _BASES):
         raise Unreadable("too many digits")
     return Based(digits.strip().upper(), _BASES.get(base) or int(base))
 
