@@ -15,14 +15,14 @@ from recipes.ledger import Fingerprint, LedgerEntry, sha256_of
 from recipes.schema import FREE, DistillStage, EvaluateStage, GrpoStage, Node, Recipe, SftStage, Stage, marked
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
-    "base": ("models", "rewards", "evals"),
+    "base": ("models", "rewards", "evals", "rl/rollouts.py"),
     "distill": ("sft", "models", "rewards"),
-    "sft": ("sft", "models", "rewards", "evals"),
+    "sft": ("sft", "models", "rewards", "evals", "rl/rollouts.py"),
     "grpo": ("rl", "models", "rewards", "evals"),
-    "evaluate": ("models", "rewards", "evals"),
-    "export": ("models",),
+    "evaluate": ("models", "rewards", "evals", "rl/rollouts.py"),
+    "export": ("models", "evals"),
 }
-"""The packages whose code decides the outcome of a kind of stage."""
+"""The packages (and single files) whose code decides the outcome of a kind of stage."""
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "base": ("model.base", "model.quantize", "model.dtype", "problems.test", "problems.format", "problems.test_limit",
@@ -145,11 +145,13 @@ def _package_folder(package: str) -> Path:
 
 
 def _code(packages: tuple[str, ...]) -> dict[str, str]:
-    return {
-        f"{package}/{path.name}": _source_digest(path)
-        for package in packages
-        for path in sorted(_package_folder(package).glob("*.py"))
-    }
+    return {f"{path.parent.name}/{path.name}": _source_digest(path) for package in packages for path in _files(package)}
+
+
+def _files(package: str) -> list[Path]:
+    """The modules of a package, or the one file."""
+    name, _, file = package.partition("/")
+    return sorted(_package_folder(name).glob(file or "*.py"))
 
 
 @cache

@@ -104,13 +104,11 @@ def _placed(fault: Fault, path: Path, origins: Mapping[Path_, str]) -> Fault:
     return Fault(fault.path, fault.message, where=place, stage=fault.stage)
 
 
-def _order(fault: Fault) -> tuple[bool, bool, list[str]]:
-    """Faults of the file in the order of its lines, after those of scale and overrides."""
-    return (
-        fault.path[:1] == ("stages",),
-        fault.where[:2],
-        [f"{key:04}" if isinstance(key, int) else "" for key in fault.path],
-    )
+def _order(fault: Fault) -> tuple[bool, bool, int, bool]:
+    """First what lies outside the stages, then stage by stage; what has a line before what is missing."""
+    in_stages, by_set = fault.path[:1] == ("stages",), fault.where.startswith("--set")
+    position = fault.path[1] if len(fault.path) > 1 and isinstance(fault.path[1], int) else -1
+    return in_stages, by_set, position, not fault.where.rpartition(":")[2].isdigit()
 
 
 def _local_files(raw: dict[str, Any], path: Path) -> list[Fault]:
