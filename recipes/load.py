@@ -104,11 +104,12 @@ def _placed(fault: Fault, path: Path, origins: Mapping[Path_, str]) -> Fault:
     return Fault(fault.path, fault.message, where=place, stage=fault.stage)
 
 
-def _order(fault: Fault) -> tuple[bool, bool, int, bool]:
+def _order(fault: Fault) -> tuple[bool, bool, int, float]:
     """First what lies outside the stages, then stage by stage; what has a line before what is missing."""
     in_stages, by_set = fault.path[:1] == ("stages",), fault.where.startswith("--set")
     position = fault.path[1] if len(fault.path) > 1 and isinstance(fault.path[1], int) else -1
-    return in_stages, by_set, position, not fault.where.rpartition(":")[2].isdigit()
+    line = fault.where.rpartition(":")[2]
+    return in_stages, by_set, position, int(line) if line.isdigit() else float("inf")
 
 
 def _local_files(raw: dict[str, Any], path: Path) -> list[Fault]:
