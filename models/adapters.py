@@ -1,0 +1,151 @@
+"""Adapters: the only thing that trains. New ones, strict loading, frozen copies to measure KL against, hashes.
+
+Adapter weights stay float32 also on a 4-bit base: at a learning rate of 1e-5 a bfloat16 weight of size 0.1 does not
+move at all (its spacing there is 5e-4).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from models.base import ModelError, hash_tensor
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+POLICY = "default"
+REFERENCE = "reference"
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class AdapterError(ModelError):
+    """An adapter file that is missing, incomplete or made for another model."""
+
+
+def new_adapter(
+    base: "PreTrainedModel",
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    targets: Sequence[str] = LINEAR_LAYERS,
+    seed: int = 0,
+) -> "PeftModel":
+    """Put a fresh LoRA adapter (B = 0, so the policy starts as the base; arXiv 2106.09685) on a frozen base."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = get_peft_model(base, config)
+    _float32(model)
+    return model
+
+
+def load_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
+    """Put a saved adapter on a base, trainable. Every tensor of the file must find its place and the reverse.
+
+    Raises:
+        AdapterError: the folder holds no adapter, or its tensors do not fit this base.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig.from_pretrained(_existing(folder))
+    config.inference_mode = False
+    model = get_peft_model(base, config)
+    write_adapter(model, read_adapter(folder), source=str(folder))
+    _float32(model)
+    return model
+
+
+def add_reference(model: "PeftModel", tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Add a frozen second adapter named `reference` with these weights (as `adapter_tensors` gives them)."""
+    model.add_adapter(REFERENCE, model.peft_config[POLICY])
+    write_adapter(model, tensors, REFERENCE, source=source)
+    for name, parameter in model.named_parameters():
+        if f".{REFERENCE}." in name:
+            parameter.requires_grad_(False)
+    model.set_adapter(POLICY)
+
+
+def adapter_tensors(model: "PeftModel", adapter: str = POLICY) -> dict[str, torch.Tensor]:
+    """Copies of an adapter's tensors by their name in a PEFT checkpoint (without the adapter's own name)."""
+    mark = f".{adapter}."
+    return {
+        name.replace(mark, "."): parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if mark in name
+    }
+
+
+def write_adapter(
+    model: "PeftModel", tensors: Mapping[str, torch.Tensor], adapter: str = POLICY, *, source: str = "the tensors given"
+) -> None:
+    """Copy tensors into an adapter of the model, strictly.
+
+    Raises:
+        AdapterError: a tensor is missing, left over, or of another shape.
+    """
+    mark = f".{adapter}."
+    places = {name.replace(mark, "."): parameter for name, parameter in model.named_parameters() if mark in name}
+    if missing := sorted(places.keys() - tensors.keys()):
+        raise AdapterError(f"{source}: {len(missing)} adapter tensors are missing, the first is '{missing[0]}'")
+    if extra := sorted(tensors.keys() - places.keys()):
+        raise AdapterError(f"{source}: {len(extra)} tensors have no place in this model, the first is '{extra[0]}'")
+    for name, parameter in places.items():
+        if parameter.shape != tensors[name].shape:
+            raise AdapterError(
+                f"{source}: '{name}' is {tuple(tensors[name].shape)}, this model wants {tuple(parameter.shape)}"
+            )
+        parameter.data = tensors[name].to(device=parameter.device, dtype=torch.float32, copy=True)
+
+
+def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a saved adapter by their name in the file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = _existing(folder) / "adapter_model.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path} is not a readable adapter: {error}") from error
+
+
+def save_adapter(model: "PeftModel", folder: Path) -> str:
+    """Save the policy's adapter in PEFT's format; returns its hash."""
+    model.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False)
+    config_file = folder / "adapter_config.json"
+    config = json.loads(config_file.read_text())
+    # PEFT leaves a set's order to the hash seed: written sorted, the same adapter is the same file
+    config["target_modules"] = sorted(config["target_modules"])
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return adapter_sha256(adapter_tensors(model))
+
+
+def adapter_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hash of an adapter's names, dtypes, shapes and bytes, whatever file or memory they come from."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        hash_tensor(digest, tensors[name])
+    return digest.hexdigest()
+
+
+def _existing(folder: Path) -> Path:
+    if not (folder / "adapter_config.json").is_file():
+        raise AdapterError(f"{folder} holds no adapter (adapter_config.json is missing)")
+    return folder
+
+
+def _float32(model: "PeftModel") -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)

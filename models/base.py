@@ -1,0 +1,143 @@
+"""The frozen base: loading it in 4-bit, proving that it never changes, reading its exact values back.
+
+Everything trained is an adapter on top (models/adapters.py), so whatever the base's quantised weights decode to is the
+model that the policy, the engine and the export must all agree on. `dequantized` gives those values.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Quantize = Literal["nf4", "none"]
+
+
+class ModelError(ValueError):
+    """A model that cannot be found or loaded; the message says which and what to do."""
+
+    user_message = True
+
+
+def model_path(name: str) -> str:
+    """Where a model lies: `embedded/<name>` is shipped beside this file, anything else goes to the Hub client as it is."""
+    shipped = Path(__file__).parent / name
+    return str(shipped) if name.startswith("embedded/") and shipped.is_dir() else name
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """Tokenizer of a Hub id, a local folder or an `embedded/...` model, with a pad token set.
+
+    Raises:
+        ModelError: it cannot be found, or it has neither a chat template nor an end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_path(name))
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load(name, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model '{name}': its tokenizer has no eos_token, so no completion could ever end")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(name: str, quantize: Quantize = "nf4") -> "PreTrainedModel":
+    """Load a causal LM as a frozen base.
+
+    Args:
+        name: Hub id, local folder or `embedded/student`-like name of a shipped model.
+        quantize: `nf4` is 4-bit NormalFloat with double quantisation (QLoRA, arXiv 2305.14314, section 3);
+            `none` keeps the checkpoint's own values.
+
+    The compute dtype is bfloat16 on CUDA and float32 on a CPU. No parameter requires a gradient.
+
+    Raises:
+        ModelError: the model cannot be found or loaded.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    cuda = torch.cuda.is_available()
+    dtype = torch.bfloat16 if cuda else torch.float32
+    quantization = None
+    if quantize == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_path(name),
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": torch.cuda.current_device()} if cuda else {"": "cpu"},
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(_cannot_load(name, error)) from error
+    for module in model.modules():
+        # bitsandbytes repacks such layers in place on their first eval forward, which corrupts training and
+        # dequantisation (bitsandbytes#2078)
+        if _is_4bit(module):
+            module.support_avx512bf16_for_cpu = False
+    model.requires_grad_(False)
+    return model
+
+
+def _cannot_load(name: str, error: Exception) -> str:
+    where = "" if Path(name).exists() else " (neither a local folder, nor a shipped model, nor reachable on the Hub)"
+    return f"model '{name}' cannot be loaded{where}: {str(error).splitlines()[0]}"
+
+
+def _is_4bit(module: nn.Module) -> bool:
+    return type(module).__name__ == "Linear4bit"
+
+
+def dequantized(linear: nn.Module) -> torch.Tensor:
+    """The exact values (out x in, float32) that a linear layer multiplies with, quantised or not; always a new tensor."""
+    weight = linear.weight
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight.detach().to(torch.float32, copy=True)
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, state).to(torch.float32)
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of each 4-bit linear layer."""
+    return ((name, module) for name, module in model.named_modules() if _is_4bit(module))
+
+
+def base_sha256(model: nn.Module) -> str:
+    """Hash of every frozen tensor of the base: parameters, buffers and the quantisation states they are decoded with.
+
+    Adapters on the model do not enter it, so it must be the same before, during and after training.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if ".lora_" in name:
+            continue
+        digest.update(name.replace("base_model.model.", "").replace(".base_layer", "").encode())
+        hash_tensor(digest, parameter.data)
+        state = getattr(parameter, "quant_state", None)
+        while state is not None:
+            for tensor in (state.absmax, state.code, state.offset):
+                if tensor is not None:
+                    hash_tensor(digest, tensor)
+            state = state.state2
+    return digest.hexdigest()
+
+
+def hash_tensor(digest: "hashlib._Hash", tensor: torch.Tensor) -> None:
+    """Feed a tensor's dtype, shape and bytes to a digest."""
+    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,0 +1,66 @@
+"""Folding an adapter into its base, always out of place: for the engine at every sync, and for the export.
+
+W' = dequantize(W) + (alpha / rank) B A, in float32, cast once. The trainer's own tensors are only read: merging into a
+4-bit base and unmerging drifts by many times the adapter's effect (see README, "What is not silently wrong").
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from models.adapters import POLICY, load_adapter
+from models.base import Quantize, dequantized, load_base, load_tokenizer, model_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def folded_weights(
+    model: nn.Module, adapter: str | None = POLICY, dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of every linear layer that is quantised or adapted, folded, one layer at a time.
+
+    Names are those of the base's own checkpoint. A layer's bias follows its weight, since vLLM rebuilds a layer only
+    from all of its parts. `adapter=None` gives the dequantised base.
+    """
+    for name, module in model.named_modules():
+        adapted = hasattr(module, "lora_A")
+        linear = module.base_layer if adapted else module
+        if not adapted and (name.endswith(".base_layer") or type(module).__name__ != "Linear4bit"):
+            continue
+        key = name.replace("base_model.model.", "", 1)
+        with torch.no_grad():
+            weight = dequantized(linear)
+            if adapted and adapter is not None and adapter in module.lora_A:
+                down, up = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+                weight.addmm_(up.float(), down.float(), alpha=module.scaling[adapter])
+            yield f"{key}.weight", weight.to(dtype)
+            if linear.bias is not None:
+                yield f"{key}.bias", linear.bias.detach().to(dtype)
+
+
+def merged_model(base: str, quantize: Quantize, adapter: Path | None, dtype: torch.dtype) -> "PreTrainedModel":
+    """A plain model whose weights are the dequantised base with the adapter folded in.
+
+    The base is loaded fresh with the quantisation it was trained on: merging into the unquantised checkpoint gives
+    another model than the one that was trained.
+    """
+    from transformers import AutoModelForCausalLM
+
+    frozen = load_base(base, quantize)
+    policy = load_adapter(frozen, adapter) if adapter is not None else frozen
+    plain = AutoModelForCausalLM.from_pretrained(model_path(base), dtype=torch.float32)
+    own = dict(plain.named_parameters())
+    with torch.no_grad():
+        for name, tensor in folded_weights(policy):
+            own[name].copy_(tensor)
+    return plain.to(dtype)
+
+
+def save_merged(model: "PreTrainedModel", base: str, folder: Path) -> None:
+    """Write a merged model with the base's tokenizer and generation config, as safetensors."""
+    model.save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)

@@ -1,0 +1,215 @@
+"""What both trainers (sft/, rl/) need around TRL: strict checkpoints of the adapter, step metrics, a stop on NaN.
+
+transformers resumes a model with several adapters from the sub-folders of a checkpoint only, and so drops the trained
+one, which lies at the root; and TRL turns the adapter of a 4-bit model into bfloat16. `AdapterTrainer` undoes both.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import TrainerCallback
+
+from models.adapters import adapter_sha256, adapter_tensors, read_adapter, save_adapter, write_adapter
+from models.base import base_sha256
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+RECORD = "policy.json"
+# float32 forward passes of the same weights on the same machine; a lost policy is off by far more
+RESUME_TOLERANCE = 1e-3
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; what was saved last is kept."""
+
+    user_message = True
+
+
+class ResumeError(TrainingError):
+    """A checkpoint that does not hold what its record says."""
+
+
+@dataclass(frozen=True)
+class PolicyRecord:
+    """What a checkpoint says of its policy, compared again before the first step after a resume.
+
+    Fields:
+        step: optimizer steps taken.
+        adapter_sha256, base_sha256: see models/adapters.py and models/base.py.
+        probe_logprobs: log-probabilities (nats) of the probe's tokens under the policy.
+    """
+
+    step: int
+    adapter_sha256: str
+    base_sha256: str
+    probe_logprobs: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fixed small batch of prompt and continuation tokens on which policies and engines are compared."""
+
+    prompts: Sequence[Sequence[int]]
+    completions: Sequence[Sequence[int]]
+
+    @classmethod
+    def of_prompts(cls, prompts: Sequence[Sequence[int]], count: int = 4) -> "Probe":
+        """The second halves of a few prompts as continuations of the first: natural text, and nothing to sample."""
+        chosen = [list(prompt) for prompt in prompts[:count] if len(prompt) > 1]
+        return cls([p[: len(p) // 2] for p in chosen], [p[len(p) // 2 :] for p in chosen])
+
+    @torch.no_grad()
+    def logprobs(self, model: torch.nn.Module) -> list[list[float]]:
+        """Log-probability of each continuation token under the model's active adapter, at temperature 1."""
+        training = model.training
+        model.eval()
+        device = next(model.parameters()).device
+        scored = []
+        for prompt, completion in zip(self.prompts, self.completions, strict=True):
+            ids = torch.tensor([[*prompt, *completion]], device=device)
+            steps = model(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+            scored.append(steps.gather(-1, ids[0, len(prompt) :, None])[:, 0].tolist())
+        model.train(training)
+        return scored
+
+
+def mean_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
+    """Mean absolute difference of two nested lists of log-probabilities, in nats."""
+    pairs = [(x, y) for row_a, row_b in zip(a, b, strict=True) for x, y in zip(row_a, row_b, strict=True)]
+    return sum(abs(x - y) for x, y in pairs) / max(len(pairs), 1)
+
+
+class AdapterTrainer:
+    """Mixed into a TRL trainer, in front of it. Set `probe` before training; `keep_float32` right after TRL's __init__."""
+
+    probe: Probe
+
+    def keep_float32(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put back the adapter's own float32 values."""
+        write_adapter(self._policy(), tensors)
+
+    def _policy(self) -> "PeftModel":
+        return self.accelerator.unwrap_model(self.model)
+
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
+        """Checkpoints need no model card; the export writes one."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        save_adapter(self._policy(), Path(output_dir or self.args.output_dir))
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
+        super()._save_checkpoint(model, trial)
+        if not self.args.should_save:
+            return
+        policy = self._policy()
+        record = PolicyRecord(
+            step=self.state.global_step,
+            adapter_sha256=adapter_sha256(adapter_tensors(policy)),
+            base_sha256=base_sha256(policy),
+            probe_logprobs=self.probe.logprobs(policy),
+        )
+        # written last: a checkpoint without it was cut off and is not resumed from
+        path = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / RECORD
+        path.write_text(json.dumps(asdict(record)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        record = PolicyRecord(**json.loads((folder / RECORD).read_text()))
+        policy = self._policy()
+        write_adapter(policy, read_adapter(folder), source=str(folder))
+        if adapter_sha256(adapter_tensors(policy)) != record.adapter_sha256:
+            raise ResumeError(f"{folder}: the adapter is not the one that was saved (its hash differs from {RECORD})")
+        if base_sha256(policy) != record.base_sha256:
+            raise ResumeError(f"{folder}: the base is not the one that this adapter was trained on")
+        off = mean_difference(self.probe.logprobs(policy), record.probe_logprobs)
+        if not off <= RESUME_TOLERANCE:
+            raise ResumeError(
+                f"{folder}: the loaded policy's log-probabilities differ from the saved ones by {off:.2g} nats a token"
+            )
+
+    def training_step(self, *args: object, **kwargs: object) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise TrainingError(self._diverged(f"the loss is {loss.item()}"))
+        return loss
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(float(norm)):
+            raise TrainingError(self._diverged(f"the gradient's norm is {float(norm)}"))
+        return norm
+
+    def _diverged(self, what: str) -> str:
+        last = last_checkpoint(Path(self.args.output_dir))
+        kept = f"; the last good checkpoint is {last}" if last else ""
+        return (
+            f"{what} at step {self.state.global_step + 1}: training stopped{kept}. "
+            f"Lower the stage's learning_rate (now {self.args.learning_rate:g})"
+        )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint in a folder."""
+    complete = [path.parent for path in folder.glob(f"checkpoint-*/{RECORD}")]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+class MetricsFile(TrainerCallback):
+    """Writes metrics.jsonl, one line per logged step, under the project's names; on a resume, later lines are dropped.
+
+    Args:
+        path: the file.
+        names: TRL's name -> name in the file; other logged numbers keep their own.
+        constants: added to every line (beta, say).
+        on_step: called with the number of steps done.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        names: Mapping[str, str],
+        constants: Mapping[str, float] | None = None,
+        on_step: "StepListener | None" = None,
+    ) -> None:
+        self._path, self._names, self._constants = path, dict(names), dict(constants or {})
+        self._on_step = on_step
+
+    def on_train_begin(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+    ) -> None:
+        lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+        self._path.write_text("".join(kept))
+        if self._on_step:
+            self._on_step(state.global_step, None)
+
+    def on_log(
+        self,
+        args: "TrainingArguments",
+        state: "TrainerState",
+        control: "TrainerControl",
+        logs: Mapping[str, float] | None = None,
+        **_: object,
+    ) -> None:
+        if not logs or "train_runtime" in logs or not state.is_world_process_zero:
+            return
+        line = {"step": state.global_step}
+        line |= {self._names.get(name, name): value for name, value in logs.items() if name != "epoch"}
+        line |= self._constants
+        with self._path.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        if self._on_step:
+            self._on_step(state.global_step, line)
+
+
+class StepListener:
+    """Signature of `on_step`: steps done, and the line written (None right at the start)."""
+
+    def __call__(self, step: int, line: Mapping[str, float] | None) -> None: ...

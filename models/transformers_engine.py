@@ -1,0 +1,112 @@
+"""transformers' own generate as the engine: for machines without vLLM (macOS), slower but the same protocol."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from models.base import load_tokenizer, model_path
+from models.engine import Completion, EngineError, EngineSettings, Sampling, Tokens, Weights
+
+
+class TransformersEngine:
+    """A plain, unquantised copy of the model, fed with folded weights; see models/engine.py for the protocol."""
+
+    kind = "transformers"
+    serves_adapters = False
+
+    def __init__(self, model: str, settings: EngineSettings) -> None:
+        from transformers import AutoModelForCausalLM
+
+        cuda = torch.cuda.is_available()
+        name = settings.dtype if settings.dtype != "auto" else ("bfloat16" if cuda else "float32")
+        self.dtype = getattr(torch, name)
+        self._model = AutoModelForCausalLM.from_pretrained(model_path(model), dtype=self.dtype).eval()
+        self._model.to("cuda" if cuda else "cpu")
+        self._tokenizer = load_tokenizer(model)
+        self._batch = settings.max_num_seqs
+        declared = self._model.generation_config.eos_token_id
+        self._eos = {self._tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Tokens],
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        per_batch = max(1, self._batch // sampling.n)
+        completions: list[list[Completion]] = []
+        for start in range(0, len(prompts), per_batch):
+            batch = prompts[start : start + per_batch]
+            with torch.random.fork_rng(devices=[]):
+                # one seed for a batch: its completions follow from all of the batch's seeds
+                if seeds is not None:
+                    torch.manual_seed(hash(tuple(seeds[start : start + per_batch])) % 2**63)
+                completions += self._generate_batch(batch, sampling)
+            if progress is not None:
+                progress(len(batch))
+        return completions
+
+    def _generate_batch(self, prompts: Sequence[Tokens], sampling: Sampling) -> list[list[Completion]]:
+        ids, mask = self._left_padded(prompts)
+        greedy = sampling.temperature == 0
+        options = (
+            {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        )
+        output = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=not greedy,
+            num_return_sequences=sampling.n,
+            max_new_tokens=sampling.max_tokens,
+            eos_token_id=[*self._eos, *sampling.stop_token_ids],
+            pad_token_id=self._tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+            output_logits=sampling.logprobs and greedy,
+            output_scores=sampling.logprobs and not greedy,
+            **options,
+        )
+        sequences = output.sequences[:, ids.shape[1] :].tolist()
+        logprobs = None
+        if sampling.logprobs:
+            steps = torch.stack(output.logits if greedy else output.scores, dim=1).float().log_softmax(-1)
+            logprobs = steps.gather(-1, output.sequences[:, ids.shape[1] :, None])[..., 0].tolist()
+        flat = [self._completion(row, logprobs[i] if logprobs else None, sampling) for i, row in enumerate(sequences)]
+        return [flat[i : i + sampling.n] for i in range(0, len(flat), sampling.n)]
+
+    def _completion(self, row: list[int], logprobs: list[float] | None, sampling: Sampling) -> Completion:
+        stops = self._eos | set(sampling.stop_token_ids)
+        end = next((i + 1 for i, token in enumerate(row) if token in stops), None)
+        ids = row[: end or sampling.max_tokens]
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return Completion(ids, text, "stop" if end else "length", logprobs[: len(ids)] if logprobs else None)
+
+    def _left_padded(self, rows: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(len(row) for row in rows)
+        pad = self._tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=self._model.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self._model.device)
+        return ids, mask
+
+    @torch.inference_mode()
+    def score(self, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> list[list[float]]:
+        scored = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            ids = torch.tensor([[*prompt, *completion]], device=self._model.device)
+            logits = self._model(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+            scored.append(logits.gather(-1, ids[0, len(prompt) :, None])[:, 0].tolist())
+        return scored
+
+    @torch.no_grad()
+    def sync_folded(self, weights: Weights) -> None:
+        own = dict(self._model.named_parameters())
+        for name, tensor in weights:
+            own[name].copy_(tensor)
+
+    def sync_adapter(self, folder: Path) -> None:
+        raise EngineError("rollouts.sync: 'adapter' needs vLLM; the transformers engine takes 'folded'")
+
+    def close(self) -> None:
+        del self._model

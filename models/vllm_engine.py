@@ -1,0 +1,172 @@
+"""vLLM as the engine, in this process (no worker process to lose, weights pushed by reference)."""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from models.base import load_tokenizer, model_path
+from models.engine import Completion, EngineError, EngineSettings, Sampling, Tokens, Weights
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+
+def _prepare_process(settings: EngineSettings) -> None:
+    # read by vLLM at import or engine start
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.kv_cache_gib))
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+class VllmEngine:
+    """An in-process vLLM engine; see models/engine.py for the protocol."""
+
+    kind = "vllm"
+
+    def __init__(self, model: str, settings: EngineSettings) -> None:
+        _prepare_process(settings)
+        import vllm
+
+        cuda = torch.cuda.is_available()
+        threads = torch.get_num_threads()
+        name = settings.dtype if settings.dtype != "auto" else ("bfloat16" if cuda else "float32")
+        self.dtype = getattr(torch, name)
+        lora = {"enable_lora": True, "max_lora_rank": _lora_rank(settings.lora_rank)} if settings.lora_rank else {}
+        self._llm = vllm.LLM(
+            model_path(model),
+            dtype=name,
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            # compiling costs 40 s on a CPU, more than an embedded run would win back
+            enforce_eager=not cuda,
+            gpu_memory_utilization=settings.memory if cuda else 0.92,
+            enable_prefix_caching=True,
+            # a prompt cut into chunks makes vLLM rewind the seeded generators, which a CPU's cannot
+            enable_chunked_prefill=cuda,
+            max_num_batched_tokens=None if cuda else max(8192, settings.max_model_len),
+            # log-probabilities as drawn: after temperature and truncation
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",
+            seed=0,
+            disable_log_stats=True,
+            **lora,
+        )
+        # vLLM changes torch's own thread count on a CPU
+        torch.set_num_threads(threads)
+        self._tokenizer = load_tokenizer(model)
+        self._adapter: "LoRARequest | None" = None
+        self._versions = 0
+
+    def generate(
+        self,
+        prompts: Sequence[Tokens],
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        from vllm import SamplingParams
+
+        self._llm.reset_prefix_cache()
+        params = [
+            SamplingParams(
+                n=sampling.n,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_tokens=sampling.max_tokens,
+                logprobs=0 if sampling.logprobs else None,
+                seed=None if seeds is None else seeds[i] % 2**63,
+                stop_token_ids=list(sampling.stop_token_ids) or None,
+                detokenize=False,
+            )
+            for i in range(len(prompts))
+        ]
+        outputs = self._run(prompts, params, progress)
+        return [[self._completion(choice) for choice in output.outputs] for output in outputs]
+
+    def _run(
+        self, prompts: Sequence[Tokens], params: "list[SamplingParams]", progress: Callable[[int], None] | None = None
+    ) -> "list[RequestOutput]":
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        use_tqdm = _progress_bar(progress) if progress is not None else False
+        outputs = self._llm.generate(requests, params, use_tqdm=use_tqdm, lora_request=self._adapter)
+        if len(outputs) != len(prompts):
+            raise EngineError(f"vLLM returned {len(outputs)} outputs for {len(prompts)} prompts")
+        return outputs
+
+    def _completion(self, choice: object) -> Completion:
+        ids = list(choice.token_ids)
+        logprobs = None
+        if choice.logprobs is not None:
+            logprobs = [step[token].logprob for token, step in zip(ids, choice.logprobs, strict=True)]
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return Completion(ids, text, "stop" if choice.finish_reason == "stop" else "length", logprobs)
+
+    def score(self, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> list[list[float]]:
+        from vllm import SamplingParams
+
+        self._llm.reset_prefix_cache()
+        whole = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+        params = [SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)] * len(whole)
+        scored = []
+        for ids, prompt, output in zip(whole, prompts, self._run(whole, params), strict=True):
+            steps = list(zip(ids, output.prompt_logprobs, strict=True))[len(prompt) :]
+            scored.append([step[token].logprob for token, step in steps])
+        return scored
+
+    def sync_folded(self, weights: Weights) -> None:
+        cast = ((name, tensor.to(self.dtype)) for name, tensor in weights)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast})
+        self._llm.reset_prefix_cache()
+
+    def sync_adapter(self, folder: Path) -> None:
+        from vllm.lora.request import LoRARequest
+
+        self._versions += 1
+        previous = self._adapter
+        self._adapter = LoRARequest(f"policy-{self._versions}", self._versions, str(folder))
+        # loaded now, not at the next request, so that the folder may be deleted
+        self._llm.llm_engine.add_lora(self._adapter)
+        if previous is not None:
+            self._llm.llm_engine.remove_lora(previous.lora_int_id)
+        self._llm.reset_prefix_cache()
+
+    @property
+    def serves_adapters(self) -> bool:
+        return self._adapter is not None
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+
+
+def _lora_rank(rank: int) -> int:
+    """The smallest rank vLLM can serve that holds this one."""
+    served = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+    for candidate in served:
+        if candidate >= rank:
+            return candidate
+    raise EngineError(f"model.lora.rank: {rank} is more than vLLM serves ({served[-1]}); use rollouts.sync: folded")
+
+
+def _progress_bar(progress: Callable[[int], None]) -> Callable[..., object]:
+    """vLLM reports finished prompts to a tqdm bar; this one is not drawn and passes the count on."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **{**kwargs, "file": io.StringIO()})
+            # the other bars, while requests are added, wrap an iterable
+            self._counts = self.iterable is None
+
+        def update(self, n: float = 1) -> bool | None:
+            if self._counts:
+                progress(int(n))
+            return super().update(n)
+
+    return Bar

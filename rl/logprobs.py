@@ -1,0 +1,69 @@
+"""Log-probabilities and entropies of completion tokens, without logits for the prompt or for padding.
+
+TRL scores every position where there is no Triton, the prompt's and the padding's too, and with a buffer for the largest
+vocabulary. Here the LM head runs only on the positions that are in the loss; the tiled kernel is TRL's own
+(`trl.kernels`). The computation sits in the model's forward, as TRL's does, so that DDP sees it.
+"""
+
+import types
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from trl.kernels import ChunkedLogProbFunction
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Batch = dict[str, torch.Tensor]
+VOCABULARY_TILE = 32768
+
+
+def install_scoring(causal: "PreTrainedModel") -> None:
+    """Let the model's forward answer `scored=mask, temperature=t` with (log-probabilities, entropies).
+
+    `mask` (B x C, bool) says which of the last C positions count; the rest is 0 in both results (B x C, nats, float32).
+    Without `scored` the forward is the model's own.
+    """
+    own_forward = causal.forward
+
+    def forward(
+        self: "PreTrainedModel",
+        *args: object,
+        scored: torch.Tensor | None = None,
+        temperature: float = 1.0,
+        **kwargs: object,
+    ) -> object:
+        if scored is None:
+            return own_forward(*args, **kwargs)
+        ids = kwargs["input_ids"]
+        length = scored.shape[1]
+        hidden = self.base_model(use_cache=False, **kwargs).last_hidden_state[:, -length - 1 : -1]
+        head = self.get_output_embeddings()
+        logprobs, entropy, *_ = ChunkedLogProbFunction.apply(
+            hidden[scored],
+            head.weight,
+            head.bias,
+            ids[:, -length:][scored],
+            temperature,
+            min(VOCABULARY_TILE, head.weight.shape[0]),
+            None,
+            1.0,
+            ("log_probs", "entropy"),
+        )
+        # the scatter stays connected to the model when nothing is scored: such a batch has a gradient of zero
+        return tuple(
+            hidden.new_zeros(scored.shape, dtype=x.dtype).masked_scatter(scored, x) for x in (logprobs, entropy)
+        )
+
+    causal.forward = types.MethodType(forward, causal)
+
+
+def completion_logprobs(model: nn.Module, batch: Batch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probabilities, entropies) of a batch's completion tokens under the active adapter, each B x C in nats."""
+    return model(
+        input_ids=torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+        attention_mask=torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+        scored=batch["completion_mask"].bool(),
+        temperature=temperature,
+    )

@@ -1,0 +1,247 @@
+"""Distillation data: a teacher's traces, sampled, verified, filtered and rewritten into the student's format.
+
+Raw samples go to samples.jsonl chunk by chunk, so that an interrupted run asks only what it has not asked yet; what is
+kept and why the rest is dropped is decided afterwards, from that file alone.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from models.engine import Engine, Sampling
+from rewards.extract import extract
+from rewards.formats import Format, split_completion
+from rewards.problems import Problem
+from rewards.verifier import Verdict, verify_batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK = 128
+SAMPLES, TRACES, STATISTICS = "samples.jsonl", "traces.jsonl", "statistics.json"
+
+
+class DistillError(ValueError):
+    """The teacher gave nothing to learn from; the message has the numbers."""
+
+    user_message = True
+
+
+@dataclass(frozen=True)
+class KeepPolicy:
+    """Which samples become traces.
+
+    Fields:
+        keep: `correct` keeps verified answers, `all` every complete one that has an answer.
+        max_per_problem: at most this many per problem; None is no limit.
+        pass_rate: keep problems of which the teacher got a share between these two right.
+        min_tokens, max_tokens: bounds of the rewritten completion's length in student tokens, both inclusive.
+    """
+
+    keep: Literal["correct", "all"]
+    max_per_problem: int | None
+    pass_rate: tuple[float, float]
+    min_tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One training example: a problem and a completion in the student's format."""
+
+    problem_id: str
+    question: str
+    gold: str
+    completion: str
+    verdict: Verdict
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What became of the samples: `sampled` = `kept` + the sum of `dropped`; `tokens` is a trace's mean length."""
+
+    problems: int
+    sampled: int
+    correct: int
+    dropped: dict[str, int]
+    kept: int
+    tokens: float
+    sampled_tokens: int
+
+
+def sample_traces(
+    engine: Engine,
+    problems: Sequence[Problem],
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    folder: Path,
+    seeds: Sequence[int],
+    progress: Callable[[int], None],
+    opening: str = "",
+) -> None:
+    """Ask the teacher and append its samples to samples.jsonl, skipping problems that are already there.
+
+    Args:
+        prompts, seeds: one per problem.
+        progress: called with the number of problems done, those of an earlier process included.
+        opening: text that the prompt already holds of the completion (`<think>` in some chat templates).
+    """
+    path = folder / SAMPLES
+    done = {sample["id"] for sample in _complete_lines(path)}
+    progress(sum(problem.id in done for problem in problems))
+    left = [i for i, problem in enumerate(problems) if problem.id not in done]
+    for start in range(0, len(left), CHUNK):
+        chunk = left[start : start + CHUNK]
+        groups = engine.generate([prompts[i] for i in chunk], sampling, [seeds[i] for i in chunk])
+        with path.open("a") as file:
+            for i, group in zip(chunk, groups, strict=True):
+                completions = [
+                    {
+                        "text": opening + completion.text,
+                        "finish": completion.finish,
+                        "tokens": len(completion.token_ids),
+                    }
+                    for completion in group
+                ]
+                file.write(json.dumps({"id": problems[i].id, "completions": completions}) + "\n")
+        progress(len(chunk))
+
+
+def _complete_lines(path: Path) -> list[dict]:
+    """Lines of a JSONL file; a last line cut off by a kill is removed from the file."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        path.write_text("".join(lines := lines[:-1]))
+    return [json.loads(line) for line in lines]
+
+
+def choose_traces(
+    problems: Sequence[Problem],
+    folder: Path,
+    policy: KeepPolicy,
+    contract: Format,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> Statistics:
+    """Decide over samples.jsonl; writes traces.jsonl and statistics.json.
+
+    Raises:
+        DistillError: no trace is left.
+    """
+    known = {problem.id: problem for problem in problems}
+    kept: list[Trace] = []
+    dropped: Counter[str] = Counter()
+    correct = sampled = tokens = 0
+    for sample in _complete_lines(folder / SAMPLES):
+        if sample["id"] not in known:
+            continue
+        problem, completions = known[sample["id"]], sample["completions"]
+        verdicts = verify_batch([c["text"] for c in completions], [problem.gold] * len(completions))
+        right = sum(verdict is Verdict.CORRECT for verdict in verdicts)
+        sampled += len(completions)
+        tokens += sum(c["tokens"] for c in completions)
+        correct += right
+        low, high = policy.pass_rate
+        if not low <= right / len(completions) <= high:
+            dropped["pass_rate"] += len(completions)
+            continue
+        kept += _of_problem(problem, completions, verdicts, policy, contract, tokenizer, dropped)
+    statistics = Statistics(
+        problems=len(known),
+        sampled=sampled,
+        correct=correct,
+        dropped=dict(sorted(dropped.items())),
+        kept=len(kept),
+        tokens=sum(trace.tokens for trace in kept) / max(len(kept), 1),
+        sampled_tokens=tokens,
+    )
+    (folder / STATISTICS).write_text(json.dumps(asdict(statistics), indent=2) + "\n")
+    if not kept:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "nothing was sampled"
+        raise DistillError(
+            f"no trace is left of {sampled} samples ({correct} correct; dropped: {reasons}). Look into "
+            f"{folder / SAMPLES}; a stronger teacher, a larger max_tokens, or `keep: all` would leave some"
+        )
+    (folder / TRACES).write_text("".join(json.dumps(asdict(trace)) + "\n" for trace in kept))
+    return statistics
+
+
+def _of_problem(
+    problem: Problem,
+    completions: Sequence[dict],
+    verdicts: Sequence[Verdict],
+    policy: KeepPolicy,
+    contract: Format,
+    tokenizer: "PreTrainedTokenizerBase",
+    dropped: Counter[str],
+) -> Iterator[Trace]:
+    seen: set[str] = set()
+    for completion, verdict in zip(completions, verdicts, strict=True):
+        text = rewritten(completion["text"], contract)
+        tokens = len(tokenizer(text, add_special_tokens=False).input_ids) if text else 0
+        reason = None
+        if completion["finish"] == "length":
+            reason = "truncated"
+        elif policy.keep == "correct" and verdict is not Verdict.CORRECT:
+            reason = str(verdict)
+        elif text is None:
+            reason = "no_answer"
+        elif tokens < policy.min_tokens:
+            reason = "too_short"
+        elif tokens > policy.max_tokens:
+            reason = "too_long"
+        elif " ".join(text.split()) in seen:
+            reason = "duplicate"
+        elif policy.max_per_problem is not None and len(seen) >= policy.max_per_problem:
+            reason = "enough_for_problem"
+        if reason:
+            dropped[reason] += 1
+            continue
+        seen.add(" ".join(text.split()))
+        yield Trace(problem.id, problem.question, problem.gold, text, verdict, tokens)
+
+
+def rewritten(text: str, contract: Format) -> str | None:
+    """A completion in the student's format: its reasoning and its final answer; None where it has no answer.
+
+    A teacher that thinks and then writes the solution out again (R1) keeps its thoughts; one without a think block keeps
+    what stands before its box.
+    """
+    answer = extract(text).text
+    if not answer:
+        return None
+    reasoning, rest = split_completion(text)
+    if not reasoning:
+        reasoning = rest.rpartition(r"\boxed")[0]
+    return contract.completion(reasoning, answer)
+
+
+def read_traces(path: Path) -> list[Trace]:
+    """Traces of a distill stage."""
+    return [Trace(**{**line, "verdict": Verdict(line["verdict"])}) for line in _complete_lines(path)]
+
+
+def traces_of_solutions(
+    problems: Sequence[Problem], contract: Format, tokenizer: "PreTrainedTokenizerBase", source: str
+) -> list[Trace]:
+    """Traces from written solutions (a JSONL file with `solution`) instead of a teacher.
+
+    Raises:
+        DistillError: a problem has no solution.
+    """
+    without = [problem.id for problem in problems if not problem.solution]
+    if without:
+        raise DistillError(
+            f"{source}: {len(without)} problems have no `solution` to imitate, the first is {without[0]!r}"
+        )
+    traces = []
+    for problem in problems:
+        text = contract.completion(problem.solution, problem.gold)
+        tokens = len(tokenizer(text, add_special_tokens=False).input_ids)
+        traces.append(Trace(problem.id, problem.question, problem.gold, text, Verdict.CORRECT, tokens))
+    return traces
