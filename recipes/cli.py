@@ -60,7 +60,7 @@ def check(
             except UserError as error:
                 messages[str(error)] = None
             else:
-                typer.echo(f"{name} at scale {one}: {len(recipe.stages)} stages, right")
+                typer.echo(f"{name} at scale {one}: {len(recipe.stages)} stages, valid")
     if not recipes:
         messages.update(dict.fromkeys(load.unused_scale_stages()))
     if messages:

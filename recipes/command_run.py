@@ -10,7 +10,6 @@ from pathlib import Path
 from recipes import gates, processes
 from recipes import plan as planning
 from recipes.errors import is_user_error
-from recipes.ledger import write_json
 from recipes.load import Scale
 from recipes.machine import this_machine
 from recipes.plan_view import beside
@@ -32,21 +31,25 @@ def run_command(
     progress = Progress(quiet=processes.rank() != 0)
     if scale.why:
         progress.say(scale.why)
-    run = Run(
-        recipe, runs / f"{recipe.name}-{scale.name}", scale=scale.name, source=source, sets=sets, progress=progress
-    )
-    outcome = run.start(restart_from)
+    plan = planning.estimate(recipe, this_machine(), scale.name)
+    outcome = Run(
+        recipe,
+        runs / f"{recipe.name}-{scale.name}",
+        scale=scale.name,
+        source=source,
+        sets=sets,
+        plan=plan.to_json(),
+        progress=progress,
+    ).start(restart_from)
     if processes.rank() == 0:
-        _finish(recipe, scale.name, outcome, progress)
+        _finish(plan, outcome, progress)
     return 0 if outcome.verdict == gates.GO else GATE_EXIT
 
 
-def _finish(recipe: Recipe, scale: str, outcome: Outcome, progress: Progress) -> None:
+def _finish(plan: planning.Plan, outcome: Outcome, progress: Progress) -> None:
     """Table, planned against measured, report."""
     console = progress.console
     console.print(table(outcome.results), width=None if console.is_terminal else TABLE_WIDTH)
-    plan = planning.estimate(recipe, this_machine(), scale)
-    write_json(outcome.run_dir / "plan.json", plan.to_json())
     seconds = {stage.name: stage.seconds for stage in plan.stages}
     progress.say(beside(seconds, outcome.results, plan.peak, _peak_memory(outcome)))
     _report(outcome.run_dir, progress)

@@ -15,6 +15,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from recipes.machine import Gpu, Machine
@@ -155,6 +156,15 @@ class Plan:
         }
 
 
+def _lines(source: str) -> int:
+    """Problems in a local .jsonl file, 0 where there is none."""
+    path = Path(source).expanduser()
+    if path.suffix != ".jsonl" or not path.is_file():
+        return 0
+    with open(path, "rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
 def device_of(machine: Machine, scale: str) -> Device:
     """The hardware that the recipe is planned for: this machine's GPU, an assumed one for `gpu`, or its CPU."""
     if machine.gpus or scale == "gpu":
@@ -216,9 +226,10 @@ class Estimator:
 
     def problems(self, split: str, limit: int | None) -> int:
         """How many problems there are; a guess for sources that are not at hand."""
-        embedded = getattr(self.recipe.problems, split) == "embedded"
-        known = (EMBEDDED_PROBLEMS if embedded else ALL_PROBLEMS)[split]
-        return limit if limit is not None and (embedded or limit < known) else known
+        source = getattr(self.recipe.problems, split)
+        if source == "embedded":
+            return limit or EMBEDDED_PROBLEMS[split]  # the generator makes as many as are asked for
+        return min(_lines(source) or ALL_PROBLEMS[split], limit or 10**9)
 
     def generate(self, shape: Shape, sequences: int, limit: int) -> tuple[int, float]:
         """Tokens and seconds for so many completions cut off at `limit`."""

@@ -96,6 +96,8 @@ class Progress:
                 TextColumn("{task.fields[note]}"),
                 console=self.console,
                 transient=True,
+                redirect_stdout=False,  # what libraries print goes to the stage's log, see chatter_to
+                redirect_stderr=False,
             )
             self._rich.start()
         self._open += 1

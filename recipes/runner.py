@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from recipes import folder as run_folder
 from recipes import gates, processes
@@ -55,6 +56,7 @@ class Run:
     """One run of a recipe in one folder.
 
     Fields:
+        plan: what was planned, kept in run.json for the report.
         functions: by kind, `base` included; None takes recipes.stages.STAGE_FUNCTIONS.
         make_resources: None takes recipes.stages.make_resources; called once, before the first stage that runs.
     """
@@ -64,6 +66,7 @@ class Run:
     scale: str = "none"
     source: str = ""
     sets: tuple[str, ...] = ()
+    plan: Mapping[str, Any] | None = None
     functions: Mapping[str, StageFunction] | None = None
     make_resources: Callable[[Recipe, Path], Resources] | None = None
     progress: Progress = field(default_factory=lambda: Progress(quiet=processes.rank() != 0))
@@ -118,7 +121,7 @@ class Run:
             self.progress.say(f"no longer in the recipe: {', '.join(sorted(gone))}; set aside in {target}")
 
     def _note_versions(self) -> None:
-        about = run_folder.about(self.recipe, self.scale, self.source, self.sets)
+        about = run_folder.about(self.recipe, self.scale, self.source, self.sets) | {"plan": self.plan}
         old = run_folder.read_json(self.run_dir / "run.json").get("versions", {})
         changed = [
             f"{name} {old[name]} -> {new}" for name, new in about["versions"].items() if old.get(name, new) != new

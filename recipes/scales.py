@@ -7,6 +7,7 @@ keys that the schema marks with `SIZE`. A value such as `x 0.4` is that part of 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ Where = tuple[str | int, ...]
 def apply(raw: dict[str, Any], scale: Mapping[str, Any], path: Path, origins: dict[Where, str]) -> list[Fault]:
     """Write the scale's values into the raw recipe and note their origin; the faults of the scale file itself."""
     faults: list[Fault] = []
+    recipes_own = copy.deepcopy(raw)
 
     def fault(keys: Where, message: str) -> None:
         line = line_of(path, keys)
@@ -54,7 +56,7 @@ def apply(raw: dict[str, Any], scale: Mapping[str, Any], path: Path, origins: di
                 fault((*keys, key), f"a scale says how big, never what is learned (it may set: {possible})")
             else:
                 try:
-                    target[key] = _scaled(value, target.get(key, field.default), field.annotation)
+                    target[key] = _scaled(value, _own(recipes_own, (*at, key), field.default), field.annotation)
                 except ValueError as error:
                     fault((*keys, key), str(error))
                 origins[(*at, key)] = f"{shown(path)} ({dotted((*keys, key))})"
@@ -96,6 +98,17 @@ def _node(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     annotation = field.annotation if field is not None else None
     nested = isinstance(annotation, type) and issubclass(annotation, BaseModel) and marked(annotation, SIZE)
     return annotation if nested else None
+
+
+def _own(raw: Any, path: Where, default: object) -> object:
+    """The recipe's own value, before any scale."""
+    for key in path:
+        if isinstance(raw, Mapping) and key not in raw:
+            return default
+        if not isinstance(raw, Mapping) and not (isinstance(raw, list) and isinstance(key, int)):
+            return default
+        raw = raw[key]
+    return raw
 
 
 def _types(annotation: Any) -> set[Any]:

@@ -44,7 +44,7 @@ def fake(monkeypatch):
 
 def test_check(orchestra):
     code, out, _ = orchestra("check")
-    assert code == 0 and "40d at scale embedded: 6 stages, right" in out
+    assert code == 0 and "40d at scale embedded: 6 stages, valid" in out
 
 
 def test_check_reports_everything_once(orchestra, tmp_path):
