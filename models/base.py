@@ -25,7 +25,7 @@ class ModelError(ValueError):
 
 
 def model_path(name: str) -> str:
-    """Where a model lies: `embedded/<name>` is shipped beside this file, anything else goes to the Hub client as it is."""
+    """Where a model lies: `embedded/<name>` is shipped beside this file, the Hub client gets anything else as it is."""
     shipped = Path(__file__).parent / name
     return str(shipped) if name.startswith("embedded/") and shipped.is_dir() else name
 
@@ -102,7 +102,7 @@ def _is_4bit(module: nn.Module) -> bool:
 
 
 def dequantized(linear: nn.Module) -> torch.Tensor:
-    """The exact values (out x in, float32) that a linear layer multiplies with, quantised or not; always a new tensor."""
+    """The exact values (out x in, float32) of a linear layer's weight, quantised or not; always a new tensor."""
     weight = linear.weight
     state = getattr(weight, "quant_state", None)
     if state is None:

@@ -56,7 +56,7 @@ class EngineError(RuntimeError):
 
 
 class Engine(Protocol):
-    """What a stage needs of an engine. `seeds` has one entry per prompt; completion k of a prompt draws from seed + k."""
+    """What a stage needs of an engine. `seeds`: one per prompt; completion k of a prompt draws from seed + k."""
 
     kind: str
     dtype: "torch.dtype"

@@ -87,7 +87,7 @@ def mean_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) 
 
 
 class AdapterTrainer:
-    """Mixed into a TRL trainer, in front of it. Set `probe` before training; `keep_float32` right after TRL's __init__."""
+    """Mixed into a TRL trainer, in front of it; call `keep_float32` after TRL's __init__ and set `probe`."""
 
     probe: Probe
 

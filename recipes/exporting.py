@@ -54,7 +54,8 @@ def export_policy(recipe: Recipe, adapter: Path, folder: Path, dtype: str) -> Ex
     found = mean_kl(policy, reloaded, sequences, device=policy.device)
     if not found.kl <= KL_LIMIT[dtype]:
         raise TrainingError(
-            f"{merged} is not the trained policy: KL {found.kl:.2g} nats a token (allowed for {dtype}: {KL_LIMIT[dtype]:g})"
+            f"{merged} is not the trained policy: KL {found.kl:.2g} nats a token "
+            f"(allowed for {dtype}: {KL_LIMIT[dtype]:g})"
         )
     return ExportReport(found.kl, found.agreement, adapter_sha256(read_adapter(adapter)))
 

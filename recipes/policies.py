@@ -128,7 +128,7 @@ def _evaluations_before(context: StageContext) -> list[tuple[str, Evaluation]]:
 
 
 def divergences(context: StageContext, policy: PeftModel, engine: Engine, asked: Asked) -> dict[str, float]:
-    """KL (nats a token, exact over the vocabulary) of the policy to the base and to the SFT policy, on its own samples."""
+    """KL (nats a token, exact over the vocabulary) to the base and to the SFT policy, on the policy's own samples."""
     resources = resources_of(context)
     prompts = asked.tokens[:KL_PROBLEMS]
     sampling = Sampling(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """Problems with their prompts: text as TRL gets it, tokens as the engine gets it. `left_out`: too long or overlapping."""
+    """Problems with their prompts, as text for TRL and as tokens for the engine; `left_out` are too long or overlap."""
 
     problems: tuple[Problem, ...]
     prompts: tuple[str, ...]
@@ -88,8 +88,8 @@ class Resources:
         if not fit:
             shortest = min(map(len, tokens), default=0)
             raise UserError(
-                f"none of the {len(problems)} {what} fits: the shortest prompt has {shortest} tokens, the limit is {budget}; "
-                f"raise rollouts.max_prompt_tokens or take another base ({gone} overlap with test problems)"
+                f"none of the {len(problems)} {what} fits: the shortest prompt has {shortest} tokens, "
+                f"the limit is {budget}; raise rollouts.max_prompt_tokens or take another base ({gone} overlap with test problems)"
             )
         return Asked(
             tuple(problems[i] for i in fit),

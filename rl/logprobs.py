@@ -1,7 +1,7 @@
 """Log-probabilities and entropies of completion tokens, without logits for the prompt or for padding.
 
-TRL scores every position where there is no Triton, the prompt's and the padding's too, and with a buffer for the largest
-vocabulary. Here the LM head runs only on the positions that are in the loss; the tiled kernel is TRL's own
+TRL scores every position where there is no Triton, the prompt's and the padding's too, and with a buffer for the
+largest vocabulary. Here the LM head runs only on the positions that are in the loss; the tiled kernel is TRL's own
 (`trl.kernels`). The computation sits in the model's forward, as TRL's does, so that DDP sees it.
 """
 

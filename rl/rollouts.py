@@ -1,7 +1,7 @@
 """Rollouts: the current policy's completions from the run's engine, in the place where TRL expects its own vLLM.
 
-TRL's sync merges into the trainer's base and takes the merge back, which drifts in 4-bit; here the trainer is only read.
-After every sync a probe compares trainer and engine, so a stale or bare engine cannot go unnoticed.
+TRL's sync merges into the trainer's base and takes the merge back, which drifts in 4-bit; here the trainer is only
+read. After every sync a probe compares trainer and engine, so a stale or bare engine cannot go unnoticed.
 """
 
 import math

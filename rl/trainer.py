@@ -1,12 +1,12 @@
 """TRL's GRPOTrainer with our engine, reference and micro-batches.
 
-TRL keeps: sampling order, rewards, advantages, the loss, the optimisation loop, logging. Changed here, each for a reason:
+TRL keeps: sampling order, rewards, advantages, the loss, the optimisation loop, logging. Changed here:
 
 - completions come from the run's one engine (rl/rollouts.py), never from a merge into the trainer's base;
-- log-probabilities are computed once: TRL takes a pass of its own for those that the importance weights need, but with one
-  pass over a batch they are the detached ones of the training pass itself;
+- log-probabilities are computed once: TRL takes a pass of its own for those that the importance weights need, but with
+  one pass over a batch they are the detached ones of the training pass itself;
 - the reference is scored per micro-batch, so only for rows that are in the loss and cut to their own length;
-- rows without a gradient are left out (rl/batches.py), and groups without a gradient may be replaced (dynamic sampling).
+- rows without a gradient are left out (rl/batches.py), groups without one may be replaced (dynamic sampling).
 """
 
 import time
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 
     from rewards.scoring import RewardSet
     from rl.rollouts import Rollouts
+
+
+# summed over a step's micro-batches and over the processes
+SUMS = (
+    *("tokens", "entropy", "kl", "engine_kl", "groups", "zero_variance_groups", "masked_groups", "replaced_groups"),
+    *("samples", "useful_samples", "sampled_tokens", "sampling_entropy"),
+)
 
 
 @dataclass(frozen=True)
@@ -245,10 +252,7 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
 
     def _add_step_metrics(self) -> None:
         """Replace TRL's means over micro-batches, which differ in size here, by means over tokens of the whole step."""
-        names = sorted(
-            ["tokens", "entropy", "kl", "engine_kl", "groups", "zero_variance_groups", "masked_groups", "samples"]
-            + ["useful_samples", "sampled_tokens", "sampling_entropy", "replaced_groups"]
-        )
+        names = sorted(SUMS)
         local = torch.tensor([self._sums[name] for name in names], device=self.accelerator.device)
         total = dict(zip(names, self.accelerator.reduce(local, reduction="sum").tolist(), strict=True))
         tokens, sampled = max(total["tokens"], 1.0), max(total["sampled_tokens"], 1.0)

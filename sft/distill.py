@@ -209,8 +209,8 @@ def _of_problem(
 def rewritten(text: str, contract: Format) -> str | None:
     """A completion in the student's format: its reasoning and its final answer; None where it has no answer.
 
-    A teacher that thinks and then writes the solution out again (R1) keeps its thoughts; one without a think block keeps
-    what stands before its box.
+    A teacher that thinks and then writes the solution out again (R1) keeps its thoughts; one without a think block
+    keeps what stands before its box.
     """
     answer = extract(text).text
     if not answer:

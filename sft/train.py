@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of the adapter on traces: the loss is on the completion, the prompt is the evaluation's own."""
+"""Supervised fine-tuning of the adapter on traces: loss on the completion, prompts as in evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -120,7 +120,7 @@ def train_sft(
 
 
 def _example(tokenizer: "PreTrainedTokenizerBase", prompt: str, completion: str) -> dict[str, list[int]]:
-    # tokenised apart, as rollouts see it: a prompt whose last token swallows the completion's first is never sampled from
+    # tokenised apart, as in rollouts: a last prompt token that swallows the completion's first is never sampled from
     asked = tokenizer(prompt, add_special_tokens=False).input_ids
     answer = [*tokenizer(completion, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     return {"input_ids": asked + answer, "labels": [IGNORED] * len(asked) + answer}
