@@ -15,24 +15,32 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from rewards.nodes import balanced
 from rewards.tokens import CLOSERS, MAX_DEPTH, Based, Foreign, Unreadable, closes_at, split_top
 
 ONE_ARGUMENT = frozenset(
-    "\\sin \\cos \\tan \\cot \\sec \\csc \\arcsin \\arccos \\arctan \\arccot \\sinh \\cosh \\tanh \\coth \\exp".split()
+    (  # noqa: SIM905
+        "\\sin \\cos \\tan \\cot \\sec \\csc \\arcsin \\arccos \\arctan \\arccot \\sinh \\cosh \\tanh \\coth \\exp"
+    ).split()
 )
 _LOGS = {"\\ln": ("e",), "\\log": None, "\\lg": ("n", Fraction(10))}
 _GREEK = frozenset(
-    "\\alpha \\beta \\gamma \\delta \\epsilon \\zeta \\eta \\theta \\iota \\kappa \\lambda \\mu \\nu \\xi \\rho \\sigma "
-    "\\tau \\upsilon \\phi \\chi \\psi \\omega \\Gamma \\Delta \\Theta \\Lambda \\Xi \\Pi \\Sigma \\Phi \\Psi \\Omega "
-    "\\hbar \\ell \\ldots \\odot \\mho \\omicron \\bullet \\star".split()
+    (  # noqa: SIM905
+        "\\alpha \\beta \\gamma \\delta \\epsilon \\zeta \\eta \\theta \\iota \\kappa \\lambda \\mu \\nu \\xi "
+        "\\rho \\sigma \\tau \\upsilon \\phi \\chi \\psi \\omega \\Gamma \\Delta \\Theta \\Lambda \\Xi \\Pi "
+        "\\Sigma \\Phi \\Psi \\Omega \\hbar \\ell \\ldots \\odot \\mho \\omicron \\bullet \\star"
+    ).split()
 )
 _CALLED = frozenset("fgh")
 _TIMES = frozenset(["*", "\\cdot", "\\times", "\\ast"])
 _OVER = frozenset(["/", "\\div", "\\over"])
 _ENDS = CLOSERS | frozenset([",", ";", "=", "<", ">"])
 _NO_EXPRESSION = frozenset(
-    "\\R \\Z \\N \\Q \\emptyset \\varnothing \\to \\in \\mid \\quad \\circ \\land \\lor \\neg".split()
+    (  # noqa: SIM905
+        "\\R \\Z \\N \\Q \\emptyset \\varnothing \\to \\in \\mid \\quad \\circ \\land \\lor \\neg"
+    ).split()
 )
+_MAX_POSTFIX = 12
 _GROUPS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 _INVERSE = {"\\sin": "\\arcsin", "\\cos": "\\arccos", "\\tan": "\\arctan", "\\cot": "\\arccot"}
 
@@ -54,8 +62,7 @@ class _Reader:
     def __init__(self, tokens: tuple, depth: int = 0):
         if depth > MAX_DEPTH:
             raise Unreadable("nested too deep")
-        self.tokens, self.at, self.depth = tokens, 0, depth
-        self.bars = 0
+        self.tokens, self.at, self.nest = tokens, 0, depth
 
     def peek(self):
         return self.tokens[self.at] if self.at < len(self.tokens) else None
@@ -68,24 +75,25 @@ class _Reader:
         return token
 
     def inner(self, tokens: tuple) -> tuple:
-        reader = _Reader(tokens, self.depth + 1)
+        reader = _Reader(tokens, self.nest)
         node = reader.sum()
         if reader.at != len(reader.tokens):
             raise Unreadable(f"unexpected {reader.tokens[reader.at]!r}")
         return node
 
     def sum(self) -> tuple:
-        node = self.signed()
+        terms = [self.signed()]
         while True:
             token = self.peek()
             if token == "+" or token == "-":
                 self.at += 1
-                node = (token, node, self.signed())
+                term = self.signed()
+                terms.append(term if token == "+" else ("neg", term))
             elif token == "\\pm" or token == "\\mp":
                 self.at += 1
-                node = (token[1:], node, self.signed())
+                terms = [(token[1:], balanced("+", terms), self.signed())]
             else:
-                return node
+                return balanced("+", terms)
 
     def signed(self) -> tuple:
         """A product with its signs: -2^2 is -(2^2), and 3 + -2 is allowed."""
@@ -101,20 +109,25 @@ class _Reader:
         return ("neg", node) if negative else node
 
     def product(self) -> tuple:
-        first = self.at
-        node = self.power()
+        first, over, under = self.at, [self.power()], []
         while True:
             token = self.peek()
             if token in _TIMES:
                 self.at += 1
-                node = ("*", node, self.factor())
+                over.append(self.factor())
             elif token in _OVER:
                 self.at += 1
-                node = ("/", node, self.factor())
+                under.append(self.factor())
             elif token is None or token in _ENDS or not self.starts(token):
-                return node
+                break
             else:
-                node = self.juxtaposed(first, node)
+                mixed = self.juxtaposed(first, over[-1] if len(over) == 1 and not under else None)
+                if mixed[0] == "mixed":
+                    over = [mixed[1]]
+                else:
+                    over.append(mixed)
+        node = balanced("*", over)
+        return ("/", node, balanced("*", under)) if under else node
 
     def factor(self) -> tuple:
         if self.peek() in ("-", "+"):
@@ -123,11 +136,11 @@ class _Reader:
             return ("neg", node) if sign == "-" else node
         return self.power()
 
-    def juxtaposed(self, first: int, node: tuple) -> tuple:
-        """node next to a further factor: a mixed number, or a product."""
+    def juxtaposed(self, first: int, before: tuple | None) -> tuple:
+        """The next factor, no sign between; ("mixed", number) when it makes a mixed number with the one before."""
         token = self.peek()
-        number_before = node[0] == "n" and self.at - first == 1
-        if number_before and node[1].denominator == 1 and (token == "\\frac" or _is_number(token)):
+        number_before = before is not None and before[0] == "n" and self.at - first == 1
+        if number_before and before[1].denominator == 1 and (token == "\\frac" or _is_number(token)):
             at = self.at
             if token == "\\frac":
                 right = self.power()
@@ -138,25 +151,23 @@ class _Reader:
                     right = ("/", right, self.atom())
             part = _plain_fraction(right)
             if part is not None and 0 < part < 1 and right[0] == "/":
-                return ("n", node[1] + part)
+                return ("mixed", ("n", before[1] + part))
             if token != "\\frac" or part is not None:
                 raise Unreadable("two numbers side by side")
             self.at = at
         elif _is_number(token) and (number_before or self.tokens[self.at + 1 : self.at + 2] != ("^",)):
             raise Unreadable("a number after a factor")
-        return ("*", node, self.power())
+        return self.power()
 
     def starts(self, token) -> bool:
         """Whether a token can begin a factor."""
         if token.__class__ is not str:
             return True
-        if token == "|":
-            return self.bars == 0
         return token[0] not in "\"+-^_'!%:&?@" and token not in ("\\pm", "\\mp", "\\cup", "\\cap", "\\in", "\\to")
 
     def power(self) -> tuple:
         node = self.atom()
-        while True:
+        for _ in range(_MAX_POSTFIX):
             token = self.peek()
             if token == "^":
                 self.at += 1
@@ -173,6 +184,7 @@ class _Reader:
                 node = ("/", node, ("n", Fraction(100)))
             else:
                 return node
+        raise Unreadable("too many signs after a factor")
 
     def exponent(self) -> tuple:
         token = self.peek()
@@ -212,6 +224,14 @@ class _Reader:
         return self.atom()
 
     def atom(self) -> tuple:
+        self.nest += 1
+        if self.nest > MAX_DEPTH:
+            raise Unreadable("nested too deep")
+        node = self.bare_atom()
+        self.nest -= 1
+        return node
+
+    def bare_atom(self) -> tuple:
         token = self.take()
         kind = token.__class__
         if kind is Fraction:
@@ -392,18 +412,3 @@ def _plain_fraction(node: tuple) -> Fraction | None:
     if node[0] == "/" and node[1][0] == "n" and node[2][0] == "n" and node[2][1]:
         return node[1][1] / node[2][1]
     return None
-
-
-def letters_of(node: tuple, found: set | None = None) -> set[str]:
-    """Names of the variables and called functions in an expression."""
-    found = set() if found is None else found
-    if node[0] == "v" or node[0] == "call":
-        found.add(node[1])
-    for part in node[1:]:
-        if part.__class__ is tuple:
-            if part and part[0].__class__ is tuple:
-                for item in part:
-                    letters_of(item, found)
-            else:
-                letters_of(part, found)
-    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rewards.algebra import letters_of
+from rewards.nodes import letters_of
 from rewards.numeric import rational, real, same
 from rewards.structure import Leaf, latex, spelled
 from rewards.tokens import Based
@@ -16,8 +16,10 @@ Outcome = "bool | tuple[tuple[str, str], ...]"
 _NUMBER_WORDS = {
     word: number
     for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-        "eighteen nineteen twenty".split()
+        (  # noqa: SIM905
+            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+            "seventeen eighteen nineteen twenty"
+        ).split()
     )
 }
 
@@ -142,7 +144,7 @@ def _same_constant_of_integration(one: tuple, two: tuple) -> bool:
     name, other = left.pop(), right.pop()
     if name.lower() != other.lower():
         return False
-    from rewards.numeric import substitute
+    from rewards.nodes import substitute
 
     return same(one, substitute(two, other, ("v", name))) is True
 

@@ -12,21 +12,16 @@ Sizes are capped before anything is computed: an expression beyond the caps is u
 
 from __future__ import annotations
 
-import cmath
 import math
 import zlib
 from fractions import Fraction
 
-from rewards.algebra import letters_of
+from rewards.fields import Double, Precise, Undecided, is_real
+from rewards.nodes import contains, letters_of
 
 MAX_POWER = 10_000_000
-MAX_FACTORIAL = 5_000
+MAX_FACTORIAL = 2_500
 _DIGITS = 50
-_LARGE = 1e8  # largest exponent or function argument mpmath is asked to bear
-
-
-class Undecided(ArithmeticError):
-    """An expression that these rules do not evaluate: too large, or a function they do not know."""
 
 
 class Irrational(Undecided):
@@ -60,6 +55,7 @@ def _witness(number: int, base: int) -> bool:
 
 
 PRIME, ROOT_OF_MINUS_ONE = _prime_with_i()
+_DOUBLE = Double()
 
 
 def same(left: tuple, right: tuple) -> bool | None:
@@ -107,20 +103,6 @@ def at_points(node: tuple, points: int = 4) -> list[complex | float | None]:
         except (ArithmeticError, ValueError, Undecided):
             values.append(None)
     return values
-
-
-def substitute(node: tuple, name: str, value: tuple) -> tuple:
-    """The expression with a variable replaced."""
-    if node[0] == "v" and node[1] == name:
-        return value
-    return tuple(
-        substitute(part, name, value)
-        if part.__class__ is tuple and part and part[0].__class__ is str
-        else tuple(substitute(item, name, value) for item in part)
-        if part.__class__ is tuple
-        else part
-        for part in node
-    )
 
 
 def _exact(node: tuple) -> Fraction:
@@ -172,7 +154,7 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
 
 
 def _bounded(value: Fraction) -> None:
-    if value.numerator.bit_length() > 200_000 or value.denominator.bit_length() > 200_000:
+    if value.numerator.bit_length() > 100_000 or value.denominator.bit_length() > 100_000:
         raise Undecided("number too large")
 
 
@@ -239,7 +221,7 @@ def _point(name: str, seed: int) -> float:
 def _same_numerically(left: tuple, right: tuple) -> bool | None:
     names = letters_of(left) | letters_of(right)
     seeds = (0, 1, 2) if names else (0,)
-    if names and (_has(left, "abs") or _has(right, "abs")):
+    if names and (contains(left, "abs") or contains(right, "abs")):
         seeds = (0, 1, 2, 4, 5)
     for seed in seeds:
         try:
@@ -247,21 +229,9 @@ def _same_numerically(left: tuple, right: tuple) -> bool | None:
         except (ArithmeticError, ValueError):
             continue
         size = max(abs(one), abs(two))
-        if math.isfinite(size) and abs(one - two) > 1e-5 * size and size > 1e-9 and _is_real(one) and _is_real(two):
+        if math.isfinite(size) and abs(one - two) > 1e-5 * size and size > 1e-9 and is_real(one) and is_real(two):
             return False
     return _same_precisely(left, right, seeds)
-
-
-def _is_real(value) -> bool:
-    return value.__class__ is not complex or abs(value.imag) <= 1e-12 * abs(value)
-
-
-def _has(node: tuple, kind: str) -> bool:
-    return node[0] == kind or any(
-        _has(part, kind) if part[0].__class__ is str else any(_has(item, kind) for item in part)
-        for part in node[1:]
-        if part.__class__ is tuple and part
-    )
 
 
 def _same_precisely(left: tuple, right: tuple, seeds: tuple[int, ...]) -> bool | None:
@@ -290,7 +260,7 @@ def _double(node: tuple, seed: int):
 
 
 def _precise(node: tuple, seed: int, context):
-    return _evaluate(node, seed, _Precise(context))
+    return _evaluate(node, seed, Precise(context))
 
 
 def _evaluate(node: tuple, seed: int, field):
@@ -347,93 +317,3 @@ def _evaluate(node: tuple, seed: int, field):
             value = value + field.function("\\sin", _evaluate(item, seed, field) * (place + 1) + value)
         return value
     raise Undecided(kind)
-
-
-def _bearable(value) -> None:
-    if abs(value) > _LARGE:
-        raise OverflowError
-
-
-class _Double:
-    pi, e, i = math.pi, math.e, 1j
-    _functions = {
-        "\\sin": cmath.sin, "\\cos": cmath.cos, "\\tan": cmath.tan, "\\arcsin": cmath.asin, "\\arccos": cmath.acos,
-        "\\arctan": cmath.atan, "\\sinh": cmath.sinh, "\\cosh": cmath.cosh, "\\tanh": cmath.tanh, "\\exp": cmath.exp,
-        "\\ln": cmath.log,
-    }  # fmt: skip
-    _inverse = {"\\cot": "\\tan", "\\sec": "\\cos", "\\csc": "\\sin", "\\coth": "\\tanh"}
-
-    def number(self, value: Fraction) -> float:
-        return float(value)
-
-    def power(self, base, exponent):
-        _bearable(exponent)
-        if base == 0:
-            return 0.0 if _is_real(exponent) and exponent.real > 0 else 1 / 0
-        return base**exponent
-
-    def root(self, degree, inside):
-        if inside.__class__ is not complex and inside < 0 and degree.real % 2 == 1:
-            return -((-inside) ** (1 / degree))
-        return inside ** (1 / degree) if inside else 0.0
-
-    def factorial(self, value):
-        if value.__class__ is complex or value > 170:
-            raise OverflowError
-        return math.gamma(value + 1)
-
-    def function(self, name: str, value):
-        _bearable(value)
-        if name == "\\floor" or name == "\\ceil":
-            if value.__class__ is complex:
-                raise Undecided(name)
-            return float(math.floor(value) if name == "\\floor" else math.ceil(value))
-        if name in self._inverse:
-            return 1 / self.function(self._inverse[name], value)
-        if name == "\\arccot":
-            return math.pi / 2 - self.function("\\arctan", value)
-        if name not in self._functions:
-            raise Undecided(name)
-        result = self._functions[name](value)
-        return result.real if value.__class__ is not complex and result.imag == 0 else result
-
-
-class _Precise:
-    _names = {
-        "\\sin": "sin", "\\cos": "cos", "\\tan": "tan", "\\cot": "cot", "\\sec": "sec", "\\csc": "csc", "\\arcsin": "asin",
-        "\\arccos": "acos", "\\arctan": "atan", "\\sinh": "sinh", "\\cosh": "cosh", "\\tanh": "tanh", "\\coth": "coth",
-        "\\exp": "exp", "\\ln": "log", "\\floor": "floor", "\\ceil": "ceil",
-    }  # fmt: skip
-
-    def __init__(self, context):
-        self.context = context
-        self.pi, self.e, self.i = +context.pi, +context.e, context.j
-
-    def number(self, value: Fraction):
-        return self.context.mpf(value.numerator) / value.denominator
-
-    def power(self, base, exponent):
-        _bearable(exponent)
-        if base == 0 and self.context.re(exponent) <= 0:
-            raise ZeroDivisionError
-        return base**exponent
-
-    def root(self, degree, inside):
-        if self.context.im(inside) == 0 and self.context.re(inside) < 0 and degree % 2 == 1:
-            return -((-inside) ** (1 / degree))
-        return inside ** (1 / degree)
-
-    def factorial(self, value):
-        _bearable(value)
-        return self.context.gamma(value + 1)
-
-    def function(self, name: str, value):
-        _bearable(value)
-        if name == "\\arccot":
-            return self.context.pi / 2 - self.context.atan(value)
-        if name not in self._names:
-            raise Undecided(name)
-        return getattr(self.context, self._names[name])(value)
-
-
-_DOUBLE = _Double()

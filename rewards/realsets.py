@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 
-from rewards.algebra import letters_of, parse
-from rewards.numeric import real, substitute
+from rewards.algebra import parse
+from rewards.nodes import letters_of, substitute
+from rewards.numeric import real
 from rewards.structure import Group, Leaf, Relation, Union, Value, is_label, read
 from rewards.tokens import Unreadable
 
@@ -202,7 +203,7 @@ def _without(one, two) -> list:
 
 
 def _near(one: float, two: float) -> bool:
-    return one == two or math.isfinite(one - two) and abs(one - two) <= 1e-9 * max(abs(one), abs(two), 1e-6)
+    return one == two or (math.isfinite(one - two) and abs(one - two) <= 1e-9 * max(abs(one), abs(two), 1e-6))
 
 
 def same_set(one: Pieces, two: Pieces) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from rewards.algebra import letters_of, parse
-from rewards.numeric import at_points, rational, real, same, substitute
+from rewards.algebra import parse
+from rewards.nodes import letters_of, substitute
+from rewards.numeric import at_points, rational, real, same
 from rewards.structure import Leaf, Relation, Value, is_label, read
 from rewards.tokens import Unreadable
 

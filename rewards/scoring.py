@@ -133,8 +133,9 @@ def check_weights(weights: Mapping[str, float]) -> None:
     if weights["correct"] <= spread:
         parts = ", ".join(f"{name} {weight:g}" for name, weight in others.items())
         raise RewardError(
-            f"reward: a wrong answer could beat a right one: `correct` pays {weights['correct']:g}, the other components "
-            f"({parts}) can tell two completions apart by {spread:g}; raise `correct` above {spread:g} or lower the others"
+            f"reward: a wrong answer could beat a right one: `correct` pays {weights['correct']:g}, the other "
+            f"components ({parts}) can tell two completions apart by {spread:g}; "
+            f"raise `correct` above {spread:g} or lower the others"
         )
 
 
@@ -162,8 +163,8 @@ class Correct:
             where = f" of problem {names[lost[-1]]}" if names and lost else ""
             raise UngradableError(
                 f"{self.ungradable} of {self.seen} completions have an ungradable gold (limit "
-                f"{self.ungradable_limit:.1%}); the last is {example!r}{where}. Repair or remove such problems, or raise "
-                f"ungradable_limit"
+                f"{self.ungradable_limit:.1%}); the last is {example!r}{where}. "
+                f"Repair or remove such problems, or raise ungradable_limit"
             )
         return [_PAID[judgement.verdict] for judgement in judgements]
 

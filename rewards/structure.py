@@ -15,22 +15,30 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rewards.algebra import letters_of, parse
+from rewards.algebra import parse
+from rewards.labels import is_label, is_word
 from rewards.tokens import CLOSERS, OPENERS, Based, Foreign, Table, Unreadable, closes_at, split_top
 
 RELATIONS = frozenset(["=", "<", ">", "\\leq", "\\geq", "\\neq", "\\approx", "\\in", "\\equiv", "\\sim"])
 _CLAUSES = frozenset(
-    "for where when whenever if with such as since because given provided which that respectively i.e. i.e".split()
+    (  # noqa: SIM905
+        "for where when whenever if with such as since because given provided which that respectively i.e. i.e"
+    ).split()
 )
 _FILLER = frozenset(
-    "approximately about roughly exactly answer is the are value values solution solutions of final result only "
-    "therefore thus so hence total a an equals equal to in domain range interval set all real number numbers".split()
+    (  # noqa: SIM905
+        "approximately about roughly exactly answer is the are value values solution solutions of final result "
+        "only therefore thus so hence total a an equals equal to in domain range interval set all real number "
+        "numbers"
+    ).split()
 )
 _PERCENT = frozenset(["percent", "pct", "percentage", "per cent", "percents", "percentage points"])
 _DEGREES = frozenset(["degree", "degrees", "deg", "degs", "° "])
 _HEDGES = frozenset(
-    "or not isn't wrong incorrect false maybe perhaps possibly but either neither nor alternatively between to until "
-    "unless and no never except instead rather if wait actually probably likely guess".split()
+    (  # noqa: SIM905
+        "or not isn't wrong incorrect false maybe perhaps possibly but either neither nor alternatively between "
+        "to until unless and no never except instead rather if wait actually probably likely guess"
+    ).split()
 )
 _UNIT_SIGNS = frozenset(["^", "/", "{", "}", "(", ")", "-", "\\cdot", "*", "2", "3", "1"])
 _EMPTY = frozenset(["no solution", "no solutions", "none", "empty set", "no real solutions", "no real solution"])
@@ -157,9 +165,9 @@ def _trimmed(tokens: tuple) -> tuple:
             tokens = tokens[:-1]
         elif tokens[0] in (",", ";", "\\forall", "&", ":", "\\to", "\\land", "\\therefore"):
             tokens = tokens[1:]
-        elif tokens[0] == "{" and closes_at(tokens, 0) == len(tokens) - 1:
-            tokens = tokens[1:-1]
-        elif len(tokens) > 3 and tokens[0] == tokens[1] == "|" == tokens[-1] == tokens[-2]:
+        elif (tokens[0] == "{" and closes_at(tokens, 0) == len(tokens) - 1) or (
+            len(tokens) > 3 and tokens[0] == tokens[1] == "|" == tokens[-1] == tokens[-2]
+        ):
             tokens = tokens[1:-1]
         else:
             break
@@ -170,7 +178,9 @@ def _without_prose(tokens: tuple) -> tuple:
     """Without words that lead in ("approximately") and without a clause that follows ("for all x")."""
     first = 0
     while (
-        first < len(tokens) and _word(tokens[first]) and set(tokens[first][1:].lower().strip(" ,.:").split()) <= _FILLER
+        first < len(tokens)
+        and is_word(tokens[first])
+        and set(tokens[first][1:].lower().strip(" ,.:").split()) <= _FILLER
     ):
         first += 1
     if 0 < first < len(tokens):
@@ -193,13 +203,9 @@ def _leads_clause(token: str) -> bool:
     return bool(words) and words[0].strip(",.") in _CLAUSES
 
 
-def _word(token) -> bool:
-    return token.__class__ is str and token[0] == '"'
-
-
 def _is_words(tokens: tuple) -> bool:
-    return any(_word(token) for token in tokens) and all(
-        _word(token) or (token.__class__ is str and (token in "-'.!?:/&" or (len(token) == 1 and token.isalpha())))
+    return any(is_word(token) for token in tokens) and all(
+        is_word(token) or (token.__class__ is str and (token in "-'.!?:/&" or (len(token) == 1 and token.isalpha())))
         for token in tokens
     )
 
@@ -266,7 +272,7 @@ def _relation(tokens: tuple) -> Relation | None:
             last = index + 1
     if not ops:
         colon = split_top(tokens, (":",))
-        if len(colon) == 2 and colon[0] and colon[1] and all(_word(token) for token in colon[0]):
+        if len(colon) == 2 and colon[0] and colon[1] and all(is_word(token) for token in colon[0]):
             return Relation((colon[0], colon[1]), ("=",))
         return None
     parts.append(tokens[last:])
@@ -354,10 +360,10 @@ def _unit(tokens: tuple) -> tuple[tuple, str]:
     if len(ends) > 2 and ends[-2:] == ("^", "\\circ"):
         return ends[:-2], "deg"
     for index, token in enumerate(tokens):
-        if index and _word(token):
+        if index and is_word(token):
             tail = tokens[index:]
             if not all(
-                _word(t) or t in _UNIT_SIGNS or (t.__class__ is str and len(t) == 1 and t.isalpha()) for t in tail
+                is_word(t) or t in _UNIT_SIGNS or (t.__class__ is str and len(t) == 1 and t.isalpha()) for t in tail
             ):
                 return tokens, ""
             body = tokens[:index]
@@ -365,9 +371,9 @@ def _unit(tokens: tuple) -> tuple[tuple, str]:
                 body, tail = body[:-2], tail[:-1]
             if body and body[-1] in ("/", "\\cdot", "-"):
                 body = body[:-1]
-            if any(_word(t) and _hedges(t) for t in tail):
+            if any(is_word(t) and _hedges(t) for t in tail):
                 return tokens, ""
-            words = " ".join(t.strip('"') if _word(t) else t for t in tail).strip().lower().rstrip(".")
+            words = " ".join(t.strip('"') if is_word(t) else t for t in tail).strip().lower().rstrip(".")
             if words in _PERCENT:
                 return body, "%"
             return body, "deg" if words in _DEGREES else words
@@ -388,67 +394,3 @@ def _angle(tokens: tuple) -> tuple | None:
     if signs != ("'",) or len(tokens) not in (5, 8) or not all(t.__class__ is str and t.isdigit() for t in numbers):
         return None
     return ("n", sum(Fraction(int(number), 60**place) for place, number in enumerate(numbers)))
-
-
-def is_label(tokens: tuple) -> bool:
-    """Whether tokens name a quantity (x, a_3, f(x), T(10), |AB|, (x, y), NO/BO, words) rather than state one."""
-    if not tokens or any(token.__class__ is not str for token in tokens):
-        return False
-    if all(_word(token) for token in tokens):
-        return True
-    if tokens[0] in ("(", "[") and closes_at(tokens, 0) == len(tokens) - 1:
-        return all(is_label(part) for part in split_top(tokens[1:-1], (",", ";")))
-    if any(token in ("\\angle", "\\triangle", "\\overline", "\\Pr", "\\partial") for token in tokens[:2]):
-        return True
-    letters = [token for token in tokens if token.isalpha() and len(token) == 1]
-    if (
-        tokens[0] in ("\\frac", "|")
-        or ":" in tokens
-        or (len(letters) > 1 and letters[0].isupper() and len(tokens) == len(letters))
-    ):
-        return bool(letters) and not any(token[0].isdigit() or token in "+-*^" for token in _outside_scripts(tokens)) and all(
-            letter.isupper() or letter == "d" or tokens[0] == "|" or ":" in tokens for letter in letters[:1]
-        )  # fmt: skip
-    if tokens[0] == "\\Delta" and len(tokens) > 1:
-        tokens = tokens[1:]
-    name = tokens[0]
-    if not (len(name) == 1 and name.isalpha()) and not (name[0] == "\\" and _names_variable(tokens[:1])):
-        return False
-    rest = tokens[1:]
-    while rest:
-        if rest[0] == "'":
-            rest = rest[1:]
-        elif rest[0] in ("_", "^") and len(rest) > 1:
-            if rest[0] == "^" and spelled(rest[1:5]).replace(" ", "")[:4] not in ("{-1}", "{(-1"):
-                return False
-            end = closes_at(rest, 1) if rest[1] == "{" else 1
-            rest = rest[end + 1 :] if end > 0 else ()
-        elif rest[0] in ("(", "["):
-            end = closes_at(rest, 0)
-            return end == len(rest) - 1 and not _is_product(name, rest)
-        else:
-            return False
-    return True
-
-
-def _is_product(name: str, rest: tuple) -> bool:
-    """Whether x(x+1) is meant, not f(x)."""
-    return name in rest or (name.islower() and name in "abcnmxyz" and any(token in "+-" for token in rest))
-
-
-def _outside_scripts(tokens: tuple) -> list[str]:
-    kept, index = [], 0
-    while index < len(tokens):
-        if tokens[index] == "_" and index + 1 < len(tokens):
-            index = max(closes_at(tokens, index + 1), index + 1) if tokens[index + 1] == "{" else index + 1
-        else:
-            kept.append(tokens[index])
-        index += 1
-    return kept
-
-
-def _names_variable(tokens: tuple) -> bool:
-    try:
-        return bool(letters_of(parse(tokens)))
-    except Unreadable:
-        return False

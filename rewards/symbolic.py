@@ -26,7 +26,7 @@ GRACE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """slots: children working side by side; seconds: deadline of one comparison; memory_mb: address space of a child."""
+    """slots: children side by side; seconds: deadline of one comparison; memory_mb: address space of a child."""
 
     slots: int = 2
     seconds: float = 1.0
@@ -55,7 +55,7 @@ class SymbolicPool:
             self._ensure()
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
-        """One of equal, different, unknown, timeout or crash for each (gold, answer); never raises for their content."""
+        """equal, different, unknown, timeout or crash for each (gold, answer); never raises for their content."""
         outcomes: list[str] = ["crash"] * len(pairs)
         with self._lock:
             waiting = deque(range(len(pairs)))
@@ -120,8 +120,10 @@ class SymbolicPool:
         deadline = time.monotonic() + seconds
         while b"\n" not in self._buffer:
             stdout = self._process.stdout
-            ready, _, _ = select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+            # poll, not select: a trainer may have more than a thousand files open
+            poll = select.poll()
+            poll.register(stdout, select.POLLIN)
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 raise TimeoutError
             chunk = os.read(stdout.fileno(), 1 << 16)
             if not chunk:

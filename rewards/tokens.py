@@ -51,7 +51,9 @@ OPENERS = frozenset(["(", "[", "{", "\\{", "\\langle", "\\lfloor", "\\lceil"])
 CLOSERS = frozenset([")", "]", "}", "\\}", "\\rangle", "\\rfloor", "\\rceil"])
 
 FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth ln log lg exp sqrt max min det gcd lcm".split()
+    (  # noqa: SIM905
+        "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth ln log lg exp sqrt max min det gcd lcm"
+    ).split()
 )
 _NAMES = {
     **{name: "\\" + name for name in FUNCTIONS},
@@ -60,8 +62,10 @@ _NAMES = {
     "atan": "\\arctan", "log10": "\\lg", "frac": "\\frac", "cdot": "\\cdot", "times": "\\times", "pm": '"pm',
 }  # fmt: skip
 _SHORT_WORDS = frozenset(
-    "and or cm mm km kg mg ft in mi yd lb lbs oz hr hrs min mins sec secs mph pct the is are yes no odd day days year "
-    "am pm th st nd rd USD kph mL ml per all for any not".split()
+    (  # noqa: SIM905
+        "and or cm mm km kg mg ft in mi yd lb lbs oz hr hrs min mins sec secs mph pct the is are yes no odd day "
+        "days year am pm th st nd rd USD kph mL ml per all for any not"
+    ).split()
 )
 
 _UNICODE = {
@@ -83,9 +87,9 @@ _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
 _TEXT = r"\\(?:text(?:bf|it|rm|sf|tt|normal|up|md)?|mbox|hbox|mathrm|operatorname\*?|rm|bf)(?![a-zA-Z])"
 _PLAIN_STEPS = [
-    (re.compile(r"\\q?quad"), " "),
-    (re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|,|;|:|!|>|\s|hfill|"
-                r"cr(?=\s*\\end)|thinspace|medspace|enspace|hspace\*?\{[^{}]*\}|phantom\{[^{}]*\}|middle)(?![a-zA-Z])"), " "),
+    (re.compile(r"\\(?:q?quad|[,;:!>\s]|hspace\*?\{[^{}]*\}|[vh]?phantom\{[^{}]*\})"), " "),
+    (re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|hfill|"
+                r"cr(?=\s*\\end)|thinspace|medspace|enspace|middle)(?![a-zA-Z])"), " "),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![a-zA-Z])"), r"\\binom"),
     (re.compile(r"\\(?:leqslant|leqq|le|lt(?=e))(?![a-zA-Z])"), r"\\leq "),
@@ -99,7 +103,7 @@ _PLAIN_STEPS = [
     (re.compile(r"\\(?:mathbf|mathit|mathsf|mathcal|mathnormal|boldsymbol|bm|pmb|bold|textcolor\{\w+\}|color\{\w+\}|"
                 r"underline|vec|overrightarrow|displaylines|ensuremath)(?![a-zA-Z])"), " "),
     (re.compile(r"\\math(?:bb|ds)\s*\{?\s*([RZNQC])\s*\}?"), r"\\\1 "),
-    (re.compile(r"\\(?:degree|textdegree)(?![a-zA-Z])|\^\s*\{?\s*(?:\textcirc|\\textcirc|\textrm\{o\})\s*\}?|\^\t?extcirc"),
+    (re.compile(r"\\(?:degree|textdegree)(?![a-zA-Z])|\^\s*\{?\s*(?:\textcirc|\\textcirc|\textrm\{o\})\s*\}?|\^\s?extcirc"),
      r"^\\circ "),
     (re.compile(r"\^\s*\{\s*\\circ\s*\}|(?<!\^)\\circ(?=\s*(?:[CF]\s*)?\}*$)|\^\s*\\circ"), r"^\\circ "),
     (re.compile(r"\\prime(?![a-zA-Z])"), "'"),
@@ -140,10 +144,12 @@ _SCAN = re.compile(
     """,
     re.VERBOSE,
 )
-_BASES = dict(zip("two three four five six seven eight nine ten".split(), range(2, 11), strict=True))
+_BASES = dict(zip(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], range(2, 11), strict=True))
 _MATHS_IN_TEXT = re.compile(r"(?:[-+\d./,:%^ ()\[\]=<>*]|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z]))+")
 _TABLES = frozenset(
-    "matrix pmatrix bmatrix vmatrix Vmatrix Bmatrix array cases smallmatrix aligned align align* gathered split".split()
+    (  # noqa: SIM905
+        "matrix pmatrix bmatrix vmatrix Vmatrix Bmatrix array cases smallmatrix aligned align align* gathered split"
+    ).split()
 )
 
 

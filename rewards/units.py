@@ -7,8 +7,9 @@ from fractions import Fraction
 
 # dimension -> spelling -> how many of the first unit
 _TABLE = {
-    "length": "m meter meters metre metres:1 km kilometer kilometers kilometre kilometres:1000 cm centimeter centimeters "
-    "centimetre centimetres:1/100 mm millimeter millimeters:1/1000 ft foot feet:381/1250 in inch inches:127/5000 "
+    "length": "m meter meters metre metres:1 km kilometer kilometers kilometre kilometres:1000 "
+    "cm centimeter centimeters centimetre centimetres:1/100"
+    " mm millimeter millimeters:1/1000 ft foot feet:381/1250 in inch inches:127/5000 "
     "yd yard yards:1143/1250 mi mile miles:201168/125",
     "time": "s sec secs second seconds:1 min mins minute minutes:60 h hr hrs hour hours:3600 day days:86400 "
     "week weeks:604800 ms millisecond milliseconds:1/1000",

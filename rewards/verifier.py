@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from functools import cache
 from rewards.compare import Decision, decide, readable
 from rewards.extract import Extracted, extract
 from rewards.symbolic import PoolSettings, SymbolicPool
+
+_LOG = logging.getLogger(__name__)
 
 
 class Verdict(StrEnum):
@@ -24,12 +27,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Counts:
-    """What a verifier did so far: verdicts given, pairs remembered, symbolic comparisons, and workers lost in them."""
+    """What a verifier did so far: verdicts given, how many from memory, symbolic comparisons, verdicts cut short by a
+    deadline, and comparisons that failed through a fault of the verifier."""
 
     verdicts: int = 0
     remembered: int = 0
     symbolic: int = 0
     timeouts: int = 0
+    errors: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class Verifier:
         self._remember = remember
         self._memory: OrderedDict[tuple[str, str], tuple[Verdict, str, bool]] = OrderedDict()
         self._lock = threading.Lock()
-        self._counts = [0, 0, 0, 0]
+        self._counts = [0, 0, 0, 0, 0]
 
     @property
     def counts(self) -> Counts:
@@ -90,11 +95,12 @@ class Verifier:
                 elif not answer.text.strip():
                     known = (Verdict.WRONG, f"no answer: {answer.source}", False)
                 else:
-                    decision = decide(gold, answer.text)
+                    decision = self._decide(gold, answer.text)
                     if decision.open:
                         open_pairs[pair] = (decision, [index])
                         continue
-                    known = (Verdict.CORRECT if decision.equal else Verdict.WRONG, decision.rule, False)
+                    known = (Verdict.CORRECT if decision.equal else Verdict.WRONG, decision.rule, decision.late)
+                    self._counts[3] += decision.late
                 self._store(pair, known)
             judgements[index] = Judgement(known[0], answer, known[1], known[2])
         if open_pairs:
@@ -105,6 +111,15 @@ class Verifier:
     def close(self) -> None:
         """End the workers (they also end with the process)."""
         self.pool.close()
+
+    def _decide(self, gold: str, answer: str) -> Decision:
+        try:
+            return decide(gold, answer)
+        except Exception as error:  # noqa: BLE001 - one odd text must not end a run; it is counted and logged
+            self._counts[4] += 1
+            if self._counts[4] <= 5:
+                _LOG.warning("verifier: %s on gold %.200r, answer %.200r", type(error).__name__, gold, answer)
+            return Decision(False, f"error: {type(error).__name__}: {error}")
 
     def _ask_workers(self, open_pairs, found, judgements) -> None:
         leaves = list(dict.fromkeys(leaf for decision, _ in open_pairs.values() for leaf in decision.open))
