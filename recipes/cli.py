@@ -16,6 +16,7 @@ from rich.console import Console
 
 from recipes import load
 from recipes.errors import RecipeError, UserError, is_user_error
+from recipes.progress import PLAIN_WIDTH
 from recipes.schema import Recipe
 
 app = typer.Typer(
@@ -38,7 +39,7 @@ RunName = Annotated[str, typer.Argument(help="A run's folder, or its name below 
 def _console() -> Console:
     """Standard output; wide enough for a table where it is not a terminal."""
     console = Console()
-    return console if console.is_terminal else Console(width=200)
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 @app.command()
@@ -119,7 +120,7 @@ def show(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="For
         typer.echo(showing.as_json(results))
         return
     console = _console()
-    console.print(showing.table(results))
+    console.print(showing.table(results, console.width))
     best = max(
         (result for result in results if result.accuracy is not None), key=lambda one: one.accuracy, default=None
     )

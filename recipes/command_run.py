@@ -20,8 +20,6 @@ from recipes.show import table
 
 GATE_EXIT = 3
 """Exit code of a run that a gate stopped."""
-TABLE_WIDTH = 200
-"""Where the output is not a terminal."""
 
 
 def run_command(
@@ -49,7 +47,7 @@ def run_command(
 def _finish(plan: planning.Plan, outcome: Outcome, progress: Progress) -> None:
     """Table, planned against measured, report."""
     console = progress.console
-    console.print(table(outcome.results), width=None if console.is_terminal else TABLE_WIDTH)
+    console.print(table(outcome.results, console.width))
     seconds = {stage.name: stage.seconds for stage in plan.stages}
     progress.say(beside(seconds, outcome.results, plan.peak, _peak_memory(outcome)))
     _report(outcome.run_dir, progress)

@@ -72,6 +72,7 @@ def sentence(result: StageResult) -> str:
         parts.append(f"{result.difference:+.3f}{p_value}")
     if result.kl is not None:
         parts.append(f"KL {result.kl:.2g}")
-    parts += [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-              for key, value in list(result.extra.items())[:4] if result.accuracy is None]  # fmt: skip
+    parts += [f"{key.replace('_', ' ')} {value:.4g}"
+              for key, value in result.extra.items()
+              if result.accuracy is None and isinstance(value, int | float) and not key.endswith("_bytes")]  # fmt: skip
     return ", ".join([*parts, clock(result.seconds)])

@@ -8,11 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+PLAIN_WIDTH = 160
+"""Where the output is not a terminal, so that tables are not cut."""
 PLAIN_SECONDS = 20.0
 """Between two plain lines of one bar."""
 
@@ -119,8 +122,13 @@ def terminal() -> Console:
     try:
         copy = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace", buffering=1)
     except (OSError, ValueError):  # not a real file, as under a test runner
-        return Console(file=sys.stdout)
-    return Console(file=copy)
+        return _console(sys.stdout)
+    return _console(copy)
+
+
+def _console(file: TextIO) -> Console:
+    console = Console(file=file)
+    return console if console.is_terminal else Console(file=file, width=PLAIN_WIDTH)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,9 @@ from recipes.ledger import Ledger, StageResult
 from recipes.progress import clock
 from recipes.schema import DistillStage, EvaluateStage, ExportStage, GrpoStage, Recipe, SftStage, Stage
 
+WIDE = 96
+"""Columns from which on the table shows the kinds too."""
+
 
 def results_of(run_dir: Path) -> list[StageResult]:
     """The results of a run's finished stages, in the order of their folders."""
@@ -27,9 +30,9 @@ def as_json(results: Iterable[StageResult]) -> str:
     return json.dumps(rows, indent=1)
 
 
-def table(results: Iterable[StageResult]) -> Table:
-    """One row per finished stage. Differences are to the evaluated stage before, in points."""
-    columns = ("stage", "kind", "accuracy", "interval", "difference", "p", "greedy", "beta", "KL", "steps", "time")
+def table(results: Iterable[StageResult], width: int = WIDE) -> Table:
+    """One row per finished stage. Differences are to the evaluated stage before, in points; `width`: of the console."""
+    columns = ("stage", "kind", "accuracy", "interval", "points", "p", "greedy", "beta", "KL", "steps", "time", "gate")
     rows = [
         (
             result.name,
@@ -43,14 +46,20 @@ def table(results: Iterable[StageResult]) -> Table:
             _number(result.kl, ".2g"),
             _number(result.steps, "d"),
             clock(result.seconds),
+            result.gate or "",
         )
         for result in results
     ]
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        made.add_column(column, justify="left" if column in ("stage", "kind") else "right", no_wrap=True)
+    left_out = {"gate"} if not any(row[-1] for row in rows) else set()
+    if width < WIDE:
+        left_out |= {"kind"}
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown = [at for at, column in enumerate(columns) if column not in left_out]
+    for at in shown:
+        size = max(len(columns[at]), *(len(row[at]) for row in rows)) if rows else None
+        made.add_column(columns[at], justify="left" if at < 2 else "right", no_wrap=True, min_width=size)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*(row[at] for at in shown))
     return made
 
 
