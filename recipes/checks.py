@@ -5,13 +5,16 @@ Works on the raw mapping, before and whether or not the single keys are valid, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from recipes.errors import Fault, near
+from rewards.formats import FORMATS
 
 TRAINS = ("sft", "grpo")
 EVALUATED = ("sft", "grpo", "evaluate")
+SHIPPED = ("embedded/student", "embedded/teacher")
 RESERVED = ("base", "start", "previous", "self", "discarded")
 
 Raw = Mapping[str, Any]
@@ -158,3 +161,46 @@ def _pass_at_k(stage: Raw, recipe: Raw) -> Iterator[tuple[str, str]]:
         too_many = [k for k in wanted if isinstance(k, int) and k > samples]
         if too_many:
             yield "pass_at_k", f"k = {max(too_many)} needs at least {max(too_many)} samples (samples: {samples})"
+
+
+def unknown_words(recipe: Raw) -> list[Fault]:
+    """Formats, shipped models and sources of problems that do not exist; what is on the Hub is not asked."""
+    faults: list[Fault] = []
+
+    def word(at: tuple[str | int, ...], mapping: object, judge: Callable[[str], str], label: str | None = None) -> None:
+        value = mapping.get(at[-1]) if isinstance(mapping, Mapping) else None
+        if isinstance(value, str) and value and (message := judge(value)):
+            faults.append(Fault(at, f"{value!r} {message}", stage=label))
+
+    problems = recipe.get("problems")
+    word(("problems", "format"), problems, _format)
+    word(("problems", "train"), problems, _source)
+    word(("problems", "test"), problems, _source)
+    word(("model", "base"), recipe.get("model"), _model)
+    stages = recipe.get("stages")
+    for i, stage in enumerate(stages if isinstance(stages, list | tuple) else []):
+        if isinstance(stage, Mapping):
+            label = stage.get("name") if isinstance(stage.get("name"), str) else f"number {i + 1}"
+            word(("stages", i, "teacher"), stage, _model, label)
+            if stage.get("kind") == "evaluate":
+                word(("stages", i, "problems"), stage, _source, label)
+    return faults
+
+
+def _format(name: str) -> str:
+    return "" if name in FORMATS else f"is not a format (there are: {', '.join(FORMATS)}){near(name, FORMATS)}"
+
+
+def _source(source: str) -> str:
+    if source == "embedded" or is_problem_file(source) or source.count("/") == 1:
+        return ""
+    return f"is neither `embedded` nor a .jsonl file nor a Hub data set (name/set){near(source, ['embedded'])}"
+
+
+def _model(name: str) -> str:
+    """A model is shipped, a local folder, or on the Hub."""
+    if name.startswith("embedded/") and name not in SHIPPED:
+        return f"is not shipped (there are: {', '.join(SHIPPED)}){near(name, SHIPPED)}"
+    if name.startswith((".", "/", "~")) and not (Path(name).expanduser() / "config.json").is_file():
+        return "is not a folder with a model (no config.json there)"
+    return ""

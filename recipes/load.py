@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from recipes import machine, overrides, scales
-from recipes.checks import faults_between_stages, is_file, is_problem_file
+from recipes.checks import faults_between_stages, is_file, is_problem_file, unknown_words
 from recipes.errors import Fault, RecipeError, UserError, brief, near
 from recipes.explain import faults_from, stage_label
 from recipes.schema import Recipe
@@ -82,6 +82,7 @@ def load_recipe(name: str, scale: str | None = "auto", sets: Iterable[str] = (),
     faults += overrides.apply(raw, sets, origins)
     if files:
         faults += _local_files(raw, path)
+        faults += unknown_words(raw)
     faults += faults_between_stages(raw)
     recipe = None
     try:
