@@ -6,13 +6,12 @@ import re
 from dataclasses import dataclass
 
 from rewards.comparison import Comparison, Overtime
-from rewards.extract import extract
+from rewards.extract import gold_text
 from rewards.structure import Grid, Group, Leaf, Relation, Union, Value, read, spelled
 from rewards.tokens import Unreadable, clean, tokenize
 
 MAX_TEXT = 4_000
 MAX_OPEN = 400
-_INTEGER = re.compile(r"[-+]?\d{1,18}")
 _COMMA_NUMBER = re.compile(r"\d,\d{3}(?!\d)")
 _TIME = re.compile(
     r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:\\text|\\mathrm|\\mbox)?\s*\{?\s*([ap])?\.?\s*(m)?\.?\s*\}?", re.I
@@ -32,31 +31,9 @@ class Decision:
     late: bool = False
 
 
-def readable(gold: str) -> bool:
-    """Whether a gold can be graded against at all: it is a text that says something."""
-    if not isinstance(gold, str) or len(gold) > 200_000:
-        return False
-    text = gold_text(gold) if "\\boxed" in gold or "\\fbox" in gold else gold
-    return any(character.isalnum() for character in text) or any(sign in text for sign in "∞∅πℝ①②③④⑤⑥⑦⑧⑨")
-
-
-def gold_text(gold: str) -> str:
-    """The answer in a gold, which may be a whole solution."""
-    if "\\boxed" in gold or "\\fbox" in gold or (len(gold) > 250 and gold.count(" ") > 30):
-        found = extract(gold).text
-        return found or gold
-    return gold
-
-
 def decide(gold: str, answer: str) -> Decision:
     """Compare a gold with an extracted answer. Never raises for their content."""
-    gold, answer = gold.strip(), answer.strip()
-    if _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer):
-        return Decision(int(gold) == int(answer), "integers")
-    gold = gold_text(gold)
-    if gold == answer:
-        return Decision(True, "same text")
-    gold, answer = _unwrapped(" ".join(gold.split())), _unwrapped(" ".join(answer.split()))
+    gold, answer = (_unwrapped(" ".join(text.split())) for text in (gold_text(gold.strip()), answer))
     if gold == answer:
         return Decision(True, "same text")
     if len(gold) > MAX_TEXT or len(answer) > MAX_TEXT:

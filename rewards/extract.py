@@ -65,6 +65,22 @@ def extract(completion: str) -> Extracted:
     return _unboxed(text[: mark.start()] if mark else text)
 
 
+def readable(gold: str) -> bool:
+    """Whether a gold can be graded against at all: it is a text that says something."""
+    if not isinstance(gold, str) or len(gold) > 200_000:
+        return False
+    text = gold_text(gold) if "\\boxed" in gold or "\\fbox" in gold else gold
+    return any(character.isalnum() for character in text) or any(sign in text for sign in "∞∅πℝ①②③④⑤⑥⑦⑧⑨")
+
+
+def gold_text(gold: str) -> str:
+    """The answer in a gold, which may be a whole solution."""
+    if "\\boxed" in gold or "\\fbox" in gold or (len(gold) > 250 and gold.count(" ") > 30):
+        found = extract(gold).text
+        return found or gold
+    return gold
+
+
 def box_content(text: str, start: int) -> tuple[str, int] | None:
     r"""Content and end of the box whose command ends at ``start`` (``\boxed{x}`` or ``\boxed 5``); None if unclosed."""
     if text[start : start + 1] != "{":

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import logging
+import re
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
 
-from rewards.compare import Decision, decide, readable
-from rewards.extract import Extracted, extract
-from rewards.symbolic import PoolSettings, SymbolicPool
+from rewards.extract import Extracted, extract, readable
 
-_LOG = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from rewards.compare import Decision
+    from rewards.symbolic import PoolSettings, SymbolicPool
+
+_INTEGER = re.compile(r"[-+]?\d{1,18}")
 
 
 class Verdict(StrEnum):
@@ -56,11 +60,18 @@ class Verifier:
     """
 
     def __init__(self, pool: PoolSettings | None = None, remember: int = 65_536):
-        self.pool = SymbolicPool(pool)
+        self._settings = pool
         self._remember = remember
         self._memory: OrderedDict[tuple[str, str], tuple[Verdict, str, bool]] = OrderedDict()
         self._lock = threading.Lock()
         self._counts = [0, 0, 0, 0, 0]
+
+    @cached_property
+    def pool(self) -> SymbolicPool:
+        """The symbolic workers, not yet started."""
+        from rewards.symbolic import SymbolicPool
+
+        return SymbolicPool(self._settings)
 
     @property
     def counts(self) -> Counts:
@@ -85,40 +96,47 @@ class Verifier:
         found = [extract(completion) for completion in completions]
         for index, (answer, gold) in enumerate(zip(found, golds, strict=True)):
             pair = (gold, answer.text)
-            known = self._recall(pair)
+            known = self._recall(pair) if answer.text else None
             if known is None and pair in open_pairs:
                 open_pairs[pair][1].append(index)
                 continue
             if known is None:
-                if not readable(gold):
-                    known = (Verdict.UNGRADABLE, "the gold is empty or malformed", False)
-                elif not answer.text.strip():
-                    known = (Verdict.WRONG, f"no answer: {answer.source}", False)
-                else:
+                known = _settled(gold, answer)
+                if known is None:
                     decision = self._decide(gold, answer.text)
                     if decision.open:
                         open_pairs[pair] = (decision, [index])
                         continue
                     known = (Verdict.CORRECT if decision.equal else Verdict.WRONG, decision.rule, decision.late)
                     self._counts[3] += decision.late
-                self._store(pair, known)
+                if answer.text:
+                    self._store(pair, known)
             judgements[index] = Judgement(known[0], answer, known[1], known[2])
         if open_pairs:
             self._ask_workers(open_pairs, found, judgements)
         self._counts[0] += len(completions)
         return judgements
 
+    def warm(self) -> None:
+        """Load what comparisons need and start the symbolic workers, instead of at the first need of them."""
+        import rewards.compare  # noqa: F401
+
+        self.pool.start()
+
     def close(self) -> None:
         """End the workers (they also end with the process)."""
-        self.pool.close()
+        if "pool" in self.__dict__:
+            self.pool.close()
 
     def _decide(self, gold: str, answer: str) -> Decision:
+        from rewards.compare import Decision, decide  # imported when first needed: most answers are plain integers
+
         try:
             return decide(gold, answer)
         except Exception as error:  # noqa: BLE001 - one odd text must not end a run; it is counted and logged
             self._counts[4] += 1
             if self._counts[4] <= 5:
-                _LOG.warning("verifier: %s on gold %.200r, answer %.200r", type(error).__name__, gold, answer)
+                warnings.warn(f"verifier: {error!r} on gold {gold[:200]!r}, answer {answer[:200]!r}", stacklevel=2)
             return Decision(False, f"error: {type(error).__name__}: {error}")
 
     def _ask_workers(self, open_pairs, found, judgements) -> None:
@@ -149,6 +167,19 @@ class Verifier:
             self._memory[pair] = known
             while len(self._memory) > self._remember:
                 self._memory.popitem(last=False)
+
+
+def _settled(gold: str, answer: Extracted) -> tuple[Verdict, str, bool] | None:
+    """The verdict where nothing has to be compared, or only text and integers."""
+    if not readable(gold):
+        return Verdict.UNGRADABLE, "the gold is empty or malformed", False
+    if not answer.text.strip():
+        return Verdict.WRONG, f"no answer: {answer.source}", False
+    if answer.text == gold:
+        return Verdict.CORRECT, "same text", False
+    if _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer.text):
+        return (Verdict.CORRECT if int(gold) == int(answer.text) else Verdict.WRONG), "integers", False
+    return None
 
 
 @cache
