@@ -54,6 +54,8 @@ class VllmEngine:
             logprobs_mode="processed_logprobs",
             generation_config="vllm",
             seed=0,
+            # several processes: each has an engine of its own, beside a process group that is not vLLM's
+            distributed_executor_backend="external_launcher" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
             disable_log_stats=True,
             **lora,
         )

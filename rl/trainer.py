@@ -132,16 +132,19 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
         replaced = 0
         for attempt in range(1, self.objective.max_resamples + 1):
             zero = [g for g in range(local) if rows[g * self.num_generations].zero_variance]
-            need = int(self.accelerator.gather(torch.tensor([len(zero)], device=self.accelerator.device)).max())
-            if need == 0:
+            counts = self.accelerator.gather(torch.tensor([len(zero)], device=self.accelerator.device)).tolist()
+            if not any(counts):
                 break
+            # numbered over all processes, so that two of them draw what one would; every process takes part in
+            # `max(counts)` groups, because scoring gathers tensors of one size
             self.rollouts.attempt = attempt
-            self.rollouts.first_group = self.accelerator.process_index * need
-            fresh = self._scored(self._fresh_problems(attempt, need))
-            good = [g for g in range(need) if not fresh[g * self.num_generations].zero_variance]
-            for old, new in zip(zero, good, strict=False):
-                rows[self._group(old)] = fresh[self._group(new)]
-                replaced += 1
+            self.rollouts.first_group = sum(counts[: self.accelerator.process_index])
+            fresh = self._scored(self._fresh_problems(attempt, max(counts), sum(counts)))
+            for position, slot in enumerate(zero):
+                group = fresh[self._group(position)]
+                if not group[0].zero_variance:
+                    rows[self._group(slot)] = group
+                    replaced += 1
         self._sums["replaced_groups"] += replaced
         self._log_groups(rows, first_zero)
         return rows
@@ -149,12 +152,12 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
     def _group(self, index: int) -> slice:
         return slice(index * self.num_generations, (index + 1) * self.num_generations)
 
-    def _fresh_problems(self, attempt: int, count: int) -> list[dict]:
-        """`count` problems for this process, each repeated for its group: drawn from step and attempt alone."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+    def _fresh_problems(self, attempt: int, count: int, total: int) -> list[dict]:
+        """`count` of the step's `total` fresh problems, each repeated for its group: they follow from step and attempt
+        alone, so that a resumed run draws the same."""
         draw = np.random.default_rng([self.args.seed, self.state.global_step, attempt])
-        chosen = draw.choice(len(self.train_dataset), size=min(count * world, len(self.train_dataset)), replace=False)
-        mine = [int(chosen[i % len(chosen)]) for i in range(rank * count, (rank + 1) * count)]
+        chosen = draw.choice(len(self.train_dataset), size=min(total, len(self.train_dataset)), replace=False)
+        mine = [int(chosen[(self.rollouts.first_group + i) % len(chosen)]) for i in range(count)]
         return [self.train_dataset[i] for i in mine for _ in range(self.num_generations)]
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict]:
