@@ -17,29 +17,13 @@ from fractions import Fraction
 
 from rewards.nodes import balanced
 from rewards.tokens import CLOSERS, MAX_DEPTH, Based, Foreign, Unreadable, closes_at, split_top
+from rewards.vocabulary import GREEK, NO_EXPRESSION, ONE_ARGUMENT
 
-ONE_ARGUMENT = frozenset(
-    (  # noqa: SIM905
-        "\\sin \\cos \\tan \\cot \\sec \\csc \\arcsin \\arccos \\arctan \\arccot \\sinh \\cosh \\tanh \\coth \\exp"
-    ).split()
-)
 _LOGS = {"\\ln": ("e",), "\\log": None, "\\lg": ("n", Fraction(10))}
-_GREEK = frozenset(
-    (  # noqa: SIM905
-        "\\alpha \\beta \\gamma \\delta \\epsilon \\zeta \\eta \\theta \\iota \\kappa \\lambda \\mu \\nu \\xi "
-        "\\rho \\sigma \\tau \\upsilon \\phi \\chi \\psi \\omega \\Gamma \\Delta \\Theta \\Lambda \\Xi \\Pi "
-        "\\Sigma \\Phi \\Psi \\Omega \\hbar \\ell \\ldots \\odot \\mho \\omicron \\bullet \\star"
-    ).split()
-)
 _CALLED = frozenset("fgh")
 _TIMES = frozenset(["*", "\\cdot", "\\times", "\\ast"])
 _OVER = frozenset(["/", "\\div", "\\over"])
 _ENDS = CLOSERS | frozenset([",", ";", "=", "<", ">"])
-_NO_EXPRESSION = frozenset(
-    (  # noqa: SIM905
-        "\\R \\Z \\N \\Q \\emptyset \\varnothing \\to \\in \\mid \\quad \\circ \\land \\lor \\neg"
-    ).split()
-)
 _MAX_POSTFIX = 12
 _GROUPS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 _INVERSE = {"\\sin": "\\arcsin", "\\cos": "\\arccos", "\\tan": "\\arctan", "\\cot": "\\arccot"}
@@ -347,9 +331,9 @@ class _Reader:
             return ("pi",)
         if token == "\\infty":
             return ("oo",)
-        if token in _GREEK:
+        if token in GREEK:
             return ("v", token + self.subscript())
-        if token in _NO_EXPRESSION:
+        if token in NO_EXPRESSION:
             raise Unreadable(f"{token} in an expression")
         raise Foreign(f"unknown command {token}")
 

@@ -14,8 +14,14 @@ MAX_TEXT = 4_000
 MAX_OPEN = 400
 _COMMA_NUMBER = re.compile(r"\d,\d{3}(?!\d)")
 _TIME = re.compile(
-    r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:\\text|\\mathrm|\\mbox)?\s*\{?\s*([ap])?\.?\s*(m)?\.?\s*\}?", re.I
+    r"(\d{1,2})(?::(\d{2}))?(?::(\d{2}))?\s*(?:\\text|\\mathrm|\\mbox)?\s*\{?\s*([ap])?\.?\s*(m)?\.?\s*\}?", re.I
 )
+_WRAPPER = r"(?:\\(?:text\w*|mathrm|mathbf|mbox)\s*\{\s*)?"
+_JOIN = r"(?:\\text\s*\{\s*)?\b(?:or|and)\b"
+_CHOICE = re.compile(
+    _WRAPPER + r"(?:\(([A-J])\)|([A-J])\s*[.):])\s*\}?[\s.:~]*(?![,;\s.:~]|" + _JOIN + r")(?:(?!" + _JOIN + r")[^,;])+"
+)
+_LETTER = re.compile(_WRAPPER + r"\(?\s*([A-J])\s*\)?\.?\s*\}?\.?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,9 @@ def decide(gold: str, answer: str) -> Decision:
     if times is not None:
         return Decision(times, "times of day")
     gold, answer = clean(gold), clean(answer)
+    choice = _same_choice(gold, answer)
+    if choice:
+        return Decision(True, "choice letters")
     first = _decide_read(gold, answer, True, True)
     if not first.equal and not first.open:
         for text, thousands in ((gold, (False, True)), (answer, (True, False)), (gold + answer, (False, False))):
@@ -105,17 +114,27 @@ def _letters(text: str) -> str:
     return re.sub(r"\\(?:text\w*|mathrm|mbox|left|right)|[\s{}$\\]", "", text)
 
 
+def _same_choice(gold: str, answer: str) -> bool:
+    """Whether one is a choice with its text, (B) 12, and the other its letter."""
+    for whole, letter in ((gold, answer), (answer, gold)):
+        choice, alone = _CHOICE.fullmatch(whole), _LETTER.fullmatch(letter)
+        if choice and alone and (choice.group(1) or choice.group(2)) == alone.group(1):
+            return True
+    return False
+
+
 def _same_time(gold: str, answer: str) -> bool | None:
     one, two = _TIME.fullmatch(gold.strip(" .$")), _TIME.fullmatch(answer.strip(" .$"))
-    if one is None or two is None:
+    if one is None or two is None or not all(time.group(2) or time.group(4) for time in (one, two)):
         return None
     half_one, half_two = one.group(4), two.group(4)
     minutes = [
-        (int(time.group(1)) % 12 + 12 * (half.lower() == "p") if half else int(time.group(1))) * 60 + int(time.group(2))
+        (int(time.group(1)) % 12 + 12 * (half.lower() == "p") if half else int(time.group(1))) * 60
+        + int(time.group(2) or 0)
         for time, half in ((one, half_one), (two, half_two))
     ]
     seconds = [int(time.group(3) or 0) for time in (one, two)]
-    if seconds[0] != seconds[1] or one.group(2) != two.group(2):
+    if seconds[0] != seconds[1] or int(one.group(2) or 0) != int(two.group(2) or 0):
         return False
     if bool(half_one) != bool(half_two):
         return minutes[0] == minutes[1] or one.group(1).lstrip("0") == two.group(1).lstrip("0")

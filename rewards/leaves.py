@@ -5,23 +5,16 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rewards.nodes import letters_of
+from rewards.nodes import contains, letters_of, substitute
 from rewards.numeric import rational, real, same
 from rewards.structure import Leaf, latex, spelled
 from rewards.tokens import Based
 from rewards.units import convert, is_unit
+from rewards.vocabulary import NUMBER_WORDS
 
 SIGNIFICANT = 6
+_COUNTERS = frozenset("klmn")
 Outcome = "bool | tuple[tuple[str, str], ...]"
-_NUMBER_WORDS = {
-    word: number
-    for number, word in enumerate(
-        (  # noqa: SIM905
-            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-            "seventeen eighteen nineteen twenty"
-        ).split()
-    )
-}
 
 
 def same_leaf(gold: Leaf, answer: Leaf):
@@ -106,7 +99,8 @@ def _unit_as_letter(gold: Leaf, answer: Leaf) -> bool:
             and is_unit(node[2][1])
             and lettered.tokens[-1] == node[2][1]
             and number.node[0] in ("n", "neg", "/")
-            and same(number.node, node[1])
+            and (factor := convert(number.unit, node[2][1]) if is_unit(number.unit) else Fraction(1)) is not None
+            and same(("*", number.node, ("n", factor)), node[1])
         ):
             return True
     return False
@@ -128,24 +122,26 @@ def _same_value(one: tuple, two: tuple) -> bool:
     outcome = same(one, two)
     if outcome is True:
         return True
+    if contains(one, "deg") != contains(two, "deg"):
+        # cos 13 for the cosine of 13 degrees: the sign left out inside
+        return same(_without_degrees(one), _without_degrees(two)) is True
     if ("oo",) in (one, two) or ("neg", ("oo",)) in (one, two):
         return one == two
     if _has_bare_log(one) or _has_bare_log(two):
         return same(_log_ten(one), _log_ten(two)) is True or _same_rounded(one, two)
-    return outcome is False and (_same_rounded(one, two) or _same_constant_of_integration(one, two))
+    return outcome is False and (_same_rounded(one, two) or _same_but_for_a_name(one, two))
 
 
-def _same_constant_of_integration(one: tuple, two: tuple) -> bool:
-    """Equal up to the case of one free letter: + C and + c."""
+def _same_but_for_a_name(one: tuple, two: tuple) -> bool:
+    """Equal up to the name of one free letter: + C and + c, or the k and n that count solutions of an angle."""
     ours, theirs = letters_of(one), letters_of(two)
     left, right = ours - theirs, theirs - ours
     if len(left) != 1 or len(right) != 1:
         return False
     name, other = left.pop(), right.pop()
-    if name.lower() != other.lower():
+    counting = contains(one, "pi") and name in _COUNTERS and other in _COUNTERS
+    if name.lower() != other.lower() and not counting:
         return False
-    from rewards.nodes import substitute
-
     return same(one, substitute(two, other, ("v", name))) is True
 
 
@@ -154,6 +150,15 @@ def _has_bare_log(node: tuple) -> bool:
         return True
     return any(
         _has_bare_log(part) for part in node[1:] if part.__class__ is tuple and part and part[0].__class__ is str
+    )
+
+
+def _without_degrees(node: tuple) -> tuple:
+    if node[0] == "deg":
+        return _without_degrees(node[1])
+    return tuple(
+        _without_degrees(part) if part.__class__ is tuple and part and part[0].__class__ is str else part
+        for part in node
     )
 
 
@@ -220,8 +225,8 @@ def _same_words(gold: Leaf, answer: Leaf) -> bool:
     if one and two:
         return _normal(one) == _normal(two)
     for worded, other in ((gold, answer), (answer, gold)):
-        if worded.words in _NUMBER_WORDS and other.node is not None:
-            return same(("n", Fraction(_NUMBER_WORDS[worded.words])), other.node) is True
+        if worded.words in NUMBER_WORDS and other.node is not None:
+            return same(("n", Fraction(NUMBER_WORDS[worded.words])), other.node) is True
     return False
 
 

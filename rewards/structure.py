@@ -18,30 +18,10 @@ from fractions import Fraction
 from rewards.algebra import parse
 from rewards.labels import is_label, is_word
 from rewards.tokens import CLOSERS, OPENERS, Based, Foreign, Table, Unreadable, closes_at, split_top
+from rewards.vocabulary import CLAUSES, DEGREES, EMPTY, FILLER, HEDGES, ONE_ARGUMENT, PERCENT
 
 RELATIONS = frozenset(["=", "<", ">", "\\leq", "\\geq", "\\neq", "\\approx", "\\in", "\\equiv", "\\sim"])
-_CLAUSES = frozenset(
-    (  # noqa: SIM905
-        "for where when whenever if with such as since because given provided which that respectively i.e. i.e"
-    ).split()
-)
-_FILLER = frozenset(
-    (  # noqa: SIM905
-        "approximately about roughly exactly answer is the are value values solution solutions of final result "
-        "only therefore thus so hence total a an equals equal to in domain range interval set all real number "
-        "numbers"
-    ).split()
-)
-_PERCENT = frozenset(["percent", "pct", "percentage", "per cent", "percents", "percentage points"])
-_DEGREES = frozenset(["degree", "degrees", "deg", "degs", "° "])
-_HEDGES = frozenset(
-    (  # noqa: SIM905
-        "or not isn't wrong incorrect false maybe perhaps possibly but either neither nor alternatively between "
-        "to until unless and no never except instead rather if wait actually probably likely guess"
-    ).split()
-)
 _UNIT_SIGNS = frozenset(["^", "/", "{", "}", "(", ")", "-", "\\cdot", "*", "2", "3", "1"])
-_EMPTY = frozenset(["no solution", "no solutions", "none", "empty set", "no real solutions", "no real solution"])
 _MAX_ITEMS = 400
 
 
@@ -104,8 +84,14 @@ def read(tokens: tuple, depth: int = 0) -> Value:
     tokens = _without_prose(_trimmed(tokens))
     if not tokens:
         raise Unreadable("nothing there")
+    if tokens in (("\\emptyset",), ("\\varnothing",)):
+        return Leaf(tokens, words="empty set")
     if _is_words(tokens):
         return _words_leaf(tokens)
+    if tokens[0] == "\\{" and tokens[1:2] and tokens[1].__class__ is Table and len(tokens) == 2:
+        return _grid(Table(tokens[1].rows, "cases"), depth)
+    if len(tokens) > 4 and tokens[-2:] in (("^", "T"), ("^", "\\top")) and closes_at(tokens, 0) == len(tokens) - 3:
+        tokens = tokens[:-2]
     several = _several(tokens, depth)
     if several is not None:
         return several
@@ -180,7 +166,7 @@ def _without_prose(tokens: tuple) -> tuple:
     while (
         first < len(tokens)
         and is_word(tokens[first])
-        and set(tokens[first][1:].lower().strip(" ,.:").split()) <= _FILLER
+        and set(tokens[first][1:].lower().strip(" ,.:").split()) <= FILLER
     ):
         first += 1
     if 0 < first < len(tokens):
@@ -200,7 +186,7 @@ def _without_prose(tokens: tuple) -> tuple:
 
 def _leads_clause(token: str) -> bool:
     words = token[1:].lower().replace("(", " ").split()
-    return bool(words) and words[0].strip(",.") in _CLAUSES
+    return bool(words) and words[0].strip(",.") in CLAUSES
 
 
 def _is_words(tokens: tuple) -> bool:
@@ -225,8 +211,8 @@ def _words_leaf(tokens: tuple) -> Value:
 
 def _plain(text: str) -> str:
     text = re.sub(r"[^\w\s'%]", " ", text.lower())
-    text = re.sub(r"^(?:the|an?)\s+", "", " ".join(text.split()))
-    return "empty set" if text in _EMPTY else text
+    text = re.sub(r"^(?:(?:on|in|at)\s+)?(?:(?:the|an?)\s+)?", "", " ".join(text.split()))
+    return "empty set" if text in EMPTY else text
 
 
 def _several(tokens: tuple, depth: int) -> Value | None:
@@ -236,6 +222,12 @@ def _several(tokens: tuple, depth: int) -> Value | None:
         return None
     outer = [part for part in split_top(tokens, (";", '"and', '"or', "\\land")) if part]
     inner = [[part for part in split_top(part, (",",)) if part] for part in outer]
+    if sum(map(len, inner)) > 1:
+        # "k \\in \\Z" beside an answer says of what kind its letter is
+        inner = [[part for part in parts if not _says_kind(part)] for parts in inner]
+        inner = [parts for parts in inner if parts]
+        if sum(map(len, inner)) == 1:
+            return read(inner[0][0], depth + 1)
     count = sum(map(len, inner))
     if count < 2:
         return None
@@ -251,6 +243,10 @@ def _several(tokens: tuple, depth: int) -> Value | None:
         )
         return Group("list", pairs, joined=joined)
     return Group("list", tuple(read(part, depth + 1) for parts in inner for part in parts), joined=joined)
+
+
+def _says_kind(tokens: tuple) -> bool:
+    return len(tokens) == 3 and tokens[1] == "\\in" and tokens[2] in ("\\Z", "\\N", "\\R", "\\Q", "\\C")
 
 
 def _label_of(tokens: tuple) -> str | None:
@@ -319,6 +315,7 @@ def _bracketed(tokens: tuple, depth: int) -> Value | None:
         if len(parts) > 1 and all(parts):
             if len(parts) > _MAX_ITEMS:
                 raise Unreadable("too many items")
+            opener, closer = ("(", ")") if opener == "\\langle" else (opener, closer)
             return Group("tuple", tuple(read(part, depth + 1) for part in parts), opener, closer)
         if len(parts) == 1 and (opener, closer) in (("(", ")"), ("[", "]")):
             return read(content, depth + 1)
@@ -357,7 +354,7 @@ def _unit(tokens: tuple) -> tuple[tuple, str]:
     if len(tokens) > 1 and tokens[-1] == "%":
         return tokens[:-1], "%"
     ends = tokens[:-1] if len(tokens) > 3 and tokens[-1] in ("C", "F") and tokens[-2] == "\\circ" else tokens
-    if len(ends) > 2 and ends[-2:] == ("^", "\\circ"):
+    if len(ends) > 2 and ends[-2:] == ("^", "\\circ") and not any(token in ONE_ARGUMENT for token in ends):
         return ends[:-2], "deg"
     for index, token in enumerate(tokens):
         if index and is_word(token):
@@ -374,15 +371,16 @@ def _unit(tokens: tuple) -> tuple[tuple, str]:
             if any(is_word(t) and _hedges(t) for t in tail):
                 return tokens, ""
             words = " ".join(t.strip('"') if is_word(t) else t for t in tail).strip().lower().rstrip(".")
-            if words in _PERCENT:
+            if words in PERCENT:
                 return body, "%"
-            return body, "deg" if words in _DEGREES else words
+            return body, "deg" if words in DEGREES else words
     return tokens, ""
 
 
 def _hedges(token: str) -> bool:
     """Whether words after a number say something of it that no unit would: alternatives, doubts, further numbers."""
-    return bool(_HEDGES & set(re.findall(r"[a-z']+", token.lower()))) or any(sign.isdigit() for sign in token)
+    numbers = re.sub(r"\^\s*\{?\s*-?\d\s*\}?", "", token)
+    return bool(HEDGES & set(re.findall(r"[a-z']+", token.lower()))) or any(sign.isdigit() for sign in numbers)
 
 
 def _angle(tokens: tuple) -> tuple | None:

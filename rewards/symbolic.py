@@ -29,7 +29,7 @@ class PoolSettings:
     """slots: children side by side; seconds: deadline of one comparison; memory_mb: address space of a child."""
 
     slots: int = 2
-    seconds: float = 1.0
+    seconds: float = 0.8
     memory_mb: int = 480
 
 

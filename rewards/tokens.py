@@ -16,6 +16,8 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
+from rewards.vocabulary import FUNCTIONS, SHORT_UNITS, UNICODE, WORDS
+
 MAX_TOKENS = 1_200
 MAX_DIGITS = 400
 MAX_DEPTH = 40
@@ -50,38 +52,13 @@ Token = "str | Fraction | Based | Table"
 OPENERS = frozenset(["(", "[", "{", "\\{", "\\langle", "\\lfloor", "\\lceil"])
 CLOSERS = frozenset([")", "]", "}", "\\}", "\\rangle", "\\rfloor", "\\rceil"])
 
-FUNCTIONS = frozenset(
-    (  # noqa: SIM905
-        "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth ln log lg exp sqrt max min det gcd lcm"
-    ).split()
-)
 _NAMES = {
     **{name: "\\" + name for name in FUNCTIONS},
     "pi": "\\pi", "theta": "\\theta", "alpha": "\\alpha", "beta": "\\beta", "infty": "\\infty",
     "infinity": "\\infty", "inf": "\\infty", "Infinity": "\\infty", "asin": "\\arcsin", "acos": "\\arccos",
     "atan": "\\arctan", "log10": "\\lg", "frac": "\\frac", "cdot": "\\cdot", "times": "\\times", "pm": '"pm',
 }  # fmt: skip
-_SHORT_WORDS = frozenset(
-    (  # noqa: SIM905
-        "and or cm mm km kg mg ft in mi yd lb lbs oz hr hrs min mins sec secs mph pct the is are yes no odd day "
-        "days year am pm th st nd rd USD kph mL ml per all for any not"
-    ).split()
-)
-
-_UNICODE = {
-    "π": "\\pi ", "∞": "\\infty ", "°": "^\\circ ", "º": "^\\circ ", "≤": "\\leq ", "≥": "\\geq ", "≠": "\\neq ",
-    "⩽": "\\leq ", "⩾": "\\geq ", "≈": "\\approx ", "×": "\\times ", "÷": "/", "·": "\\cdot ", "⋅": "\\cdot ",
-    "∙": "\\cdot ", "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ",
-    "±": "\\pm ", "∓": "\\mp ", "√": "\\sqrt ", "∛": "\\sqrt[3] ", "∠": "\\angle ", "θ": "\\theta ", "α": "\\alpha ",
-    "β": "\\beta ", "γ": "\\gamma ", "δ": "\\delta ", "λ": "\\lambda ", "μ": "\\mu ", "ω": "\\omega ", "φ": "\\phi ",
-    "ρ": "\\rho ", "σ": "\\sigma ", "τ": "\\tau ", "ε": "\\epsilon ", "Δ": "\\Delta ", "∅": "\\emptyset ", "ℝ": "\\R ",
-    "⟨": "\\langle ", "⟩": "\\rangle ", "′": "'", "’": "'", "‘": "'", "″": "''", "∀": "\\forall ", "…": "\\ldots ",
-    "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "∖": "\\setminus ", "、": ",", "⁄": "/",
-    "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}",
-    "⅛": "\\frac{1}{8}", "：": ":", "，": ",", "；": ";", "（": "(", "）": ")", "％": "%", "￥": "", "¥": "", "€": "",
-    "£": "", "“": '"', "”": '"', "ℤ": "\\Z ", "ℕ": "\\N ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "∧": "\\land ",
-}  # fmt: skip
-_UNICODE_TABLE = str.maketrans(_UNICODE)
+_UNICODE_TABLE = str.maketrans(UNICODE)
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
@@ -106,6 +83,8 @@ _PLAIN_STEPS = [
     (re.compile(r"\\(?:degree|textdegree)(?![a-zA-Z])|\^\s*\{?\s*(?:\textcirc|\\textcirc|\textrm\{o\})\s*\}?|\^\s?extcirc"),
      r"^\\circ "),
     (re.compile(r"\^\s*\{\s*\\circ\s*\}|(?<!\^)\\circ(?=\s*(?:[CF]\s*)?\}*$)|\^\s*\\circ"), r"^\\circ "),
+    (re.compile(r"\{([^{}]*)\\choose([^{}]*)\}"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\\(?:overline|widehat)\s*\{\s*([A-Z]{2,4})\s*\}|\\triangle(?![a-zA-Z])"), r"\1"),
     (re.compile(r"\\prime(?![a-zA-Z])"), "'"),
     (re.compile(r"\^\s*\{?\s*('+)\s*\}?"), r"\1"),
     (re.compile(r"\\(?:iff|implies|Rightarrow|rightarrow|to|Longrightarrow)(?![a-zA-Z])"), r"\\to "),
@@ -252,7 +231,9 @@ def _letters(run: str, before: list) -> list[str]:
         return [_NAMES[run]]
     if len(run) == 1:
         return [run]
-    if run in _SHORT_WORDS or run.lower() in ("and", "or") or (len(run) > 3 and not run.isupper()):
+    if run in WORDS or run.lower() in ("and", "or") or (len(run) > 3 and not run.isupper()):
+        return ['"' + run]
+    if run in SHORT_UNITS and before and before[-1].__class__ is str and before[-1][0] in '0123456789.}"/':
         return ['"' + run]
     return list(run)
 
