@@ -67,7 +67,7 @@ class Bar:
 
     def text(self) -> str:
         """`explore: 12/30 steps, 1.3 s/step, 0:24 left, reward 0.41`."""
-        left = (self.total - self.done) / self.rate if self.rate > 0 else 0.0
+        left = max(0, self.total - self.done) / self.rate if self.rate > 0 else 0.0
         parts = [f"{self.label}: {self.done:,}/{self.total:,} {self.unit}", self._rate_text(), f"{clock(left)} left"]
         return ", ".join([*parts, self.note] if self.note else parts)
 

@@ -83,7 +83,7 @@ def test_tokens_by_hand():
         "40d", "embedded", ["stages.traces.problems=100", "stages.traces.samples=3", "stages.traces.max_tokens=50"]
     )
     traces = estimate(recipe, LAPTOP).stages[1]
-    assert traces.tokens == 100 * 3 * 50 * planning.LENGTH_SHARE
+    assert traces.tokens == 100 * 3 * 50 * planning.EMBEDDED_LENGTH_SHARE
 
 
 def test_logits_by_hand():
