@@ -2,7 +2,7 @@ r"""From tokens to an expression: a small recursive-descent parser for school an
 
 A node is a tuple whose first item names it:
 
-    ("n", Fraction)  ("v", name)  ("i",)  ("e",)  ("pi",)  ("oo",)
+    ("n", Fraction) or ("n", Fraction, decimal places shown)  ("v", name)  ("i",)  ("e",)  ("pi",)  ("oo",)
     ("+", a, b) ("-", a, b) ("*", a, b) ("/", a, b) ("^", a, b) ("neg", a)
     ("root", degree, a)  ("abs", a)  ("!", a)  ("C", n, k)  ("fn", name, a)  ("log", base, a)
     ("call", name, arguments)  ("max", items)  ("min", items)  ("deg", a)  ("pm", a, b)  ("mp", a, b)
@@ -121,7 +121,7 @@ class _Reader:
         return self.power()
 
     def juxtaposed(self, first: int, before: tuple | None) -> tuple:
-        """The next factor, no sign between; ("mixed", number) when it makes a mixed number with the one before."""
+        """The next factor, no sign between; ("mixed", sum) when it makes a mixed number with the one before."""
         token = self.peek()
         number_before = before is not None and before[0] == "n" and self.at - first == 1
         if number_before and before[1].denominator == 1 and (token == "\\frac" or _is_number(token)):
@@ -135,7 +135,7 @@ class _Reader:
                     right = ("/", right, self.atom())
             part = _plain_fraction(right)
             if part is not None and 0 < part < 1 and right[0] == "/":
-                return ("mixed", ("n", before[1] + part))
+                return ("mixed", ("+", before, right))
             if token != "\\frac" or part is not None:
                 raise Unreadable("two numbers side by side")
             self.at = at
@@ -226,7 +226,8 @@ class _Reader:
             raise Foreign("a table inside an expression")
         first = token[0]
         if first.isdigit() or first == ".":
-            return ("n", _fraction(token))
+            places = shown_places(token) if "." in token else None
+            return ("n", Fraction(token)) if places is None else ("n", Fraction(token), places)
         if first == "(" or first == "[" or first == "{" or token in _GROUPS:
             self.at -= 1
             return self.group()
@@ -374,6 +375,12 @@ class _Reader:
 
 def _is_number(token) -> bool:
     return token.__class__ is Fraction or (token.__class__ is str and (token[0].isdigit() or token[0] == "."))
+
+
+def shown_places(token: str) -> int:
+    """Decimal places of a number as written: 2 of 0.50, 4 of 1.25e-2."""
+    mantissa, _, exponent = token.lower().partition("e")
+    return len(mantissa.partition(".")[2]) - int(exponent or 0)
 
 
 def _fraction(token) -> Fraction:

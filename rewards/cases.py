@@ -130,7 +130,8 @@ def score_cases(path: str | Path, wrong: str | Path | None = None, verifier: Ver
 
 def _rows(path: Path):
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # splitlines would also split at separators that may stand inside a JSON string
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CaseError(f"{path}: cannot be read ({error}); give a JSONL file of cases") from error
     for number, line in enumerate(lines, 1):

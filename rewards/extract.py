@@ -76,8 +76,8 @@ def readable(gold: str) -> bool:
 def gold_text(gold: str) -> str:
     """The answer in a gold, which may be a whole solution."""
     if "\\boxed" in gold or "\\fbox" in gold or (len(gold) > 250 and gold.count(" ") > 30):
-        found = extract(gold).text
-        return found or gold
+        found = extract(gold)
+        return gold if found.source in ("unclosed box", "no answer found") else found.text
     return gold
 
 

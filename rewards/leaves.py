@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 
@@ -92,7 +93,7 @@ def _unit_as_letter(gold: Leaf, answer: Leaf) -> bool:
         if node[0] == "^" and node[1][0] == "*" and node[2][0] == "n":
             node = node[1]
         if (
-            lettered is answer
+            (lettered is answer or is_unit(number.unit))
             and node[0] == "*"
             and node[1][0] == "n"
             and node[2][0] == "v"
@@ -171,24 +172,43 @@ def _log_ten(node: tuple) -> tuple:
 
 
 def _same_rounded(one: tuple, two: tuple) -> bool:
-    """Whether one is a decimal with enough digits and the other the exact value it was rounded or cut from."""
+    """Whether one is written as a decimal with enough digits and the other is what it was rounded or cut from."""
     if letters_of(one) or letters_of(two):
         return False
-    for decimal, exact in ((one, two), (two, one)):
-        value = rational(decimal)
-        places = None if value is None or value.denominator == 1 else _places(value)
-        if places is None or len(str(abs(value.numerator * 10**places // value.denominator))) < SIGNIFICANT:
-            continue
-        precise = rational(exact)
-        if precise is not None:
-            others = _places(precise)
-            if others is not None and others <= places:
-                continue
-            if abs(precise - value) < Fraction(1, 10**places):
-                return True
-        elif (approximate := real(exact)) is not None and abs(approximate - float(value)) < 1.0 / 10**places:
-            return True
-    return False
+    return _rounds(one, two) or _rounds(two, one)
+
+
+def _shown_places(node: tuple) -> int | None:
+    """Decimal places of 2.50, -2.50, 2.50 times a power of ten, 2.50 percent or degrees; None for no decimal."""
+    if node[0] in ("neg", "deg"):
+        return _shown_places(node[1])
+    inner = _shown_places(node[1]) if node[0] in ("*", "/") else None
+    if inner is not None and node[0] == "/":
+        return inner + 2 if node[2] == ("n", Fraction(100)) else None
+    if inner is not None and node[2][0] == "^" and node[2][1] == ("n", Fraction(10)):
+        power = rational(node[2][2])
+        return inner - int(power) if power is not None and abs(power) < 100 else None
+    return node[2] if node[0] == "n" and len(node) == 3 else None
+
+
+def _rounds(decimal: tuple, exact: tuple) -> bool:
+    places, value = _shown_places(decimal), rational(decimal)
+    if places is None or value is None or not 0 < places < 100:
+        return False
+    written = abs(value) * 10**places
+    if len(str(int(written))) < SIGNIFICANT:
+        return False
+    others, precise = _shown_places(exact), rational(exact)
+    if precise is None:
+        approximate = real(exact)
+        if approximate is None:
+            return False
+        precise = Fraction(approximate)
+    ends = _places(precise) if others is None else others
+    if ends is not None and ends <= places:
+        return False  # the other has no more digits to be rounded away
+    scaled = abs(precise) * 10**places
+    return (value < 0) == (precise < 0) and written in (math.floor(scaled), math.floor(scaled + Fraction(1, 2)))
 
 
 def _places(value: Fraction) -> int | None:

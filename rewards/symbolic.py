@@ -33,6 +33,10 @@ class PoolSettings:
     memory_mb: int = 480
 
 
+class _Gone(OSError):
+    """The keeper's end of the pipes is closed."""
+
+
 class SymbolicPool:
     """Compares pairs of LaTeX expressions in processes of their own; safe to call from any thread and after a fork."""
 
@@ -46,8 +50,9 @@ class SymbolicPool:
         os.register_at_fork(after_in_child=self._forget)
 
     @property
-    def started(self) -> bool:
-        return self._process is not None
+    def pid(self) -> int | None:
+        """The process that keeps the workers, while there is one."""
+        return self._process.pid if self._process else None
 
     def start(self) -> None:
         """Start the workers now, instead of at the first comparison."""
@@ -60,6 +65,7 @@ class SymbolicPool:
         with self._lock:
             waiting = deque(range(len(pairs)))
             flying: set[int] = set()
+            asked_again: set[int] = set()
             while waiting or flying:
                 self._ensure()
                 try:
@@ -69,11 +75,15 @@ class SymbolicPool:
                         flying.add(index)
                         self._send(index, *pairs[index])
                     reply = self._receive(2 * self.settings.seconds + GRACE_SECONDS)
-                except (OSError, TimeoutError):
+                except (OSError, TimeoutError) as error:
+                    # the keeper itself is gone or stuck: what it was asked is asked once more, unless it was too slow
                     self._kill()
-                    self.killed += len(flying)
-                    for index in flying:
+                    lost = flying & asked_again if isinstance(error, _Gone) else set(flying)
+                    for index in lost:
                         outcomes[index] = "timeout"
+                    self.killed += len(lost)
+                    waiting.extend(flying - lost)
+                    asked_again |= flying
                     flying.clear()
                     continue
                 outcomes[reply["id"]] = reply["outcome"]
@@ -114,7 +124,10 @@ class SymbolicPool:
 
     def _send(self, index: int, gold: str, answer: str) -> None:
         request = {"id": index, "gold": gold, "answer": answer, "seconds": self.settings.seconds}
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        except OSError as error:
+            raise _Gone from error
 
     def _receive(self, seconds: float) -> dict:
         deadline = time.monotonic() + seconds
@@ -127,7 +140,7 @@ class SymbolicPool:
                 raise TimeoutError
             chunk = os.read(stdout.fileno(), 1 << 16)
             if not chunk:
-                raise OSError("the symbolic workers ended")
+                raise _Gone("the symbolic workers ended")
             self._buffer += chunk
         line, self._buffer = self._buffer.split(b"\n", 1)
         return json.loads(line)
