@@ -17,7 +17,7 @@ BACKEND_cpu = $(if $(LINKS),,--torch-backend cpu)
 COMPILE  = $(UV) compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_39 --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all check report export lint lock bench embedded-models $(addprefix recipe-,$(RECIPES))
+.PHONY: help setup test test-all check report export lint lock bench bench-grpo embedded-models $(addprefix recipe-,$(RECIPES))
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -64,6 +64,9 @@ lint: $(READY) ## ruff
 
 bench: $(READY) ## three seeds of the main recipe at the embedded scale -> benchmarks/
 	@$(BIN)/python benchmarks/recipe_seeds.py $(ARGS)
+
+bench-grpo: $(READY) ## a GRPO step against stock TRL -> benchmarks/grpo_step.md
+	@$(BIN)/python benchmarks/grpo_step.py $(ARGS)
 
 embedded-models: $(READY) ## train the two shipped models again (about 15 minutes on 2 cores)
 	@$(BIN)/python -m models.embedded.train $(ARGS)

@@ -80,7 +80,13 @@ class Engine(Protocol):
         """Serve a PEFT adapter folder from now on; the folder is read before this returns."""
         ...
 
-    def close(self) -> None: ...
+    def rest(self) -> None:
+        """Give memory back while the process goes on; nothing is asked of this engine again."""
+        ...
+
+    def close(self) -> None:
+        """The last call, when the process is about to end."""
+        ...
 
 
 EngineKind = Literal["vllm", "transformers"]
@@ -97,6 +103,7 @@ class EngineSettings:
         lora_rank: rank to reserve for `sync_adapter`; 0 for engines that only get folded weights.
         memory: share of the GPU's memory that vLLM may take.
         kv_cache_gib: KV cache on a CPU.
+        temporary: the engine will be put to rest before the run ends (a teacher's).
     """
 
     max_model_len: int
@@ -105,6 +112,7 @@ class EngineSettings:
     lora_rank: int = 0
     memory: float = 0.4
     kv_cache_gib: int = 1
+    temporary: bool = False
 
 
 def vllm_available() -> bool:

@@ -6,13 +6,14 @@ one, which lies at the root; and TRL turns the adapter of a 4-bit model into bfl
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from models.adapters import adapter_sha256, adapter_tensors, read_adapter, save_adapter, write_adapter
 from models.base import base_sha256
@@ -134,6 +135,17 @@ class AdapterTrainer:
                 f"{folder}: the loaded policy's log-probabilities differ from the saved ones by {off:.2g} nats a token"
             )
 
+    def train_or_resume(self, steps: int) -> None:
+        """Train up to `steps`, from the last complete checkpoint where there is one."""
+        last = last_checkpoint(Path(self.args.output_dir))
+        if last is not None and last.name == f"checkpoint-{steps}":
+            # killed after training: transformers would take one more step
+            self._load_from_checkpoint(str(last))
+            return
+        # bars and metrics.jsonl show the steps; the log needs no second copy
+        self.remove_callback(PrinterCallback)
+        self.train(resume_from_checkpoint=str(last) if last else None)
+
     def training_step(self, *args: object, **kwargs: object) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
@@ -180,6 +192,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         self._path, self._names, self._constants = path, dict(names), dict(constants or {})
         self._on_step = on_step
+        self._last = time.perf_counter()
 
     def on_train_begin(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
@@ -187,6 +200,7 @@ class MetricsFile(TrainerCallback):
         lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
         self._path.write_text("".join(kept))
+        self._last = time.perf_counter()
         if self._on_step:
             self._on_step(state.global_step, None)
 
@@ -202,7 +216,9 @@ class MetricsFile(TrainerCallback):
             return
         line = {"step": state.global_step}
         line |= {self._names.get(name, name): value for name, value in logs.items() if name != "epoch"}
-        line |= self._constants
+        now = time.perf_counter()
+        line |= {"seconds": now - self._last} | self._constants
+        self._last = now
         with self._path.open("a") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._on_step:

@@ -108,5 +108,8 @@ class TransformersEngine:
     def sync_adapter(self, folder: Path) -> None:
         raise EngineError("rollouts.sync: 'adapter' needs vLLM; the transformers engine takes 'folded'")
 
+    def rest(self) -> None:
+        self._model.to("meta")
+
     def close(self) -> None:
-        del self._model
+        self.rest()

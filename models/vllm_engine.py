@@ -57,12 +57,13 @@ class VllmEngine:
             # several processes: each has an engine of its own, beside a process group that is not vLLM's
             distributed_executor_backend="external_launcher" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
             disable_log_stats=True,
+            enable_sleep_mode=cuda and settings.temporary,
             **lora,
         )
         # vLLM changes torch's own thread count on a CPU
         torch.set_num_threads(threads)
         self._tokenizer = load_tokenizer(model)
-        self._adapter: "LoRARequest | None" = None
+        self._adapter: LoRARequest | None = None
         self._versions = 0
 
     def generate(
@@ -143,6 +144,14 @@ class VllmEngine:
     def serves_adapters(self) -> bool:
         return self._adapter is not None
 
+    def rest(self) -> None:
+        """Give the GPU's memory back for good; the engine serves nothing after this.
+
+        vLLM's own shutdown would take the process-wide groups away from the other engines.
+        """
+        if torch.cuda.is_available():
+            self._llm.sleep(level=2)
+
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
 
@@ -168,7 +177,8 @@ def _progress_bar(progress: Callable[[int], None]) -> Callable[..., object]:
 
         def update(self, n: float = 1) -> bool | None:
             if self._counts:
-                progress(int(n))
+                # called once for each finished prompt, with its number of completions
+                progress(1)
             return super().update(n)
 
     return Bar

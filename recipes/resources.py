@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ class Resources:
 
     recipe: Recipe
     _engines: dict[str, Engine] = field(default_factory=dict)
+    _resting: list[Engine] = field(default_factory=list)
     _tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
     _problems: dict[tuple[str, str, int | None], list[Problem]] = field(default_factory=dict)
 
@@ -110,6 +110,7 @@ class Resources:
                 dtype=rollouts.dtype,
                 lora_rank=lora,
                 memory=rollouts.gpu_memory_utilization,
+                temporary=name != self.recipe.model.base,
             )
             self._engines[name] = start_engine(rollouts.engine, name, settings)
         return self._engines[name]
@@ -120,16 +121,17 @@ class Resources:
         return "folded" if self.recipe.rollouts.sync == "auto" else self.recipe.rollouts.sync
 
     def release(self, model: str) -> None:
-        """Close a teacher's engine that no later stage asks."""
+        """Take the memory of a teacher's engine back. A later stage that asks it starts it anew."""
         if model != self.recipe.model.base and model in self._engines:
-            self._engines.pop(model).close()
-            gc.collect()
+            engine = self._engines.pop(model)
+            engine.rest()
+            self._resting.append(engine)
 
     def close(self) -> None:
-        for engine in self._engines.values():
+        for engine in [*self._engines.values(), *self._resting]:
             engine.close()
         self._engines.clear()
-        gc.collect()
+        self._resting.clear()
 
     def _context_length(self, model: str | None = None) -> int:
         from transformers import AutoConfig

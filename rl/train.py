@@ -10,13 +10,14 @@ import torch
 
 from models.adapters import POLICY
 from models.engine import Engine, Sampling
-from models.training import MetricsFile, Probe, StepListener, TrainingError, last_checkpoint
+from models.prompts import prompt_tokens
+from models.training import MetricsFile, Probe, StepListener, TrainingError
 from rl.rollouts import Rollouts
 from rl.trainer import Objective, PolicyTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
 
     from rewards.problems import Problem
     from rewards.scoring import RewardSet
@@ -38,7 +39,7 @@ class GrpoSettings:
         steps: optimizer steps.
         prompts_per_step, group_size: problems per step over all processes, completions per problem.
         micro_batch_size: completions per forward pass on one process; None: all of a CPU's batch, 16 on a GPU.
-        dtype: of the trainer's arithmetic; `bfloat16` autocasts a float32 model.
+        bf16: autocast the trainer's arithmetic to bfloat16; None: on a GPU only.
     """
 
     steps: int
@@ -63,6 +64,7 @@ class GrpoSettings:
     save_steps: int = 20
     seed: int = 0
     report_to: str = "none"
+    bf16: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,30 @@ def train_grpo(
         TrainingError: NaN, a changed base or reference, a checkpoint that is not what its record says.
         EngineError: the engine does not serve the policy.
     """
+    metrics = MetricsFile(
+        folder / "metrics.jsonl", METRIC_NAMES | _reward_names(rewards), {"beta": objective.beta}, on_step
+    )
+    trainer = build_trainer(
+        model, tokenizer, engine, problems, prompts, rewards, objective, settings, folder, [metrics]
+    )
+    trainer.train_or_resume(settings.steps)
+    trainer.check_frozen()
+    return GrpoOutcome(trainer.base_hash, trainer.rollouts.mismatch)
+
+
+def build_trainer(
+    model: "PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    engine: Engine,
+    problems: Sequence["Problem"],
+    prompts: Sequence[str],
+    rewards: "RewardSet",
+    objective: Objective,
+    settings: GrpoSettings,
+    folder: Path,
+    callbacks: "list[TrainerCallback]",
+) -> PolicyTrainer:
+    """The trainer of `train_grpo`, not yet started."""
     from datasets import Dataset
 
     if len(problems) < settings.prompts_per_step:
@@ -110,21 +136,22 @@ def train_grpo(
             "difficulty": [problem.difficulty for problem in problems],
         }
     )
-    probe = Probe.of_prompts([tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts[:4]])
-    stop = _stop_tokens(model, tokenizer)
+    probe = Probe.of_prompts([prompt_tokens(tokenizer, prompt) for prompt in prompts[:4]])
     rollouts = Rollouts(
         engine=engine,
         model=model,
-        sampling=Sampling(settings.max_completion_tokens, settings.temperature, settings.top_p, stop_token_ids=stop),
+        sampling=Sampling(
+            settings.max_completion_tokens,
+            settings.temperature,
+            settings.top_p,
+            stop_token_ids=_stop_tokens(model, tokenizer),
+        ),
         sync=settings.sync,
         seed=settings.seed,
         probe=probe,
     )
-    metrics = MetricsFile(
-        folder / "metrics.jsonl", METRIC_NAMES | _reward_names(rewards), {"beta": objective.beta}, on_step
-    )
     model.set_adapter(POLICY)
-    trainer = PolicyTrainer(
+    return PolicyTrainer(
         model=model,
         args=_arguments(settings, rewards, folder / "checkpoints"),
         objective=objective,
@@ -133,12 +160,8 @@ def train_grpo(
         dataset=dataset,
         tokenizer=tokenizer,
         probe=probe,
-        callbacks=[metrics],
+        callbacks=callbacks,
     )
-    last = last_checkpoint(folder / "checkpoints")
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    trainer.check_frozen()
-    return GrpoOutcome(trainer.base_hash, rollouts.mismatch)
 
 
 def _reward_names(rewards: "RewardSet") -> dict[str, str]:
@@ -192,7 +215,7 @@ def _arguments(settings: GrpoSettings, rewards: "RewardSet", checkpoints: Path):
         beta=0.0,
         seed=settings.seed,
         data_seed=settings.seed,
-        bf16=cuda,
+        bf16=cuda if settings.bf16 is None else settings.bf16,
         gradient_checkpointing=cuda,
         disable_dropout=False,
         logging_steps=1,

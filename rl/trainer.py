@@ -274,7 +274,6 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
             "useful_samples": total["useful_samples"],
             "rollout_tokens_per_second": times.tokens / max(times.generate, 1e-9),
             "tokens_per_second": sampled / seconds,
-            "seconds": seconds,
             "seconds/sync": times.sync,
             "seconds/rollout": times.generate,
             "seconds/reward": self._seconds["reward"],

@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from models.adapters import adapter_tensors
 from models.base import base_sha256
-from models.training import AdapterTrainer, MetricsFile, Probe, StepListener, TrainingError, last_checkpoint
+from models.training import AdapterTrainer, MetricsFile, Probe, StepListener, TrainingError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,8 +111,7 @@ def train_sft(
         probe=probe,
         callbacks=[MetricsFile(folder / "metrics.jsonl", METRIC_NAMES, on_step=on_step)],
     )
-    last = last_checkpoint(folder / "checkpoints")
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trainer.train_or_resume(settings.steps)
     if base_sha256(model) != before:
         raise TrainingError("the frozen base changed while the policy was trained")
     tokens = sum(label != IGNORED for row in fitting for label in row["labels"])
