@@ -1,0 +1,53 @@
+"""Shared by all tests: the tiny model, its tokenizer, and one vLLM engine for the whole process (start-up is dear)."""
+
+import os
+
+import pytest
+
+# before any library reads them: nothing here may reach for a network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory):
+    """Folder of a tiny random Qwen2 with untied embeddings."""
+    import tiny
+
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tied_path(tmp_path_factory):
+    """The same with tied embeddings."""
+    import tiny
+
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("models") / "tied", tied=True)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_path):
+    from models.base import load_tokenizer
+
+    return load_tokenizer(str(tiny_path))
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(tiny_path):
+    """vLLM on the tiny model. Whoever uses it pushes weights first: it serves what the test before it left."""
+    pytest.importorskip("vllm", reason="vLLM is not installed here")
+    from models.engine import EngineSettings, start_engine
+
+    engine = start_engine("vllm", str(tiny_path), EngineSettings(max_model_len=192, max_num_seqs=64))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def transformers_engine(tiny_path):
+    """transformers' own generate on the tiny model."""
+    from models.engine import EngineSettings, start_engine
+
+    engine = start_engine("transformers", str(tiny_path), EngineSettings(max_model_len=192, max_num_seqs=64))
+    yield engine
+    engine.close()

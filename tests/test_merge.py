@@ -1,0 +1,163 @@
+"""Folding: W' = W + (alpha / rank) B A, out of place, exact, and the very policy that was trained."""
+
+import pytest
+import tiny
+import torch
+
+from evals.divergence import mean_kl
+from models.adapters import POLICY, adapter_sha256, adapter_tensors, load_adapter, save_adapter
+from models.base import base_sha256, dequantized, load_base, load_tokenizer
+from models.merge import folded_weights, merged_model, save_merged
+
+SEQUENCES = [([1, 2, 3], list(range(40 * i, 40 * i + 30))) for i in range(1, 9)]
+
+
+def layer(model, name):
+    """A (possibly adapted) linear layer of a PEFT model by its name in the checkpoint."""
+    return model.get_submodule(f"base_model.model.{name}")
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_path):
+    return tiny.policy(tiny_path)
+
+
+@pytest.fixture(scope="module")
+def adapter(policy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    save_adapter(policy, folder)
+    return folder
+
+
+def test_by_hand():
+    """rank 1, alpha 2: W + 2 B A with W = [[1, 2], [3, 4]], B = [1, -1], A = [0.5, 0.25]."""
+    from peft import LoraConfig, get_peft_model
+
+    plain = torch.nn.Sequential()
+    plain.add_module("q", torch.nn.Linear(2, 2))
+    plain.q.weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    plain.q.bias.data = torch.tensor([7.0, 8.0])
+    model = get_peft_model(plain, LoraConfig(r=1, lora_alpha=2, target_modules=["q"]))
+    adapted = model.base_model.model.q
+    adapted.lora_A[POLICY].weight.data = torch.tensor([[0.5, 0.25]])
+    adapted.lora_B[POLICY].weight.data = torch.tensor([[1.0], [-1.0]])
+    folded = dict(folded_weights(model))
+    # 2 * [[0.5, 0.25], [-0.5, -0.25]] = [[1, 0.5], [-1, -0.5]]
+    assert torch.equal(folded["q.weight"], torch.tensor([[2.0, 2.5], [2.0, 3.5]]))
+    assert torch.equal(folded["q.bias"], torch.tensor([7.0, 8.0]))
+    assert torch.equal(dict(folded_weights(model, adapter=None))["q.weight"], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+
+
+@pytest.mark.parametrize("rank", [1, 4, 8])
+def test_every_layer_is_base_plus_scaled_product(tiny_path, rank):
+    model = tiny.policy(tiny_path, rank=rank)
+    folded = dict(folded_weights(model))
+    for name, value in folded.items():
+        if name.endswith(".bias"):
+            assert torch.equal(value, layer(model, name.removesuffix(".bias")).base_layer.bias)
+            continue
+        adapted = layer(model, name.removesuffix(".weight"))
+        a, b = adapted.lora_A[POLICY].weight.double(), adapted.lora_B[POLICY].weight.double()
+        wanted = dequantized(adapted.base_layer).double() + 2.0 * (b @ a)  # alpha = 2 rank
+        assert (value - wanted).abs().max() < 1e-6, name
+    weights = [name for name in folded if name.endswith(".weight")]
+    assert len(weights) == 7 * tiny.LAYERS and len(folded) - len(weights) == 3 * tiny.LAYERS
+
+
+def test_names_are_the_checkpoints_and_a_bias_follows_its_weight(policy, tiny_path):
+    own = dict(load_base(str(tiny_path), "none").named_parameters())
+    names = [name for name, _ in folded_weights(policy)]
+    assert set(names) <= set(own)
+    for i, name in enumerate(names):
+        if name.endswith(".bias"):
+            assert names[i - 1] == name.replace(".bias", ".weight")
+
+
+def test_an_unquantised_base_yields_what_is_adapted(tiny_path):
+    from models.adapters import new_adapter
+
+    model = new_adapter(load_base(str(tiny_path), "none"), rank=2, alpha=4, targets=["q_proj", "up_proj"])
+    weights = [name for name, _ in folded_weights(model) if name.endswith(".weight")]
+    assert len(weights) == 2 * tiny.LAYERS and all("q_proj" in name or "up_proj" in name for name in weights)
+
+
+def test_the_bare_base_and_layers_without_adapter(tiny_path):
+    from models.adapters import new_adapter
+
+    base = load_base(str(tiny_path))
+    bare = dict(folded_weights(base, adapter=None))
+    model = new_adapter(load_base(str(tiny_path)), rank=2, alpha=4, targets=["q_proj"])
+    tiny.nudge(model, 0.1)
+    folded = dict(folded_weights(model))
+    assert folded.keys() == bare.keys()
+    for name in bare:
+        assert torch.equal(folded[name], bare[name]) == (not name.endswith("q_proj.weight")), name
+
+
+def test_cast_once(policy):
+    half = dict(folded_weights(policy, dtype=torch.bfloat16))
+    for name, value in folded_weights(policy):
+        assert torch.equal(half[name], value.to(torch.bfloat16))
+
+
+def test_twenty_folds_leave_base_and_adapter_as_they_were(policy):
+    base, adapter = base_sha256(policy), adapter_sha256(adapter_tensors(policy))
+    first = dict(folded_weights(policy))
+    for _ in range(20):
+        for _, tensor in folded_weights(policy):
+            tensor.zero_()  # what is handed out is nobody's
+    assert base_sha256(policy) == base and adapter_sha256(adapter_tensors(policy)) == adapter
+    assert all(torch.equal(first[name], tensor) for name, tensor in folded_weights(policy))
+
+
+def test_merging_into_4_bit_would_not_be_the_policy(policy, tiny_path):
+    """Why folding is done at all: PEFT's own merge rounds to NF4 again, and unmerging does not bring the base back."""
+    other = tiny.policy(tiny_path)
+    before = base_sha256(other)
+    other.merge_adapter()
+    other.unmerge_adapter()
+    assert base_sha256(other) != before
+
+
+@pytest.mark.parametrize("path", ["tiny_path", "tied_path"])
+def test_the_merged_and_reloaded_model_is_the_policy(path, request, tmp_path):
+    """Exactly: KL below 1e-9 nats a token in float32. Into the unquantised checkpoint it is another model."""
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = request.getfixturevalue(path)
+    policy = tiny.policy(checkpoint).eval()
+    save_adapter(policy, tmp_path / "adapter")
+    merged = merged_model(str(checkpoint), "nf4", tmp_path / "adapter", torch.float32)
+    save_merged(merged, str(checkpoint), tmp_path / "merged")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert reloaded.dtype == torch.float32 and not hasattr(reloaded.config, "quantization_config")
+    found = mean_kl(policy, reloaded, SEQUENCES)
+    assert found.kl < 1e-9 and found.agreement == 1.0
+    wrong = merged_model(str(checkpoint), "none", tmp_path / "adapter", torch.float32).eval()
+    assert mean_kl(policy, wrong, SEQUENCES).kl > 1e-3
+    bare = merged_model(str(checkpoint), "nf4", None, torch.float32).eval()
+    assert mean_kl(policy, bare, SEQUENCES).kl > 1e-3
+    tied = path == "tied_path"
+    assert (reloaded.lm_head.weight.data_ptr() == reloaded.model.embed_tokens.weight.data_ptr()) == tied
+
+
+def test_merged_in_half_precision_is_close(policy, adapter, tiny_path):
+    policy.eval()
+    half = merged_model(str(tiny_path), "nf4", adapter, torch.float16)
+    assert half.dtype == torch.float16
+    assert 0 < mean_kl(policy, half.float().eval(), SEQUENCES).kl < 1e-4
+
+
+def test_what_is_written_stands_alone(tiny_path, adapter, tmp_path):
+    folder = tmp_path / "merged"
+    save_merged(merged_model(str(tiny_path), "nf4", adapter, torch.bfloat16), str(tiny_path), folder)
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json"} <= names
+    ours, theirs = load_tokenizer(str(folder)), load_tokenizer(str(tiny_path))
+    text = "<|user|>12 + 345?<|assistant|>"
+    assert ours(text).input_ids == theirs(text).input_ids and ours.chat_template == theirs.chat_template
+
+
+def test_policy_loaded_again_folds_to_the_same(policy, adapter, tiny_path):
+    again = dict(folded_weights(load_adapter(load_base(str(tiny_path)), adapter)))
+    assert all(torch.equal(again[name], tensor) for name, tensor in folded_weights(policy))

@@ -1,0 +1,84 @@
+"""A random two-layer Qwen2 with the shipped tokenizer: small enough to load, train and serve in seconds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from models.adapters import adapter_tensors, new_adapter, write_adapter
+from models.base import load_base, load_tokenizer
+
+HIDDEN, LAYERS, MLP, VOCABULARY = 64, 2, 128, 512
+# end tokens beside the tokenizer's own, so that random completions end early now and then
+MORE_ENDS = tuple(range(11, 500, 21))
+QUESTIONS = (
+    "Mia has 3 apples and buys 4 more. How many does she have?",
+    "A box holds 6 pens. How many pens are in 7 boxes?",
+    "What is 12 - 5?",
+    "Tom runs 2 km a day. How far does he run in 9 days?",
+    "Solve x + 8 = 15.",
+    "There are 30 birds and 11 fly away. How many stay?",
+)
+
+
+def write_checkpoint(folder: Path, *, tied: bool = False, seed: int = 0) -> Path:
+    """Random weights, large enough that next-token distributions are far from uniform and no greedy choice is close."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = load_tokenizer("embedded/student")
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=MLP,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        tie_word_embeddings=tied,
+        eos_token_id=[tokenizer.eos_token_id, *MORE_ENDS],
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):  # zero at first, and a lost bias would not show
+            torch.nn.init.normal_(parameter, std=0.1)
+        elif name == "model.norm.weight":
+            torch.nn.init.constant_(parameter, 3.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def policy(checkpoint: Path, *, quantize: str = "nf4", rank: int = 4, noise: float = 0.1, seed: int = 1):
+    """A policy on a freshly loaded base. Its B is random, so that it differs from the base; `noise=0` keeps B = 0."""
+    model = new_adapter(load_base(str(checkpoint), quantize), rank=rank, alpha=2 * rank, seed=seed)
+    if noise:
+        nudge(model, noise, seed)
+    return model
+
+
+def nudge(model, size: float, seed: int = 1, adapter: str = "default") -> None:
+    """Move an adapter by random steps of this size."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = adapter_tensors(model, adapter)
+    moved = {name: x + size * torch.randn(x.shape, generator=generator) for name, x in sorted(tensors.items())}
+    write_adapter(model, moved, adapter)
+
+
+def prompts(tokenizer, questions: Sequence[str] = QUESTIONS) -> list[str]:
+    """The questions as the shipped models are asked them."""
+    return [f"<|user|>{question}<|assistant|>" for question in questions]
+
+
+def tokens(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return tokenizer(list(texts), add_special_tokens=False).input_ids
+
+
+def next_token_logprobs(model, ids: Sequence[int]) -> torch.Tensor:
+    """len(ids) x V, float32: row t is the distribution after ids[: t + 1]."""
+    model.eval()
+    with torch.no_grad():
+        return model(torch.tensor([list(ids)])).logits[0].float().log_softmax(-1)
