@@ -57,7 +57,10 @@ def load_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
     """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig.from_pretrained(_existing(folder))
+    try:
+        config = LoraConfig.from_pretrained(_existing(folder))
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"{folder}/adapter_config.json is not readable: {error}") from error
     config.inference_mode = False
     model = get_peft_model(base, config)
     write_adapter(model, read_adapter(folder), source=str(folder))
@@ -104,6 +107,7 @@ def write_adapter(
             raise AdapterError(
                 f"{source}: '{name}' is {tuple(tensors[name].shape)}, this model wants {tuple(parameter.shape)}"
             )
+    for name, parameter in places.items():
         parameter.data = tensors[name].to(device=parameter.device, dtype=torch.float32, copy=True)
 
 

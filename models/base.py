@@ -62,6 +62,7 @@ def load_base(name: str, quantize: Quantize = "nf4") -> "PreTrainedModel":
     Raises:
         ModelError: the model cannot be found or loaded.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     cuda = torch.cuda.is_available()
@@ -75,14 +76,26 @@ def load_base(name: str, quantize: Quantize = "nf4") -> "PreTrainedModel":
             bnb_4bit_compute_dtype=dtype,
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             model_path(name),
             dtype=dtype,
             quantization_config=quantization,
             device_map={"": torch.cuda.current_device()} if cuda else {"": "cpu"},
+            output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(_cannot_load(name, error)) from error
+    # transformers fills a missing tensor with random numbers, and takes one of any shape into a 4-bit layer
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise ModelError(f"model '{name}': its checkpoint lacks {len(missing)} tensors, the first is '{missing[0]}'")
+    for layer_name, layer in quantized_layers(model):
+        wanted = (layer.out_features, layer.in_features)
+        if tuple(layer.weight.quant_state.shape) != wanted:
+            raise ModelError(
+                f"model '{name}': '{layer_name}.weight' is {tuple(layer.weight.quant_state.shape)} in the checkpoint, "
+                f"config.json wants {wanted}"
+            )
     for module in model.modules():
         # bitsandbytes repacks such layers in place on their first eval forward, which corrupts training and
         # dequantisation (bitsandbytes#2078)
@@ -94,7 +107,8 @@ def load_base(name: str, quantize: Quantize = "nf4") -> "PreTrainedModel":
 
 def _cannot_load(name: str, error: Exception) -> str:
     where = "" if Path(name).exists() else " (neither a local folder, nor a shipped model, nor reachable on the Hub)"
-    return f"model '{name}' cannot be loaded{where}: {str(error).splitlines()[0]}"
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"model '{name}' cannot be loaded{where}: {reason}"
 
 
 def _is_4bit(module: nn.Module) -> bool:
@@ -123,7 +137,7 @@ def base_sha256(model: nn.Module) -> str:
     Adapters on the model do not enter it, so it must be the same before, during and after training.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    for name, parameter in sorted([*model.named_parameters(), *model.named_buffers()]):
         if ".lora_" in name:
             continue
         digest.update(name.replace("base_model.model.", "").replace(".base_layer", "").encode())

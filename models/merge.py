@@ -39,7 +39,7 @@ def folded_weights(
                 weight.addmm_(up.float(), down.float(), alpha=module.scaling[adapter])
             yield f"{key}.weight", weight.to(dtype)
             if linear.bias is not None:
-                yield f"{key}.bias", linear.bias.detach().to(dtype)
+                yield f"{key}.bias", linear.bias.detach().to(dtype, copy=True)
 
 
 def merged_model(base: str, quantize: Quantize, adapter: Path | None, dtype: torch.dtype) -> "PreTrainedModel":
