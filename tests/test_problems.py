@@ -9,7 +9,8 @@ from fractions import Fraction
 
 import pytest
 
-from rewards.generator import DIFFICULTIES, FAMILIES, NAMES, OPERATIONS, THINGS, Draw, Steps, draw_problem, generate
+from rewards.families import DIFFICULTIES, FAMILIES, OPERATIONS, Draw, Steps
+from rewards.generator import NAMES, THINGS, draw_problem, generate
 from rewards.problems import Problem, ProblemError, clean_gold, clean_solution, load_problems, overlapping
 
 GSM8K_ANSWER = (

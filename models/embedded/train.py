@@ -70,13 +70,13 @@ PLANS = (
         Shape(hidden=128, layers=4, heads=4, kv_heads=2, mlp=384),
         Schedule(steps=1200, batch=64, lr=5e-3, matrix_lr=5e-3),
         Habits(direct=0.10, thinks=0.05, slip=0.0),
-        later=Habits(direct=0.30, thinks=0.08, slip=0.10),
+        later=Habits(direct=0.20, thinks=0.08, slip=0.12),
         later_share=0.2,
     ),
     Plan(
         "teacher",
         Shape(hidden=160, layers=4, heads=5, kv_heads=1, mlp=512),
-        Schedule(steps=2000, batch=64, lr=5e-3, matrix_lr=5e-3),
+        Schedule(steps=1500, batch=64, lr=5e-3, matrix_lr=5e-3),
     ),
 )
 
