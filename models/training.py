@@ -225,6 +225,19 @@ class MetricsFile(TrainerCallback):
             self._on_step(state.global_step, line)
 
 
+def reporting(report_to: str, folder: Path) -> tuple[str, list[TrainerCallback]]:
+    """What TRL gets as `report_to`, and the callbacks besides.
+
+    TensorBoard's files go to folder/tensorboard: TRL would put them among the checkpoints, which do not stay.
+    """
+    if report_to != "tensorboard":
+        return report_to, []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return "none", [TensorBoardCallback(SummaryWriter(log_dir=str(folder / "tensorboard")))]
+
+
 class StepListener:
     """Signature of `on_step`: steps done, and the line written (None right at the start)."""
 

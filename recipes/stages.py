@@ -44,6 +44,8 @@ __all__ = ["STAGE_FUNCTIONS", "export_run", "make_resources"]
 def base_stage(context: StageContext) -> StageResult:
     """Evaluate the untrained base, as it is trained on: quantised."""
     engine = serve(context, start_policy(context))
+    if engine.kind != "vllm":
+        context.progress.say("    vLLM is not used here: completions come from transformers' generate, which is slower")
     evaluation, asked = evaluated(context, engine)
     return measured(context, evaluation, _result(context, left_out=asked.left_out))
 

@@ -11,7 +11,7 @@ import torch
 from models.adapters import POLICY
 from models.engine import Engine, Sampling
 from models.prompts import prompt_tokens
-from models.training import MetricsFile, Probe, StepListener, TrainingError
+from models.training import MetricsFile, Probe, StepListener, TrainingError, reporting
 from rl.rollouts import Rollouts
 from rl.trainer import Objective, PolicyTrainer
 
@@ -151,16 +151,17 @@ def build_trainer(
         probe=probe,
     )
     model.set_adapter(POLICY)
+    report_to, more = reporting(settings.report_to, folder)
     return PolicyTrainer(
         model=model,
-        args=_arguments(settings, rewards, folder / "checkpoints"),
+        args=_arguments(settings, rewards, report_to, folder / "checkpoints"),
         objective=objective,
         rewards=rewards,
         rollouts=rollouts,
         dataset=dataset,
         tokenizer=tokenizer,
         probe=probe,
-        callbacks=callbacks,
+        callbacks=[*callbacks, *more],
     )
 
 
@@ -176,7 +177,7 @@ def _stop_tokens(model: "PeftModel", tokenizer: "PreTrainedTokenizerBase") -> tu
     return tuple(sorted({tokenizer.eos_token_id, *declared} - {None}))
 
 
-def _arguments(settings: GrpoSettings, rewards: "RewardSet", checkpoints: Path):
+def _arguments(settings: GrpoSettings, rewards: "RewardSet", report_to: str, checkpoints: Path):
     from trl import GRPOConfig
 
     cuda = torch.cuda.is_available()
@@ -223,7 +224,7 @@ def _arguments(settings: GrpoSettings, rewards: "RewardSet", checkpoints: Path):
         save_strategy="steps",
         save_steps=settings.save_steps,
         save_total_limit=2,
-        report_to=settings.report_to,
+        report_to=report_to,
         disable_tqdm=True,
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,

@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from models.adapters import adapter_tensors
 from models.base import base_sha256
-from models.training import AdapterTrainer, MetricsFile, Probe, StepListener, TrainingError
+from models.training import AdapterTrainer, MetricsFile, Probe, StepListener, TrainingError, reporting
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,13 +103,14 @@ def train_sft(
 
     before = base_sha256(model)
     probe = Probe.of_prompts([row["input_ids"] for row in fitting])
+    report_to, callbacks = reporting(settings.report_to, folder)
     trainer = ImitationTrainer(
         model=model,
-        args=_arguments(settings, folder / "checkpoints"),
+        args=_arguments(settings, report_to, folder / "checkpoints"),
         dataset=Dataset.from_list(fitting),
         tokenizer=tokenizer,
         probe=probe,
-        callbacks=[MetricsFile(folder / "metrics.jsonl", METRIC_NAMES, on_step=on_step)],
+        callbacks=[MetricsFile(folder / "metrics.jsonl", METRIC_NAMES, on_step=on_step), *callbacks],
     )
     trainer.train_or_resume(settings.steps)
     if base_sha256(model) != before:
@@ -125,7 +126,7 @@ def _example(tokenizer: "PreTrainedTokenizerBase", prompt: str, completion: str)
     return {"input_ids": asked + answer, "labels": [IGNORED] * len(asked) + answer}
 
 
-def _arguments(settings: SftSettings, checkpoints: Path) -> SFTConfig:
+def _arguments(settings: SftSettings, report_to: str, checkpoints: Path) -> SFTConfig:
     from accelerate import PartialState
 
     cuda = torch.cuda.is_available()
@@ -157,7 +158,7 @@ def _arguments(settings: SftSettings, checkpoints: Path) -> SFTConfig:
         save_strategy="steps",
         save_steps=settings.save_steps,
         save_total_limit=2,
-        report_to=settings.report_to,
+        report_to=report_to,
         disable_tqdm=True,
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
