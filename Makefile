@@ -4,6 +4,7 @@ SCALE   ?= auto
 ARGS    ?=
 PROFILE ?= $(if $(filter Darwin,$(shell uname)),plain,$(if $(shell command -v nvidia-smi),gpu,cpu))
 UV_VERSION = 0.13.8
+VERL_VERSION = 0.9.1
 BIN      = $(VENV)/bin
 READY    = $(VENV)/.done-$(PROFILE)
 RECIPES  = $(patsubst recipes/%.yaml,%,$(wildcard recipes/*.yaml))
@@ -67,6 +68,10 @@ bench: $(READY) ## three seeds of the main recipe at the embedded scale -> bench
 
 bench-grpo: $(READY) ## a GRPO step against stock TRL -> benchmarks/grpo_step.md
 	@$(BIN)/python benchmarks/grpo_step.py $(ARGS)
+
+bench-rewards: $(READY) ## compare verifiers -> benchmarks/rewards.md (others are installed beside, not into, the project)
+	@$(UV) install -q --python $(BIN)/python --no-deps --target $(VENV)/graders verl==$(VERL_VERSION) pylatexenc==2.10 || true
+	@PYTHONPATH=$(VENV)/graders $(BIN)/python benchmarks/rewards.py $(ARGS)
 
 embedded-models: $(READY) ## train the two shipped models again (about 15 minutes on 2 cores)
 	@$(BIN)/python -m models.embedded.train $(ARGS)
