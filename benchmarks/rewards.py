@@ -271,9 +271,11 @@ def report(results: dict[str, dict | str], sets: dict[str, list[dict]], whole: b
         "",
         f"Labelled cases: {counts['collected']} collected from the test suites and issues of public verifiers "
         f"(audited), {counts['real chains']} real chains of thought, {counts['synthetic']} restated gold answers in "
-        f"right and wrong forms, {len(sets['hostile'])} hostile inputs. *Accuracy* is agreement with the label. *Wrong paid* "
+        f"right and wrong forms, {len(sets['hostile'])} hostile inputs. *Accuracy* is agreement with the label. *Wrong "
+        "paid* "
         "counts wrong answers graded correct over all three, *hacks paid* those among them written to be "
-        f"paid. *Hostile safe* counts inputs answered within {SLOW_SECONDS:.0f} s without an exception, a hang or a dead "
+        f"paid. *Hostile safe* counts inputs answered within {SLOW_SECONDS:.0f} s without an exception, a hang or a "
+        "dead "
         "process. Times are of the synthetic set unless the column says otherwise.",
         "",
         *used,

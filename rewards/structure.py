@@ -17,11 +17,11 @@ from fractions import Fraction
 
 from rewards.algebra import parse
 from rewards.labels import is_label, is_word
+from rewards.measures import angle, measured
 from rewards.tokens import CLOSERS, OPENERS, Based, Foreign, Table, Unreadable, closes_at, split_top
-from rewards.vocabulary import CLAUSES, DEGREES, EMPTY, FILLER, HEDGES, ONE_ARGUMENT, PERCENT
+from rewards.vocabulary import CLAUSES, EMPTY, FILLER
 
 RELATIONS = frozenset(["=", "<", ">", "\\leq", "\\geq", "\\neq", "\\approx", "\\in", "\\equiv", "\\sim"])
-_UNIT_SIGNS = frozenset(["^", "/", "{", "}", "(", ")", "-", "\\cdot", "*", "2", "3", "1"])
 _MAX_ITEMS = 400
 
 
@@ -337,58 +337,14 @@ def _ratio(tokens: tuple) -> Group | None:
 
 
 def _leaf(tokens: tuple) -> Leaf:
-    body, unit = _unit(tokens)
+    body, unit, scale = measured(tokens)
     try:
-        node = _angle(body) if unit != "deg" and "'" in body else None
+        node = angle(body) if unit != "deg" and "'" in body else None
         if node is not None:
-            unit = "deg"
-        return Leaf(tokens, node or parse(body), unit)
+            return Leaf(tokens, node, "deg")
+        node = parse(body)
+        return Leaf(tokens, node if scale == 1 else ("*", node, ("n", scale)), unit)
     except Foreign:
         return Leaf(tokens, foreign=True)
     except (Unreadable, RecursionError):
         return Leaf(tokens)
-
-
-def _unit(tokens: tuple) -> tuple[tuple, str]:
-    """The tokens without their unit, and the unit."""
-    if len(tokens) > 1 and tokens[-1] == "%":
-        return tokens[:-1], "%"
-    ends = tokens[:-1] if len(tokens) > 3 and tokens[-1] in ("C", "F") and tokens[-2] == "\\circ" else tokens
-    if len(ends) > 2 and ends[-2:] == ("^", "\\circ") and not any(token in ONE_ARGUMENT for token in ends):
-        return ends[:-2], "deg"
-    for index, token in enumerate(tokens):
-        if index and is_word(token):
-            tail = tokens[index:]
-            if not all(
-                is_word(t) or t in _UNIT_SIGNS or (t.__class__ is str and len(t) == 1 and t.isalpha()) for t in tail
-            ):
-                return tokens, ""
-            body = tokens[:index]
-            if body[-2:] == ("^", "{") and tail[-1] == "}":
-                body, tail = body[:-2], tail[:-1]
-            if body and body[-1] in ("/", "\\cdot", "-"):
-                body = body[:-1]
-            if any(is_word(t) and _hedges(t) for t in tail):
-                return tokens, ""
-            words = " ".join(t.strip('"') if is_word(t) else t for t in tail).strip().lower().rstrip(".")
-            if words in PERCENT:
-                return body, "%"
-            return body, "deg" if words in DEGREES else words
-    return tokens, ""
-
-
-def _hedges(token: str) -> bool:
-    """Whether words after a number say something of it that no unit would: alternatives, doubts, further numbers."""
-    numbers = re.sub(r"\^\s*\{?\s*-?\d\s*\}?", "", token)
-    return bool(HEDGES & set(re.findall(r"[a-z']+", token.lower()))) or any(sign.isdigit() for sign in numbers)
-
-
-def _angle(tokens: tuple) -> tuple | None:
-    """Degrees and minutes, 60^\\circ 42', in degrees."""
-    if len(tokens) < 5 or tokens[1:3] != ("^", "\\circ"):
-        return None
-    numbers = [tokens[0], tokens[3], *(tokens[5:6] if tokens[5:] and tokens[6:] == ("'", "'") else ())]
-    signs = tokens[4:5]
-    if signs != ("'",) or len(tokens) not in (5, 8) or not all(t.__class__ is str and t.isdigit() for t in numbers):
-        return None
-    return ("n", sum(Fraction(int(number), 60**place) for place, number in enumerate(numbers)))

@@ -83,7 +83,7 @@ _PLAIN_STEPS = [
     (re.compile(r"\\(?:degree|textdegree)(?![a-zA-Z])|\^\s*\{?\s*(?:\textcirc|\\textcirc|\textrm\{o\})\s*\}?|\^\s?extcirc"),
      r"^\\circ "),
     (re.compile(r"\^\s*\{\s*\\circ\s*\}|(?<!\^)\\circ(?=\s*(?:[CF]\s*)?\}*$)|\^\s*\\circ"), r"^\\circ "),
-    (re.compile(r"\{([^{}]*)\\choose([^{}]*)\}"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(?:\{|^)([^{}]*)\\choose([^{}]*)(?:\}|$)"), r"\\binom{\1}{\2}"),
     (re.compile(r"\\(?:overline|widehat)\s*\{\s*([A-Z]{2,4})\s*\}|\\triangle(?![a-zA-Z])"), r"\1"),
     (re.compile(r"\\prime(?![a-zA-Z])"), "'"),
     (re.compile(r"\^\s*\{?\s*('+)\s*\}?"), r"\1"),

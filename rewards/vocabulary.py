@@ -34,6 +34,12 @@ HEDGES = _list(
     "or not isn't wrong incorrect false maybe perhaps possibly but either neither nor alternatively between to until",
     "unless and no never except instead rather if wait actually probably likely guess",
 )
+# first words after a number that make it another one
+CHANGES = _list(
+    "squared cubed factorial plus minus divided over multiplied halves thirds fourths fifths sixths sevenths eighths",
+    "ninths tenths twelfths hundredths thousandths",
+)
+SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 PERCENT = frozenset(["percent", "pct", "percentage", "per cent", "percents", "percentage points"])
 DEGREES = frozenset(["degree", "degrees", "deg", "degs"])
 EMPTY = frozenset(["no solution", "no solutions", "none", "empty set", "no real solutions", "no real solution"])

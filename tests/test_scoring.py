@@ -164,6 +164,8 @@ def politeness(completions, **columns):
     return [0.5 if "please" in c else None for c in completions]
 def wild(completions, **columns):
     return [3.0] * len(completions)
+def whole(completions, **columns):
+    return [1] * len(completions)
 def short(completions, **columns):
     return [0.0]
 CONSTANT = 3
@@ -177,6 +179,8 @@ def test_a_users_reward_is_called_by_name(tmp_path):
     assert rewards.names == ["correct", "politeness"]
     assert rewards.functions[1].__name__ == "politeness"
     assert call(rewards.functions[1], ["please", "no"], ["1", "1"]) == [0.5, None]
+    values = call(build({"correct": 1.0, "whole": 0.2}, file=file).functions[1], ["a"], ["1"])
+    assert values == [1.0] and type(values[0]) is float
 
 
 def test_a_users_file_is_loaded_only_when_named(tmp_path):

@@ -198,7 +198,8 @@ def test_after_a_fork_the_child_has_workers_of_its_own(verifier):
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=_in_a_child, args=(verifier, queue))
-    child.start()
+    with verifier.pool._lock:  # another thread may be asking at the moment of the fork
+        child.start()
     verdict, pid = queue.get(timeout=30)
     child.join(timeout=30)
     assert child.exitcode == 0 and verdict == "correct" and pid != verifier.pool.pid

@@ -29,6 +29,8 @@ SAME = [
     ("4", r"4\text{ hours}"), ("10", "10m"), ("5 m", "500 cm"), (r"864 \mbox{ inches}^2", "864"),
     ("12", r"12^{\mathrm{th}}"),
     ("25\\%", "25"), ("25\\%", r"\frac14"), (r"\frac14", "25\\%"), ("8:34 \\text{ P.M.}", "20:34"),
+    ("5000000", "5 million"), ("36", r"3\text{ dozen eggs}"), ("3\\text{ million}", "3,000,000"),
+    ("4", r"4\text{ cm squared}"),
     # names
     ("16", "x = 16"), ("k=3", "3"), ("f(z)=z", "f(x)=x"), ("a_n = 2n-1", "2n - 1"),
     (r"\frac{\sqrt2}{2}", r"x=y=\frac{\sqrt2}{2}"),
@@ -53,7 +55,10 @@ SAME = [
 OTHER = [
     # every value asked for and no other
     ("12", "10, 11, 12, 13"), ("12", r"\{12, 13\}"), ("12", r"12 \text{ or } 13"), ("12", "12 or maybe 13"),
-    ("12", r"12 \text{ or maybe 13}"), ("1,2", "1"), ("1", "1,2"), ("2", r"\pm 2"), (r"\pm 2", "2"), ("1,1,2", "1,2,2"),
+    ("12", r"12 \text{ or maybe 13}"), ("12", r"12 \text{ (13)}"), ("12", r"12 \text{ is wrong}"),
+    ("1,2", "1"), ("1", "1,2"), ("2", r"\pm 2"), (r"\pm 2", "2"), ("1,1,2", "1,2,2"),
+    # words that make it another number
+    ("5", "5 million"), ("3", "3 dozen"), ("12", "12 squared"), ("5", "5 more than 2"), ("5", r"5\text{ thirds}"),
     # around a value is not the value
     ("12", "[10, 14]"), ("12", "11 < x < 13"), ("12", r"x \geq 12"), ("12", r"\{12\} \cup \{13\}"), ("12", r"\neq 12"),
     ("12", r"x \in \mathbb{R}"), ("12", r"\mathbb{R}"), ("12", r"12 \leq x \leq 12.0001"),
