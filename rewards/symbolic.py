@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ class SymbolicPool:
         self._owner = 0
         self._buffer = b""
         self._lock = threading.Lock()
-        os.register_at_fork(after_in_child=self._forget)
+        forget = weakref.WeakMethod(self._forget)  # the registration is for ever, the pool need not be
+        os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
 
     @property
     def pid(self) -> int | None:
@@ -95,6 +97,7 @@ class SymbolicPool:
         """End the workers; a later comparison starts new ones."""
         with self._lock:
             self._kill()
+        atexit.unregister(self.close)
 
     def _ensure(self) -> None:
         if self._process is not None and self._process.poll() is None:
