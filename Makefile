@@ -64,14 +64,14 @@ lint: $(READY) ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 bench: $(READY) ## three seeds of the main recipe at the embedded scale -> benchmarks/
-	@$(BIN)/python benchmarks/recipe_seeds.py $(ARGS)
+	@$(BIN)/python -m benchmarks.recipe_seeds $(ARGS)
 
 bench-grpo: $(READY) ## a GRPO step against stock TRL -> benchmarks/grpo_step.md
-	@$(BIN)/python benchmarks/grpo_step.py $(ARGS)
+	@$(BIN)/python -m benchmarks.grpo_step $(ARGS)
 
 bench-rewards: $(READY) ## compare verifiers -> benchmarks/rewards.md (others are installed beside, not into, the project)
 	@$(UV) install -q --python $(BIN)/python --no-deps --target $(VENV)/graders verl==$(VERL_VERSION) pylatexenc==2.10 || true
-	@PYTHONPATH=$(VENV)/graders $(BIN)/python benchmarks/rewards.py $(ARGS)
+	@PYTHONPATH=$(VENV)/graders $(BIN)/python -m benchmarks.rewards $(ARGS)
 
 embedded-models: $(READY) ## train the two shipped models again (about 15 minutes on 2 cores)
 	@$(BIN)/python -m models.embedded.train $(ARGS)

@@ -1,14 +1,14 @@
 """One GRPO step, ours against stock TRL, alternating step by step in one run: `make bench-grpo`.
 
-    python benchmarks/grpo_step.py [--cases student 25m] [--steps 8] [--out benchmarks]
+    python -m benchmarks.grpo_step [--cases student 25m] [--steps 8] [--out benchmarks]
 
-Both train the same model, LoRA, prompts, group size, KL penalty and lengths, each in a process of its own that waits for
-its turn, so nothing runs beside a step. Stock TRL is first tried in several settings (arithmetic, micro-batch, base) and
-runs in the fastest. Ratios are per pair of steps; their median and spread are reported.
+Both train the same model, LoRA, prompts, group size, KL penalty and lengths, each in a process of its own that waits
+for its turn, so nothing runs beside a step. Stock TRL is first tried in several settings (arithmetic, micro-batch, base)
+and runs in the fastest. Ratios are per pair of steps; their median and spread are reported.
 
-student  embedded/student on the generator's problems with the recipe's rewards; completions end where the model ends them.
-25m      a random 25M-parameter Qwen2. 32 of its 4,096 tokens end a completion, and random weights sample nearly uniformly,
-         so lengths are geometric with mean 128, cut off at 256. The reward is the parity of the token ids.
+student  embedded/student on the generator's problems with the recipe's rewards; completions end where it ends them.
+25m      a random 25M-parameter Qwen2. 32 of its 4,096 tokens end a completion, and random weights sample nearly
+         uniformly, so lengths are geometric with mean 128, cut off at 256. The reward is the parity of the token ids.
 3b       Qwen2.5-3B's shape with random weights (GPU): lengths geometric with mean 256, cut off at 1,024.
 """
 
@@ -332,7 +332,7 @@ class Trainer:
         read, write = os.pipe()
         self._log = open(folder / f"{setting.trainer}-{case.name}.log", "ab")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", case.name, json.dumps(asdict(setting)), str(folder), str(write)],
+            [sys.executable, "-m", "benchmarks.grpo_step", "--worker", case.name, json.dumps(asdict(setting)), str(folder), str(write)],
             stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, pass_fds=[write],
         )  # fmt: skip
         os.close(write)
@@ -450,8 +450,9 @@ def report(results: list[dict]) -> str:
             lines.append(f"- {name}: {median:.2f} times (pairs from {low:.2f} to {high:.2f})")
         share = [s["seconds"]["sync"] / s["seconds"]["step"] for s in steps["ours"]]
         lines.append(f"- sync is {statistics.median(share):.1%} of our step")
-        lines += ["", "Seconds of a step in every setting tried: " + "; ".join(
-            f"{side} {name}: {value:.2f}" for side in ("ours", "stock") for name, value in result["tried"][side].items())]  # fmt: skip
+        tried = [(side, *pair) for side in ("ours", "stock") for pair in result["tried"][side].items()]
+        tries = "; ".join(f"{side} {name}: {value:.2f}" for side, name, value in tried)
+        lines += ["", f"Seconds of a step in every setting tried: {tries}"]
     return "\n".join(lines) + "\n"
 
 

@@ -1,10 +1,10 @@
 """The main recipe at the embedded scale under several seeds: what it reaches, with intervals. `make bench` runs it.
 
-    python benchmarks/recipe_seeds.py [--seeds 1 2 3] [--recipe 40d] [--runs runs/bench] [--set key=value ...]
+    python -m benchmarks.recipe_seeds [--seeds 1 2 3] [--recipe 40d] [--runs runs/bench] [--set key=value ...]
 
-Each seed is a run of its own (finished ones are reused), 500 held-out problems that are the same for all seeds, 4 samples
-each at T = 1 and one greedy. Written: benchmarks/recipe_seeds.json and .md. The differences are paired by problem; the
-checks at the end are the claims that the README makes.
+Each seed is a run of its own (finished ones are reused), 500 held-out problems that are the same for all seeds, 4
+samples each at T = 1 and one greedy. Written: benchmarks/recipe_seeds.json and .md. The differences are paired by
+problem; the checks at the end are the claims that the README makes.
 """
 
 import argparse

@@ -26,6 +26,7 @@ def run_command(
     recipe: Recipe, scale: Scale, source: str, sets: tuple[str, ...], restart_from: str | None, runs: Path
 ) -> int:
     """Run, then show what came out. Returns the exit code; raises UserError."""
+    processes.yield_cores()
     progress = Progress(quiet=processes.rank() != 0)
     if scale.why:
         progress.say(scale.why)
