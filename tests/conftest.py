@@ -7,6 +7,8 @@ import pytest
 # before any library reads them: nothing here may reach for a network
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# spinning OpenMP threads would starve each other on a busy machine
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
