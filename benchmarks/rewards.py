@@ -4,8 +4,8 @@ r"""Compare verifiers on labelled cases: accuracy, wrong answers paid, speed, ho
     make bench-rewards ARGS='--only ours --rows 500'
 
 Each verifier runs in a process of its own, one row at a time on one core, under an address-space limit; a row that is
-not done after 10 seconds is counted as hung and the process replaced. Verifiers that are not installed are left out
-and named. The labelled cases are read from ../shared/data beside the repository, or from --data.
+not done after 10 seconds (3 if hostile) is counted as hung and the process replaced. Verifiers that are not installed
+are left out and named. The labelled cases are read from ../shared/data beside the repository, or from --data.
 """
 
 from __future__ import annotations
@@ -163,10 +163,10 @@ class Process:
         line = self.process.stdout.readline() if ready else ""
         return json.loads(line) if line else None
 
-    def grade(self, row: dict) -> dict:
+    def grade(self, row: dict, seconds: float) -> dict:
         try:
             self.process.stdin.write(json.dumps({"completion": row["completion"], "gold": row["gold"]}) + "\n")
-            answer = self.read(HANG_SECONDS)
+            answer = self.read(seconds)
         except BrokenPipeError:
             answer = None
         if answer is None:
@@ -176,7 +176,7 @@ class Process:
             return {
                 "correct": False,
                 "raised": None,
-                "seconds": HANG_SECONDS,
+                "seconds": seconds,
                 "memory": 0.0,
                 "hung": hung,
                 "died": not hung,
@@ -211,7 +211,9 @@ def measure(name: str, sets: dict[str, list[dict]]) -> dict | str:
         return process.missing
     result: dict = {}
     for key, rows in sets.items():
-        answers = [process.grade(row) for row in rows]
+        # a hostile input that is late is unsafe, however late
+        seconds = SLOW_SECONDS + 1 if key == "hostile" else HANG_SECONDS
+        answers = [process.grade(row, seconds) for row in rows]
         labelled = [(row, a) for row, a in zip(rows, answers, strict=True) if label(row) is not None]
         seconds = sorted(answer["seconds"] for answer in answers)
         result[key] = {

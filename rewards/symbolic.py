@@ -30,7 +30,7 @@ class PoolSettings:
     """slots: children side by side; seconds: deadline of one comparison; memory_mb: address space of a child."""
 
     slots: int = 2
-    seconds: float = 0.8
+    seconds: float = 1.2
     memory_mb: int = 480
 
 
