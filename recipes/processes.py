@@ -18,9 +18,11 @@ def count() -> int:
 def barrier() -> None:
     """Wait until all processes are here; nothing with one process."""
     if count() > 1:
+        import torch
         from accelerate import PartialState
 
-        PartialState().wait_for_everyone()
+        # without `cpu`, accelerate sees no process group where there is no GPU, and nobody waits
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
 
 
 def yield_cores() -> None:

@@ -263,7 +263,6 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
         times = self.rollouts.times.take()
         metrics = self._metrics["train"]
         values = {
-            "kl": total["kl"] / tokens,
             "entropy": total["entropy"] / tokens,
             "sampling_entropy": total["sampling_entropy"] / sampled,
             "engine_kl": total["engine_kl"] / tokens,
@@ -279,6 +278,9 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
             "seconds/reward": self._seconds["reward"],
             "seconds/reference": self._seconds["reference"],
         }
+        # without a penalty the reference is never asked, and 0 would be a claim
+        if self.beta != 0.0:
+            values["kl"] = total["kl"] / tokens
         for name, value in values.items():
             metrics[name] = [value]
         self._sums.clear()
