@@ -89,6 +89,8 @@ EMBEDDED_LENGTH_SHARE = 0.3
 """The same for the shipped models, which write about 25 tokens of 96."""
 PROMPT_SHARE = 0.5
 """Mean length of a prompt as a share of the limit."""
+EMBEDDED_PROMPT, EMBEDDED_LONGEST_PROMPT = 26, 48
+"""Tokens of the generator's prompts, on average and at most, however high the limit is."""
 ALL_PROBLEMS = {"train": 7473, "test": 1319}
 """What `None` means for a source whose size is not known: GSM8K's."""
 EMBEDDED_PROBLEMS = {"train": 4000, "test": 500}
@@ -200,9 +202,9 @@ def device_of(machine: Machine, scale: str) -> Device:
         concurrency=256,
         micro_batch=64,
         checkpointing=False,
-        libraries=2 * GIB,
-        start=20.0,
-        stage=3.0,
+        libraries=int(1.1 * GIB),
+        start=5.0,
+        stage=6.0,
         compute_bytes=4,
     )
 
@@ -220,6 +222,10 @@ class Estimator:
         self.base = self._shape(recipe.model.base)
         shipped = recipe.model.base.startswith("embedded/")
         self.length_share = EMBEDDED_LENGTH_SHARE if shipped else LENGTH_SHARE
+        limit = recipe.rollouts.max_prompt_tokens
+        generated = shipped and recipe.problems.train == "embedded"
+        self.prompt = min(limit, EMBEDDED_PROMPT) if generated else int(limit * PROMPT_SHARE)
+        self.longest_prompt = min(limit, EMBEDDED_LONGEST_PROMPT) if generated else limit
 
     @staticmethod
     def _shape(model: str) -> Shape:
@@ -280,15 +286,21 @@ class Estimator:
             cache = self.recipe.rollouts.gpu_memory_utilization * device.memory - weights
             on_cpu = not device.checkpointing
             parts["engine weights"] = weights
-            parts["KV"] = GIB if on_cpu else max(int(cache), 0)
+            # on a CPU a teacher's engine stays until the end of the run
+            parts["KV"] = self._engines() * GIB if on_cpu else max(int(cache), 0)
         return parts
+
+    def _engines(self) -> int:
+        """Engines of the whole run: one per model that writes completions."""
+        teachers = {stage.teacher for stage in self.recipe.stages if isinstance(stage, DistillStage)}
+        return len({self.recipe.model.base, *teachers} - {"self"})
 
     def stage(self, stage: Stage | None) -> StagePlan:
         """One stage; None is the base's evaluation."""
         recipe, device = self.recipe, self.device
         settings = recipe.evaluate_of(stage) if stage is not None else recipe.evaluate_of(recipe.stages[0])
         rollouts = recipe.rollouts
-        prompt = int(rollouts.max_prompt_tokens * PROMPT_SHARE)
+        prompt = self.prompt
         tested = self.problems("test", recipe.problems.test_limit)
         parent = (recipe.parent_of(stage.name) if stage is not None else None) or "base"
         row = {"name": stage.name if stage is not None else "base", "kind": "base", "parent": "", "data": "",
@@ -303,7 +315,7 @@ class Estimator:
                 parts = self.memory(0, 0, 0, engine=teacher, training=False)
             case SftStage():
                 micro = min(stage.micro_batch_size or device.micro_batch, stage.batch_size)
-                longest = stage.max_length or rollouts.max_prompt_tokens + rollouts.max_completion_tokens
+                longest = stage.max_length or self.longest_prompt + rollouts.max_completion_tokens
                 tokens = int(
                     stage.steps * stage.batch_size * (prompt + rollouts.max_completion_tokens * self.length_share)
                 )
@@ -322,7 +334,7 @@ class Estimator:
                 seconds = stage.steps * (sampling + self.train(rows, micros, passes))
                 row |= {"kind": "grpo", "parent": parent, "data": recipe.problems.train, "beta": stage.beta,
                         "reference": stage.reference, "steps": stage.steps}  # fmt: skip
-                longest = own.max_prompt_tokens + own.max_completion_tokens
+                longest = self.longest_prompt + own.max_completion_tokens
                 parts = self.memory(micro, longest, own.max_completion_tokens, engine=self.base, training=True)
             case EvaluateStage():
                 tokens, seconds = 0, 0.0
