@@ -1,16 +1,43 @@
-"""From TRL's padded generation batch to micro-batches: what gives no gradient is left out, the rest is cut to length.
+"""From problems to TRL's padded generation batch to micro-batches: what gives no gradient is left out, the rest is cut.
 
 Sorting by length and leaving rows out never change a gradient here: `dapo` divides the summed token losses by a token
 count that is fixed before (arXiv 2503.14476, eq. 8), so any split of the rows gives the same sum. The other losses
 average within a micro-batch, so those keep all rows and equal sizes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.data import Sampler
+
+if TYPE_CHECKING:
+    from trl.trainer.utils import RepeatSampler
 
 Batch = dict[str, torch.Tensor]
+
+
+class ProblemOrder(Sampler[int]):
+    """TRL's order of problems, shuffled by seed and epoch.
+
+    TRL's generator runs on from epoch to epoch, so that a resumed run, which does not draw the epochs before its
+    checkpoint again, would get other problems than the uninterrupted one.
+
+    Args:
+        order: TRL's sampler.
+        epoch: tells the epoch that begins.
+    """
+
+    def __init__(self, order: "RepeatSampler", epoch: Callable[[], int]) -> None:
+        self._order, self._epoch = order, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self._order.generator.manual_seed(self._order.seed + 1_000_003 * self._epoch())
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
 
 
 @dataclass(frozen=True)
@@ -62,7 +89,14 @@ def rows_of(batch: Batch, lengths: Sequence[int], zero_variance: Sequence[bool])
 
 
 def micro_batches(
-    rows: Sequence[Row], count: int, *, loss_type: str, mask_zero_variance: bool, num_items: torch.Tensor, pad: int
+    rows: Sequence[Row],
+    count: int,
+    *,
+    loss_type: str,
+    mask_zero_variance: bool,
+    num_items: torch.Tensor,
+    pad: int,
+    sizes: Callable[[list[int]], list[int]] = list,
 ) -> list[Batch]:
     """Split rows into `count` padded batches, as TRL's loss reads them.
 
@@ -72,6 +106,8 @@ def micro_batches(
             about their KL gradient).
         num_items: completion tokens of the whole step over all processes, counted before anything is masked here.
         pad: token id.
+        sizes: takes the number of rows of each micro-batch and gives how many it shall have, filled up with rows that
+            are not in the loss: TRL gathers per-row numbers, so all processes need the same.
     """
     if mask_zero_variance:
         rows = [replace(row, in_loss=row.in_loss and not row.zero_variance) for row in rows]
@@ -83,7 +119,13 @@ def micro_batches(
         ordered = sorted(rows, key=len) if loss_type != "bnpo" else list(rows)
         size = len(ordered) // count
         parts = [ordered[i * size : (i + 1) * size] for i in range(count)]
-    return [_padded(part or [replace(rows[0], in_loss=False)], num_items, pad) for part in parts]
+    filler = replace(rows[0], prompt=rows[0].prompt[:1], completion=rows[0].completion[:1], in_loss=False,
+                     sampling_logprobs=rows[0].sampling_logprobs[:1])  # fmt: skip
+    wanted = sizes([max(len(part), 1) for part in parts])
+    return [
+        _padded([*part, *[filler] * (size - len(part))], num_items, pad)
+        for part, size in zip(parts, wanted, strict=True)
+    ]
 
 
 def _equal_tokens(rows: Sequence[Row], count: int) -> list[Sequence[Row]]:

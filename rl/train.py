@@ -222,7 +222,8 @@ def _arguments(settings: GrpoSettings, rewards: "RewardSet", report_to: str, che
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps",
-        save_steps=settings.save_steps,
+        # between two iterations over a batch there is no checkpoint: rollouts are not in it
+        save_steps=math.ceil(settings.save_steps / settings.num_iterations) * settings.num_iterations,
         save_total_limit=2,
         report_to=report_to,
         disable_tqdm=True,

@@ -23,7 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 from models.adapters import adapter_tensors
 from models.base import base_sha256
 from models.training import AdapterTrainer, Probe, TrainingError
-from rl.batches import Batch, Row, micro_batches, rows_of
+from rl.batches import Batch, ProblemOrder, Row, micro_batches, rows_of
 from rl.kl import Reference, k3
 from rl.logprobs import completion_logprobs, install_scoring
 
@@ -105,6 +105,11 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
 
     # rollouts
 
+    def _get_train_sampler(self, dataset: "Dataset | None" = None) -> ProblemOrder:
+        order = super()._get_train_sampler(dataset)
+        # of step and epoch only the epoch's whole part counts, and that is in a checkpoint's state
+        return ProblemOrder(order, lambda: int(self.state.epoch or 0))
+
     def _prepare_inputs(self, generation_batch: list[dict]) -> Batch:
         every = self.args.steps_per_generation * self.num_iterations
         if self._step % every == 0 or self._buffered_inputs is None:
@@ -119,8 +124,13 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
                 mask_zero_variance=self.beta == 0 or self.objective.mask_zero_variance_kl,
                 num_items=self.accelerator.gather(tokens).sum(),
                 pad=self._tokenizer.pad_token_id,
+                sizes=self._largest,
             )
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _largest(self, sizes: list[int]) -> list[int]:
+        """The largest of each number over all processes."""
+        return self.accelerator.gather(torch.tensor([sizes], device=self.accelerator.device)).amax(0).tolist()
 
     def _sample(self, inputs: list[dict]) -> list[Row]:
         """Rows of this step on this process, groups in a row; zero-variance groups replaced where that is asked for."""
@@ -214,9 +224,11 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
             self._current = None
 
     def _get_per_token_logps_and_entropies(self, model: torch.nn.Module, *args: object, **kwargs: object) -> tuple:
-        """Called by TRL's loss only (see `_scoring_only`): the policy's log-probabilities, and from them what the loss
+        """For TRL's loss: the policy's log-probabilities, and from them what the loss
         reads next, those of the sampling policy and the importance weights."""
         inputs = self._current
+        if inputs is None:  # with several iterations TRL asks while sampling too; the first training pass will tell
+            return None, None, None
         logprobs, entropies = completion_logprobs(model, inputs, self.temperature)
         mask = inputs["completion_mask"]
         if "old_per_token_logps" not in inputs:
