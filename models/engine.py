@@ -133,7 +133,10 @@ def start_engine(kind: Literal["auto", "vllm", "transformers"], model: str, sett
     if kind == "transformers" or (kind == "auto" and not vllm_available()):
         from models.transformers_engine import TransformersEngine
 
-        return TransformersEngine(model, settings)
+        try:
+            return TransformersEngine(model, settings)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise EngineError(f"transformers cannot serve '{model}': {last_line(error)}") from error
     if not vllm_available():
         raise EngineError(
             "rollouts.engine: 'vllm' is not installed here; use 'auto' or 'transformers', or `make setup`"
@@ -142,15 +145,16 @@ def start_engine(kind: Literal["auto", "vllm", "transformers"], model: str, sett
 
     try:
         return VllmEngine(model, settings)
-    except ModelError:
+    except (ModelError, EngineError):
         raise
     except Exception as error:
         raise EngineError(
-            f"vLLM failed to start for '{model}': {_last_line(error)}. The stage's log has its own words; "
+            f"vLLM failed to start for '{model}': {last_line(error)}. The stage's log has its own words; "
             "`--set rollouts.engine=transformers` goes on without it"
         ) from error
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """An exception's kind and the last line of its message."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

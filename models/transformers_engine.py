@@ -16,7 +16,7 @@ class TransformersEngine:
     serves_adapters = False
 
     def __init__(self, model: str, settings: EngineSettings) -> None:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         cuda = torch.cuda.is_available()
         name = settings.dtype if settings.dtype != "auto" else ("bfloat16" if cuda else "float32")
@@ -27,6 +27,8 @@ class TransformersEngine:
         self._batch = settings.max_num_seqs
         declared = self._model.generation_config.eos_token_id
         self._eos = {self._tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+        # a checkpoint's own habits (repetition_penalty, top_k) would make it another policy than the one that trains
+        self._model.generation_config = GenerationConfig()
 
     @torch.inference_mode()
     def generate(
@@ -40,7 +42,7 @@ class TransformersEngine:
         completions: list[list[Completion]] = []
         for start in range(0, len(prompts), per_batch):
             batch = prompts[start : start + per_batch]
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[], enabled=seeds is not None):
                 # one seed for a batch: its completions follow from all of the batch's seeds
                 if seeds is not None:
                     torch.manual_seed(hash(tuple(seeds[start : start + per_batch])) % 2**63)
@@ -103,6 +105,8 @@ class TransformersEngine:
     def sync_folded(self, weights: Weights) -> None:
         own = dict(self._model.named_parameters())
         for name, tensor in weights:
+            if name not in own:
+                raise EngineError(f"the engine's model has no weight '{name}'; it is not the base that is trained")
             own[name].copy_(tensor)
 
     def sync_adapter(self, folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from models.base import load_tokenizer, model_path
-from models.engine import Completion, EngineError, EngineSettings, Sampling, Tokens, Weights
+from models.engine import Completion, EngineError, EngineSettings, Sampling, Tokens, Weights, last_line
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -98,7 +98,10 @@ class VllmEngine:
     ) -> "list[RequestOutput]":
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         use_tqdm = _progress_bar(progress) if progress is not None else False
-        outputs = self._llm.generate(requests, params, use_tqdm=use_tqdm, lora_request=self._adapter)
+        try:
+            outputs = self._llm.generate(requests, params, use_tqdm=use_tqdm, lora_request=self._adapter)
+        except Exception as error:
+            raise EngineError(f"vLLM could not generate: {last_line(error)}") from error
         if len(outputs) != len(prompts):
             raise EngineError(f"vLLM returned {len(outputs)} outputs for {len(prompts)} prompts")
         return outputs
@@ -125,7 +128,10 @@ class VllmEngine:
 
     def sync_folded(self, weights: Weights) -> None:
         cast = ((name, tensor.to(self.dtype)) for name, tensor in weights)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast})
+        try:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast})
+        except Exception as error:
+            raise EngineError(f"vLLM could not take the policy's weights: {last_line(error)}") from error
         self._llm.reset_prefix_cache()
 
     def sync_adapter(self, folder: Path) -> None:
