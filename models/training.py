@@ -197,9 +197,10 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
     ) -> None:
-        lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
-        self._path.write_text("".join(kept))
+        if state.is_world_process_zero:
+            lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+            self._path.write_text("".join(kept))
         self._last = time.perf_counter()
         if self._on_step:
             self._on_step(state.global_step, None)
@@ -215,7 +216,9 @@ class MetricsFile(TrainerCallback):
         if not logs or "train_runtime" in logs or not state.is_world_process_zero:
             return
         line = {"step": state.global_step}
-        line |= {self._names.get(name, name): value for name, value in logs.items() if name != "epoch"}
+        # a mean over nothing (a step in which no completion could be graded, say) is None or NaN
+        known = {name: value for name, value in logs.items() if value is not None and math.isfinite(value)}
+        line |= {self._names.get(name, name): value for name, value in known.items() if name != "epoch"}
         now = time.perf_counter()
         line |= {"seconds": now - self._last} | self._constants
         self._last = now
