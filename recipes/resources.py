@@ -89,7 +89,8 @@ class Resources:
             shortest = min(map(len, tokens), default=0)
             raise UserError(
                 f"none of the {len(problems)} {what} fits: the shortest prompt has {shortest} tokens, "
-                f"the limit is {budget}; raise rollouts.max_prompt_tokens or take another base ({gone} overlap with test problems)"
+                f"the limit is {budget}; raise "
+                f"rollouts.max_prompt_tokens or take another base ({gone} overlap with test problems)"
             )
         return Asked(
             tuple(problems[i] for i in fit),
@@ -151,8 +152,11 @@ class Resources:
         return max([*lengths, recipe.rollouts.max_completion_tokens])
 
     def _prompt_budget(self, model: str) -> int:
-        longest = max(len(ids) for ids in self.test().tokens) if model == self.recipe.model.base else 0
-        return max(self.recipe.rollouts.max_prompt_tokens, longest)
+        longest = [self.recipe.rollouts.max_prompt_tokens]
+        if model == self.recipe.model.base:
+            evaluations = [None, *(stage for stage in self.recipe.stages if isinstance(stage, EvaluateStage))]
+            longest += [len(ids) for stage in evaluations for ids in self.test(stage).tokens]
+        return max(longest)
 
 
 def make_resources(recipe: Recipe, run_dir: Path) -> Resources:

@@ -191,7 +191,8 @@ def grpo_stage(context: StageContext) -> StageResult:
     result = _trained(
         context,
         policy,
-        int(lines[-1]["num_tokens"]),
+        # a further iteration over the same rollouts has no tokens of its own
+        int(max(line.get("num_tokens", 0) for line in lines)),
         engine_mismatch=outcome.engine_mismatch,
         base_sha256=outcome.base_sha256,
     )
