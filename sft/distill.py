@@ -35,7 +35,8 @@ class KeepPolicy:
     """Which samples become traces.
 
     Fields:
-        keep: `correct` keeps verified answers, `all` every complete one that has an answer.
+        keep: `correct` keeps verified answers, `all` every complete one that has an answer; either only where the
+            rewritten completion keeps the student's format.
         max_per_problem: at most this many per problem; None is no limit.
         pass_rate: keep problems of which the teacher got a share between these two right.
         min_tokens, max_tokens: bounds of the rewritten completion's length in student tokens, both inclusive.
@@ -191,6 +192,9 @@ def _of_problem(
             reason = str(verdict)
         elif text is None:
             reason = "no_answer"
+        elif not contract.follows(text):
+            # a bare answer, say: it would teach an empty think block
+            reason = "off_format"
         elif tokens < policy.min_tokens:
             reason = "too_short"
         elif tokens > policy.max_tokens:
