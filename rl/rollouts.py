@@ -19,7 +19,7 @@ import torch
 from models.adapters import save_adapter
 from models.engine import Engine, EngineError, Sampling
 from models.merge import folded_weights
-from models.training import Probe, mean_difference
+from models.training import Probe, TrainingError, mean_difference
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -108,8 +108,18 @@ class Rollouts:
         self.times.sync += time.perf_counter() - start
 
     def check(self) -> None:
-        """Compare engine and trainer on the probe; sets `mismatch` (mean absolute difference, nats a token)."""
+        """Compare engine and trainer on the probe; sets `mismatch` (mean absolute difference, nats a token).
+
+        Raises:
+            TrainingError: the policy itself gives no numbers.
+            EngineError: the engine serves something else.
+        """
         policy = self.probe.logprobs(self.model)
+        if not math.isfinite(sum(map(sum, policy))):
+            raise TrainingError(
+                f"the policy's log-probabilities are no numbers after {self.step} steps: training diverged; "
+                "lower the stage's learning_rate"
+            )
         self.mismatch = mean_difference(policy, self.engine.score(self.probe.prompts, self.probe.completions))
         tolerance = TOLERANCE[self.engine.dtype]
         moved = 0.0 if self._served is None else mean_difference(policy, self._served)
