@@ -46,7 +46,7 @@ def write_checkpoint(folder: Path, *, tied: bool = False, seed: int = 0) -> Path
         if name.endswith(".bias"):  # zero at first, and a lost bias would not show
             torch.nn.init.normal_(parameter, std=0.1)
         elif name == "model.norm.weight":
-            torch.nn.init.constant_(parameter, 3.0)
+            torch.nn.init.constant_(parameter, 2.0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

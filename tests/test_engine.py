@@ -1,0 +1,328 @@
+"""Both engines: the policy's own log-probabilities before and after a sync, the same greedy tokens, seeded samples."""
+
+import pytest
+import tiny
+import torch
+
+from models.engine import EngineError, EngineSettings, Sampling, start_engine
+from models.merge import folded_weights
+from rl.rollouts import push_policy
+
+GREEDY = Sampling(16, temperature=0.0, stop_token_ids=tiny.MORE_ENDS)
+SAMPLED = Sampling(24, n=3, logprobs=True, stop_token_ids=tiny.MORE_ENDS)
+SEEDS = [11, 222, 3333, 44, 555, 6666]
+ENGINES = ["vllm_engine", "transformers_engine"]
+# an engine that is collected takes vLLM's process-wide groups away from the others
+KEPT_ALIVE = []
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+    return tiny.tokens(tokenizer, tiny.prompts(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_path):
+    return tiny.policy(tiny_path)
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, policy):
+    """Each engine in turn, serving the policy."""
+    made = request.getfixturevalue(request.param)
+    push_policy(made, policy, "folded")
+    return made
+
+
+def logprobs_of(model, prompt, completion, temperature=1.0):
+    """Log-probabilities of a completion's tokens, computed from full logits."""
+    model.eval()
+    ids = torch.tensor([[*prompt, *completion]])
+    with torch.no_grad():
+        steps = (model(ids).logits[0, len(prompt) - 1 : -1].float() / temperature).log_softmax(-1)
+    return steps.gather(-1, ids[0, len(prompt) :, None])[:, 0].tolist()
+
+
+def greedy_of(model, prompt, sampling):
+    """Greedy decoding by hand."""
+    ids = list(prompt)
+    for _ in range(sampling.max_tokens):
+        ids.append(int(tiny.next_token_logprobs(model, ids)[-1].argmax()))
+        if ids[-1] in sampling.stop_token_ids:
+            break
+    return ids[len(prompt) :]
+
+
+def assert_serves(engine, model, prompts, tolerance=1e-4):
+    completions = [prompts[(i + 1) % len(prompts)] for i in range(len(prompts))]
+    for prompt, completion, scored in zip(prompts, completions, engine.score(prompts, completions), strict=True):
+        assert len(scored) == len(completion)
+        assert scored == pytest.approx(logprobs_of(model, prompt, completion), abs=tolerance)
+
+
+def texts(groups):
+    return [[completion.token_ids for completion in group] for group in groups]
+
+
+# what is served
+
+
+def test_the_checkpoint_is_served_until_the_first_sync(transformers_engine, tiny_path, prompts):
+    from models.base import load_base
+
+    assert_serves(transformers_engine, load_base(str(tiny_path), "none"), prompts)
+
+
+def test_log_probabilities_are_the_policys_after_every_sync(engine, tiny_path, prompts, policy):
+    assert_serves(engine, policy, prompts)
+    other = tiny.policy(tiny_path, seed=9)
+    with pytest.raises(AssertionError):
+        assert_serves(engine, other, prompts)
+    push_policy(engine, other, "folded")
+    assert_serves(engine, other, prompts)
+    engine.sync_folded(folded_weights(other, adapter=None))
+    with other.disable_adapter():
+        assert_serves(engine, other, prompts)
+    push_policy(engine, policy, "folded")
+    assert_serves(engine, policy, prompts)
+
+
+def test_a_sync_only_reads_the_trainers_tensors(engine, policy):
+    from models.adapters import adapter_sha256, adapter_tensors
+    from models.base import base_sha256
+
+    before = base_sha256(policy), adapter_sha256(adapter_tensors(policy))
+    for _ in range(5):
+        push_policy(engine, policy, "folded")
+    engine.generate([[1, 2, 3]], GREEDY)
+    assert (base_sha256(policy), adapter_sha256(adapter_tensors(policy))) == before
+
+
+def test_greedy_tokens_are_the_policys(engine, policy, prompts):
+    for prompt, (completion,) in zip(prompts, engine.generate(prompts, GREEDY), strict=True):
+        assert completion.token_ids == greedy_of(policy, prompt, GREEDY)
+
+
+def test_both_engines_say_the_same_greedily(vllm_engine, transformers_engine, policy, prompts):
+    for engine in (vllm_engine, transformers_engine):
+        push_policy(engine, policy, "folded")
+    ours, theirs = (engine.generate(prompts, GREEDY) for engine in (vllm_engine, transformers_engine))
+    assert ours == theirs
+
+
+def test_sampled_log_probabilities_are_as_drawn(engine, policy, prompts):
+    for group, prompt in zip(engine.generate(prompts, SAMPLED, SEEDS), prompts, strict=True):
+        for completion in group:
+            assert completion.logprobs == pytest.approx(logprobs_of(policy, prompt, completion.token_ids), abs=1e-4)
+    cold = Sampling(24, temperature=0.5, logprobs=True)
+    ((completion,),) = engine.generate(prompts[:1], cold, [5])
+    assert completion.logprobs == pytest.approx(logprobs_of(policy, prompts[0], completion.token_ids, 0.5), abs=1e-4)
+    # of two tokens left, the log-probabilities are renormalised: both together are 1
+    narrow = Sampling(1, top_k=2, logprobs=True, n=32)
+    (group,) = engine.generate(prompts[:1], narrow, [5])
+    seen = {completion.token_ids[0]: completion.logprobs[0] for completion in group}
+    top = tiny.next_token_logprobs(policy, prompts[0])[-1].topk(2)
+    assert set(seen) == set(top.indices.tolist())
+    want = dict(zip(top.indices.tolist(), top.values.log_softmax(-1).tolist(), strict=True))
+    assert seen == pytest.approx(want, abs=1e-4)
+
+
+def test_samples_follow_the_distribution(engine, policy, prompts):
+    """First tokens of 600 draws against the exact distribution: as far off as chance makes them, and no further."""
+    (group,) = engine.generate(prompts[:1], Sampling(1, n=600), [77])
+    exact = tiny.next_token_logprobs(policy, prompts[0])[-1].exp()
+    counts = torch.bincount(torch.tensor([c.token_ids[0] for c in group]), minlength=tiny.VOCABULARY) / 600
+    distance = (counts - exact).abs().sum() / 2
+    expected = (exact * (1 - exact) / 600).sqrt().sum() / 2 * (2 / torch.pi) ** 0.5
+    assert distance < 1.5 * expected + 0.01
+
+
+# seeds
+
+
+def test_seeds_decide(engine, prompts):
+    first = texts(engine.generate(prompts, SAMPLED, SEEDS))
+    assert texts(engine.generate(prompts, SAMPLED, SEEDS)) == first
+    assert texts(engine.generate(prompts, SAMPLED, [s + 1000 for s in SEEDS])) != first
+    for group in first:
+        assert len({tuple(ids) for ids in group}) == len(group), "the completions of a group are drawn apart"
+
+
+def test_vllm_samples_do_not_depend_on_the_rest_of_the_batch(vllm_engine, policy, prompts):
+    push_policy(vllm_engine, policy, "folded")
+    together = texts(vllm_engine.generate(prompts, SAMPLED, SEEDS))
+    for i, prompt in enumerate(prompts):
+        assert texts(vllm_engine.generate([prompt], SAMPLED, [SEEDS[i]])) == [together[i]]
+    backwards = texts(vllm_engine.generate(prompts[::-1], SAMPLED, SEEDS[::-1]))
+    assert backwards == together[::-1]
+    # more sequences than are decoded at once (64): some wait, and their seeds do not mind
+    many = texts(vllm_engine.generate(prompts * 5, SAMPLED, SEEDS * 5))
+    assert many == together * 5
+
+
+def test_a_long_call_before_changes_nothing(vllm_engine, policy, prompts):
+    """The prefix cache starts empty at each call, so a resumed process samples what the uninterrupted one did."""
+    push_policy(vllm_engine, policy, "folded")
+    first = vllm_engine.generate(prompts, SAMPLED, SEEDS)
+    vllm_engine.generate([[*p, *p] for p in prompts], Sampling(40, n=4), SEEDS)
+    vllm_engine.score(prompts, prompts)
+    assert vllm_engine.generate(prompts, SAMPLED, SEEDS) == first
+
+
+def test_seeded_sampling_leaves_torchs_random_numbers_alone(transformers_engine, prompts):
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    transformers_engine.generate(prompts, SAMPLED, SEEDS)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_unseeded_calls_differ(engine, prompts):
+    draws = [texts(engine.generate(prompts[:1], Sampling(24, n=2))) for _ in range(2)]
+    assert draws[0] != draws[1]
+
+
+def test_chunked_prefill_is_off_on_a_cpu(vllm_engine):
+    config = vllm_engine._llm.llm_engine.vllm_config
+    if not torch.cuda.is_available():
+        assert config.scheduler_config.enable_chunked_prefill is False
+        assert config.scheduler_config.max_num_batched_tokens >= 8192
+
+
+# shapes and ends
+
+
+def test_completions_end_for_a_reason(engine, prompts, tokenizer):
+    ends = {tokenizer.eos_token_id, *tiny.MORE_ENDS}
+    finishes = set()
+    for group in engine.generate(prompts, SAMPLED, SEEDS):
+        assert len(group) == 3
+        for completion in group:
+            finishes.add(completion.finish)
+            ids = completion.token_ids
+            assert 1 <= len(ids) <= 24 and not ends & set(ids[:-1])
+            assert (completion.finish == "stop") == (ids[-1] in ends)
+            assert completion.finish == "stop" or len(ids) == 24
+            assert completion.text == tokenizer.decode(ids, skip_special_tokens=True)
+            assert len(completion.logprobs) == len(ids)
+    assert finishes == {"stop", "length"}, "both ways of ending occur"
+    assert engine.generate(prompts[:1], Sampling(4), [1])[0][0].logprobs is None
+
+
+def test_progress_counts_every_prompt_once(engine, prompts):
+    counts = []
+    engine.generate(prompts, SAMPLED, SEEDS, progress=counts.append)
+    assert sum(counts) == len(prompts) and all(count > 0 for count in counts)
+
+
+def test_the_models_own_sampling_habits_are_not_used(tiny_path, tmp_path, policy, prompts):
+    """A generation_config.json may ask for a repetition penalty (Qwen2.5-Instruct does): that is another policy."""
+    import json
+    import shutil
+
+    folder = shutil.copytree(tiny_path, tmp_path / "m")
+    file = folder / "generation_config.json"
+    habits = {"repetition_penalty": 1.5, "top_k": 3, "temperature": 0.3, "do_sample": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | habits))
+    engine = start_engine("transformers", str(folder), EngineSettings(max_model_len=192))
+    push_policy(engine, policy, "folded")
+    ((completion,),) = engine.generate(prompts[:1], Sampling(24, logprobs=True), [5])
+    assert completion.logprobs == pytest.approx(logprobs_of(policy, prompts[0], completion.token_ids), abs=1e-4)
+    ((greedy,),) = engine.generate(prompts[:1], GREEDY)
+    assert greedy.token_ids == greedy_of(policy, prompts[0], GREEDY)
+    engine.close()
+
+
+# engines of their own
+
+
+@pytest.fixture
+def own_engine(request):
+    """Starts a further vLLM engine in this process; only the process's end may close one of several."""
+    pytest.importorskip("vllm", reason="vLLM is not installed here")
+
+    def start(path, **settings):
+        engine = start_engine("vllm", str(path), EngineSettings(max_model_len=192, max_num_seqs=64, **settings))
+        KEPT_ALIVE.append(engine)
+        return engine
+
+    return start
+
+
+def test_tied_embeddings_are_right_after_a_sync(own_engine, tied_path, prompts):
+    """vLLM's CPU build keeps a prepacked copy of the output matrix, which a reload of the embedding would not reach."""
+    engine, model = own_engine(tied_path), tiny.policy(tied_path)
+    push_policy(engine, model, "folded")
+    assert_serves(engine, model, prompts)
+    tiny.nudge(model, 0.1)
+    push_policy(engine, model, "folded")
+    assert_serves(engine, model, prompts)
+    assert texts(engine.generate(prompts, GREEDY)) == [[greedy_of(model, prompt, GREEDY)] for prompt in prompts]
+
+
+def test_the_adapter_alone(own_engine, tiny_path, prompts):
+    engine, model = own_engine(tiny_path, lora_rank=4), tiny.policy(tiny_path)
+    assert not engine.serves_adapters
+    for version in range(3):
+        push_policy(engine, model, "adapter")
+        assert engine.serves_adapters
+        assert_serves(engine, model, prompts)
+        greedy = texts(engine.generate(prompts, GREEDY))
+        assert greedy == [[greedy_of(model, prompt, GREEDY)] for prompt in prompts]
+        tiny.nudge(model, 0.1, seed=version)
+    sampled = engine.generate(prompts, SAMPLED, SEEDS)
+    assert texts(engine.generate(prompts, SAMPLED, SEEDS)) == texts(sampled)
+
+
+# failures
+
+
+def test_what_cannot_start_says_so_in_one_line(tmp_path):
+    for kind in ("transformers", "vllm"):
+        with pytest.raises(Exception) as caught:
+            start_engine(kind, str(tmp_path / "nothing"), EngineSettings(max_model_len=64))
+        assert caught.value.user_message and "\n" not in str(caught.value)
+        assert "nothing" in str(caught.value)
+
+
+def test_vllm_failing_to_start_names_the_way_around(tiny_path, monkeypatch):
+    vllm = pytest.importorskip("vllm", reason="vLLM is not installed here")
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("Traceback of a worker\n  with many lines\nno room for the KV cache\n")
+
+    monkeypatch.setattr(vllm, "LLM", broken)
+    with pytest.raises(EngineError) as caught:
+        start_engine("vllm", str(tiny_path), EngineSettings(max_model_len=64))
+    message = str(caught.value)
+    assert "no room for the KV cache" in message and "rollouts.engine=transformers" in message and "\n" not in message
+
+
+def test_without_vllm_auto_takes_transformers_and_vllm_is_refused(tiny_path, monkeypatch):
+    monkeypatch.setattr("models.engine.vllm_available", lambda: False)
+    assert start_engine("auto", str(tiny_path), EngineSettings(max_model_len=64)).kind == "transformers"
+    with pytest.raises(EngineError, match="not installed"):
+        start_engine("vllm", str(tiny_path), EngineSettings(max_model_len=64))
+
+
+def test_transformers_refuses_an_adapter(transformers_engine, tmp_path):
+    with pytest.raises(EngineError, match=r"rollouts\.sync"):
+        transformers_engine.sync_adapter(tmp_path)
+
+
+def test_a_rank_that_vllm_cannot_serve(tiny_path):
+    pytest.importorskip("vllm", reason="vLLM is not installed here")
+    with pytest.raises(EngineError, match=r"model\.lora\.rank: 600 is more than vLLM serves"):
+        start_engine("vllm", str(tiny_path), EngineSettings(max_model_len=64, lora_rank=600))
+
+
+def test_weights_that_do_not_fit_are_refused(engine):
+    bad = [("model.layers.0.mlp.no_such.weight", torch.zeros(2, 2))]
+    with pytest.raises(EngineError, match="no_such"):
+        engine.sync_folded(bad)
+
+
+def test_a_prompt_that_is_too_long_is_one_line(vllm_engine):
+    with pytest.raises(EngineError) as caught:
+        vllm_engine.generate([[1, 2], [1] * 300, [3, 4]], Sampling(4))
+    assert "192 tokens" in str(caught.value) and "\n" not in str(caught.value)
+    assert len(vllm_engine.generate([[1, 2, 3]], Sampling(4), [1])[0][0].token_ids) == 4, "it goes on working"

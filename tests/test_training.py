@@ -1,0 +1,99 @@
+"""What both trainers share: the probe, complete checkpoints, and a metrics file with each step once."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+
+from models.training import RECORD, MetricsFile, Probe, last_checkpoint, mean_difference
+
+
+def test_the_probe_scores_second_halves(tiny_path):
+    model = tiny.policy(tiny_path).train()
+    probe = Probe.of_prompts([[1, 2, 3, 4, 5], [6], [7, 8]], count=3)
+    assert (probe.prompts, probe.completions) == ([[1, 2], [7]], [[3, 4, 5], [8]])
+    scored = probe.logprobs(model)
+    assert model.training, "as it was"
+    exact = tiny.next_token_logprobs(model, [1, 2, 3, 4, 5])
+    assert scored[0] == pytest.approx([float(exact[1, 3]), float(exact[2, 4]), float(exact[3, 5])], abs=1e-5)
+    model.eval()
+    probe.logprobs(model)
+    assert not model.training
+    assert Probe.of_prompts([list(range(9))] * 9).prompts == [[0, 1, 2, 3]] * 4
+
+
+def test_the_probe_draws_no_random_numbers(tiny_path):
+    model = tiny.policy(tiny_path)
+    torch.manual_seed(0)
+    state = torch.random.get_rng_state()
+    Probe.of_prompts([list(range(9))]).logprobs(model)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_mean_difference_by_hand():
+    assert mean_difference([[-1.0, -2.0], [-3.0]], [[-1.5, -2.0], [-2.0]]) == pytest.approx((0.5 + 0 + 1) / 3)
+    assert math.isnan(mean_difference([[math.nan]], [[0.0]]))
+    with pytest.raises(ValueError):
+        mean_difference([[-1.0]], [[-1.0, -2.0]])
+
+
+def test_the_last_complete_checkpoint(tmp_path):
+    assert last_checkpoint(tmp_path / "none") is None
+    for step in (2, 10, 9, 30):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step != 30:
+            (tmp_path / f"checkpoint-{step}" / RECORD).write_text("{}")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10", "by number, and the cut off one passed over"
+
+
+# metrics.jsonl
+
+
+def state(step, first=True):
+    return SimpleNamespace(global_step=step, is_world_process_zero=first)
+
+
+def lines(path):
+    """Without the seconds since the line before."""
+    read = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(line.pop("seconds", 0.0) >= 0 for line in read)
+    return read
+
+
+def test_a_line_a_step_under_our_names(tmp_path):
+    path, heard = tmp_path / "metrics.jsonl", []
+    file = MetricsFile(path, {"their/loss": "loss"}, {"beta": 0.1}, lambda step, line: heard.append((step, line)))
+    file.on_train_begin(None, state(0), None)
+    file.on_log(None, state(1), None, logs={"their/loss": 1.5, "reward": 2.0, "epoch": 0.1})
+    file.on_log(None, state(2), None, logs={"train_runtime": 3.0})
+    file.on_log(None, state(2, first=False), None, logs={"reward": 2.0})
+    assert lines(path) == [{"step": 1, "loss": 1.5, "reward": 2.0, "beta": 0.1}]
+    assert [step for step, _ in heard] == [0, 1] and heard[0][1] is None and heard[1][1]["loss"] == 1.5
+
+
+def test_a_resume_drops_what_comes_after_and_what_was_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    MetricsFile(path, {}).on_train_begin(None, state(2), None)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    MetricsFile(path, {}).on_train_begin(None, state(0), None)
+    assert path.read_text() == ""
+
+
+def test_only_the_first_process_touches_the_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    MetricsFile(path, {}).on_train_begin(None, state(1, first=False), None)
+    assert len(lines(path)) == 2
+
+
+def test_what_is_no_number_is_left_out(tmp_path):
+    """TRL gives None for a mean over nothing (a step in which no completion could be graded)."""
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, {})
+    file.on_train_begin(None, state(0), None)
+    file.on_log(None, state(1), None, logs={"reward": None, "kl": math.nan, "grad_norm": math.inf, "loss": 1.0})
+    assert lines(path) == [{"step": 1, "loss": 1.0}]

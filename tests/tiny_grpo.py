@@ -1,0 +1,117 @@
+"""A GRPO stage on the tiny model with rewards whose best policy is known: for tests and for the processes they kill."""
+
+import json
+import os
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tiny
+
+from models.adapters import adapter_sha256, adapter_tensors
+from models.base import load_tokenizer
+from rewards.problems import Problem
+from rewards.scoring import RewardSet
+from rl.kl import Reference
+from rl.train import GrpoOutcome, GrpoSettings, train_grpo
+from rl.trainer import Objective
+
+
+class Interrupted(Exception):
+    """Stands in for whatever ends a run between two steps."""
+
+
+def even(prompts, completions, completion_ids, **columns):
+    """Share of even token ids: any policy can learn it, and two completions rarely tie."""
+    return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
+
+
+def even_unless_easy(prompts, completions, completion_ids, gold, **columns):
+    """The same, but an easy problem pays 1 whatever is said: its groups have no variance."""
+    values = even(prompts, completions, completion_ids)
+    return [1.0 if answer == "easy" else value for answer, value in zip(gold, values, strict=True)]
+
+
+def problems(count: int = 6, easy: int = 0) -> list[Problem]:
+    """Questions that differ; the first `easy` of them are easy."""
+    texts = [f"{tiny.QUESTIONS[i % len(tiny.QUESTIONS)]} ({i})" for i in range(count)]
+    return [Problem(f"p{i}", text, "easy" if i < easy else "hard") for i, text in enumerate(texts)]
+
+
+@dataclass
+class Trained:
+    """What a run left."""
+
+    outcome: GrpoOutcome
+    model: object
+    steps_seen: list[int]
+    folder: Path
+
+    @property
+    def sha256(self) -> str:
+        return adapter_sha256(adapter_tensors(self.model))
+
+    @property
+    def metrics(self) -> list[dict]:
+        return metrics(self.folder)
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@dataclass
+class Stage:
+    """A stage that can be run again and again; every run makes its policy anew, as a new process would."""
+
+    checkpoint: Path
+    engine: object
+    reference: str = "start"
+    beta: float = 0.05
+    reward: object = even
+    count: int = 6
+    easy: int = 0
+    mask_zero_variance_kl: bool = True
+    max_resamples: int = 0
+    settings: dict = field(default_factory=dict)
+
+    def _reference(self, model) -> Reference:
+        if self.reference == "base":
+            return Reference("base", None)
+        if self.reference == "start":
+            return Reference("start", adapter_tensors(model))
+        return Reference("imitate", adapter_tensors(tiny.policy(self.checkpoint, seed=5)))
+
+    def run(self, folder: Path, *, stop_at: int | None = None, kill_at: int | None = None) -> Trained:
+        """Run or resume in this folder; `stop_at` raises, `kill_at` kills the process, right after that step."""
+        folder.mkdir(exist_ok=True, parents=True)
+        seen = []
+
+        def on_step(step, line):
+            if line is not None:
+                seen.append(step)
+                if step == stop_at:
+                    raise Interrupted
+                if step == kill_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        tokenizer = load_tokenizer(str(self.checkpoint))
+        model = tiny.policy(self.checkpoint)
+        asked = problems(self.count, self.easy)
+        defaults = {
+            "steps": 6, "learning_rate": 2e-2, "prompts_per_step": 2, "group_size": 4, "max_completion_tokens": 12,
+            "save_steps": 2, "seed": 3, "mask_truncated_completions": False,
+        }  # fmt: skip
+        outcome = train_grpo(
+            model,
+            tokenizer,
+            self.engine,
+            asked,
+            tiny.prompts(tokenizer, [problem.question for problem in asked]),
+            RewardSet([self.reward], ["even"], [1.0]),
+            Objective(self.beta, self._reference(model), self.mask_zero_variance_kl, self.max_resamples),
+            GrpoSettings(**{**defaults, **self.settings}),
+            folder,
+            on_step,
+        )
+        return Trained(outcome, model, seen, folder)
