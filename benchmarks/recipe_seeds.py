@@ -38,7 +38,7 @@ class SeedOutcome:
     memory_gib: float
 
     def checks(self) -> dict[str, bool]:
-        """The claims: +25 points over base, +5 over SFT at p < 0.05, greedy not below, KL narrowed by the last stage."""
+        """The claims: +25 points over base, +5 over SFT at p < 0.05, greedy not below, KL narrowed at the end."""
         kl = list(self.kl.values())
         return {
             "final - base >= 25 points": self.final_minus_base.difference >= 0.25,
@@ -109,7 +109,8 @@ def table(outcomes: list[SeedOutcome]) -> str:
         greedy = f"{one.sft_greedy:.3f}, {one.final_greedy:.3f} ({points(one.greedy_final_minus_sft)})"
         lines.append(
             f"| {one.seed} | {one.base:.3f} | {one.sft:.3f} | {one.final:.3f} | {points(one.final_minus_base)} "
-            f"| {points(one.final_minus_sft)} | {greedy} | {kl} | {one.seconds / 60:.1f} min | {one.memory_gib:.1f} GiB |"
+            f"| {points(one.final_minus_sft)} | {greedy} | {kl} "
+            f"| {one.seconds / 60:.1f} min | {one.memory_gib:.1f} GiB |"
         )
     return "\n".join(lines)
 
@@ -128,8 +129,8 @@ def main() -> int:
     text = table(outcomes)
     header = (
         f"# {arguments.recipe} at the embedded scale, {len(outcomes)} seeds\n\n"
-        "500 held-out problems, 4 samples each at T = 1 and one greedy; differences in points, paired by problem, with\n"
-        "95 % intervals (evals/statistics.py). Made by `make bench`.\n\n"
+        "500 held-out problems, 4 samples each at T = 1 and one greedy; differences in points, paired by problem,\n"
+        "with 95 % intervals (evals/statistics.py). Made by `make bench`.\n\n"
     )
     (HERE / "recipe_seeds.md").write_text(header + text + "\n")
     (HERE / "recipe_seeds.json").write_text(json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")

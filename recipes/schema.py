@@ -105,6 +105,8 @@ class Reward(Node):
     """1 for a completion that keeps to the format, 0 otherwise."""
     length: NotNegative = 0.0
     """Overlong penalty, 0 to -1 (DAPO, arXiv 2503.14476)."""
+    cosine: NotNegative = 0.0
+    """A right answer pays more the shorter it is, a wrong one costs less the longer (arXiv 2502.03373)."""
     repetition: NotNegative = 0.0
     """Penalty for repeated n-grams, 0 to -1."""
     file: Text | None = None
@@ -115,7 +117,7 @@ class Reward(Node):
     @property
     def weights(self) -> dict[str, float]:
         """Component or function name -> weight; components of weight 0 are left out."""
-        own = {name: getattr(self, name) for name in ("correct", "format", "length", "repetition")}
+        own = {name: getattr(self, name) for name in ("correct", "format", "length", "cosine", "repetition")}
         return {name: weight for name, weight in (own | (self.__pydantic_extra__ or {})).items() if weight != 0}
 
     @model_validator(mode="after")

@@ -6,8 +6,8 @@ from the policy:
     k3_t = exp(r_t) - r_t - 1,    r_t = log pi_ref(t) - log pi(t)
 
 Its expectation under the policy is KL(pi || pi_ref), it is never negative, and it is 0 exactly where both agree. TRL
-adds beta * k3 to each token's loss, times the ratio pi / pi_old (1 at the first pass over a batch), so that its gradient
-is that of the KL of the policy that sampled.
+adds beta * k3 to each token's loss, times the ratio pi / pi_old (1 at the first pass over a batch), so that its
+gradient is that of the KL of the policy that sampled.
 
 Reference: `base` (adapters off), `start` (the policy with which the stage began) or the policy of an earlier stage. The
 last two are a frozen second adapter on the same base.

@@ -305,7 +305,7 @@ def test_a_damaged_ledger(start):
 
 def test_an_unwritable_place(start, tmp_path):
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(UserError, match="Not a directory|File exists"):
+    with pytest.raises(UserError, match=r"Not a directory|File exists"):
         start(Fake())
 
 
