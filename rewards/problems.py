@@ -35,6 +35,8 @@ PREFERRED_CONFIGS = ("default", "main")
 class ProblemError(ValueError):
     """Problems that cannot be used; the message names the place, what was found there and the remedy."""
 
+    user_message = True
+
 
 @dataclass(frozen=True)
 class Problem:

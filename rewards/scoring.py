@@ -46,9 +46,13 @@ _USER_RANGE = ((-1.0, 1.0), (-1.0, 1.0))
 class RewardError(ValueError):
     """A reward's name, weight, file or value that cannot be used; the message says what to change."""
 
+    user_message = True
+
 
 class UngradableError(RuntimeError):
     """More golds are ungradable than the recipe allows; the message shows the share and what to do."""
+
+    user_message = True
 
 
 @dataclass(frozen=True)
