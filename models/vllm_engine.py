@@ -65,6 +65,7 @@ class VllmEngine:
         self._tokenizer = load_tokenizer(model)
         self._adapter: LoRARequest | None = None
         self._versions = 0
+        self._broken: str | None = None
 
     def generate(
         self,
@@ -96,15 +97,25 @@ class VllmEngine:
     def _run(
         self, prompts: Sequence[Tokens], params: "list[SamplingParams]", progress: Callable[[int], None] | None = None
     ) -> "list[RequestOutput]":
+        self._must_be_sound()
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         use_tqdm = _progress_bar(progress) if progress is not None else False
         try:
             outputs = self._llm.generate(requests, params, use_tqdm=use_tqdm, lora_request=self._adapter)
-        except Exception as error:
+        except ValueError as error:
+            # refused before anything was queued
             raise EngineError(f"vLLM could not generate: {last_line(error)}") from error
+        except Exception as error:
+            self._broken = f"vLLM could not generate: {last_line(error)}"
+            raise EngineError(self._broken) from error
         if len(outputs) != len(prompts):
             raise EngineError(f"vLLM returned {len(outputs)} outputs for {len(prompts)} prompts")
         return outputs
+
+    def _must_be_sound(self) -> None:
+        """After a failed step vLLM keeps its unfinished requests, and waits for them forever at the next call."""
+        if self._broken is not None:
+            raise EngineError(f"{self._broken} (this engine serves nothing more)")
 
     def _completion(self, choice: object) -> Completion:
         ids = list(choice.token_ids)
@@ -127,11 +138,13 @@ class VllmEngine:
         return scored
 
     def sync_folded(self, weights: Weights) -> None:
+        self._must_be_sound()
         cast = ((name, tensor.to(self.dtype)) for name, tensor in weights)
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast})
         except Exception as error:
-            raise EngineError(f"vLLM could not take the policy's weights: {last_line(error)}") from error
+            self._broken = f"vLLM could not take the policy's weights: {last_line(error)}"
+            raise EngineError(self._broken) from error
         self._llm.reset_prefix_cache()
 
     def sync_adapter(self, folder: Path) -> None:
