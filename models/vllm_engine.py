@@ -97,13 +97,15 @@ class VllmEngine:
     def _run(
         self, prompts: Sequence[Tokens], params: "list[SamplingParams]", progress: Callable[[int], None] | None = None
     ) -> "list[RequestOutput]":
+        from vllm.exceptions import VLLMValidationError
+
         self._must_be_sound()
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         use_tqdm = _progress_bar(progress) if progress is not None else False
         try:
             outputs = self._llm.generate(requests, params, use_tqdm=use_tqdm, lora_request=self._adapter)
-        except ValueError as error:
-            # refused before anything was queued
+        except VLLMValidationError as error:
+            # refused; what was queued before it is taken back
             raise EngineError(f"vLLM could not generate: {last_line(error)}") from error
         except Exception as error:
             self._broken = f"vLLM could not generate: {last_line(error)}"
