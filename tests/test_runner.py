@@ -120,7 +120,7 @@ def test_resources_are_made_once_and_closed(start):
     ("setting", "stage", "said"),
     [
         ("stages.polish.beta=0.02", "polish", "beta 0.01 -> 0.02"),
-        ("stages.imitate.steps=7", "imitate", "steps 200 -> 7"),
+        ("stages.imitate.steps=7", "imitate", "steps 60 -> 7"),
         ("seed=3", "base", "seed 17 -> 3"),
         ("reward.format=0.2", "explore", "reward.format 0.1 -> 0.2"),
         ("stages.explore.temperature=0.9", "explore", "temperature null -> 0.9"),
@@ -310,7 +310,8 @@ def test_an_unwritable_place(start, tmp_path):
 
 
 KILLED = """
-import sys, time, os
+import signal, sys, time, os
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 sys.path[:0] = [{tests!r}]
 from pathlib import Path
 from test_runner import Fake, FakeResources
