@@ -95,10 +95,10 @@ def test_without_a_penalty_no_reference_is_needed(stage, tmp_path):
 
 
 def test_a_penalty_holds_the_policy_back(stage, tmp_path):
-    settings = {"steps": 10, "learning_rate": 3e-3, "prompts_per_step": 4}
+    settings = {"steps": 10, "learning_rate": 3e-3, "prompts_per_step": 6, "group_size": 16}
     free = stage(beta=1e-6, settings=settings).run(tmp_path / "free").metrics
     held = stage(beta=10.0, settings=settings).run(tmp_path / "held").metrics
-    assert sum(line["kl"] for line in held[-3:]) < 0.5 * sum(line["kl"] for line in free[-3:])
+    assert sum(line["kl"] for line in held[-3:]) < 0.4 * sum(line["kl"] for line in free[-3:])
 
 
 # batches
