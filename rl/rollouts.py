@@ -123,7 +123,8 @@ class Rollouts:
         self.mismatch = mean_difference(policy, self.engine.score(self.probe.prompts, self.probe.completions))
         tolerance = TOLERANCE[self.engine.dtype]
         moved = 0.0 if self._served is None else mean_difference(policy, self._served)
-        floor = self.mismatch if self._floor is None else self._floor
+        # never less than what rounding alone may do later: with B = 0 both may agree exactly at first
+        floor = max(self.mismatch, tolerance / 100) if self._floor is None else self._floor
         stale = self.mismatch > STALE_FACTOR * floor and self.mismatch > STALE_SHARE * moved > 0
         if not self.mismatch <= tolerance or stale:
             raise EngineError(
