@@ -228,12 +228,16 @@ def test_resume_is_exact_with(stage, tmp_path, changes, stop_at):
     assert resumed.steps_seen[0] <= stop_at and resumed.sha256 == whole.sha256
 
 
-def test_stopped_after_the_last_step_trains_no_further(stage, straight, tmp_path):
-    """Killed while the stage is evaluated: training is over, and its policy is the last checkpoint's."""
-    first = stage().run(tmp_path)
-    again = stage().run(tmp_path)
-    assert again.steps_seen == [] and again.sha256 == first.sha256 == straight("start").sha256
-    assert [line["step"] for line in again.metrics] == [1, 2, 3, 4, 5, 6]
+@pytest.mark.parametrize("steps", [5, 6])
+def test_stopped_after_the_last_step_trains_no_further(stage, tmp_path, steps):
+    """Killed while the stage is evaluated: training is over, and its policy is the last checkpoint's.
+
+    transformers itself takes one step more where the last one is in the middle of a round through the data (5 of 6).
+    """
+    first = stage(settings={"steps": steps}).run(tmp_path)
+    again = stage(settings={"steps": steps}).run(tmp_path)
+    assert again.steps_seen == [] and again.sha256 == first.sha256
+    assert [line["step"] for line in again.metrics] == list(range(1, steps + 1))
 
 
 def test_a_checkpoint_cut_off_while_it_was_written_is_passed_over(stage, straight, tmp_path):
