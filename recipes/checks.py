@@ -57,6 +57,8 @@ def _faults_of(stage: Raw, earlier: list[Raw], recipe: Raw) -> Iterator[tuple[st
     parent = stage.get("parent")
     if isinstance(parent, str) and parent != "base":
         yield from _must_be("parent", parent, earlier, TRAINS, also=("base",))
+    if kind == "distill":
+        yield from _teacher(stage, recipe)
     if kind == "sft":
         yield from _data(stage, earlier)
     if kind == "grpo":
@@ -93,6 +95,13 @@ def _must_be(
     else:
         listed = ", ".join(names) or "none"
         yield key, f"{value!r} is not an earlier stage (earlier: {listed}){near(value, [*fitting, *also])}"
+
+
+def _teacher(stage: Raw, recipe: Raw) -> Iterator[tuple[str, str]]:
+    """The base has one engine, and that serves whatever policy was trained last."""
+    teacher, model = stage.get("teacher"), recipe.get("model")
+    if isinstance(teacher, str) and isinstance(model, Mapping) and teacher == model.get("base"):
+        yield "teacher", f"{teacher!r} is the base itself; write `teacher: self` and `parent: base` to sample from it"
 
 
 def _data(stage: Raw, earlier: list[Raw]) -> Iterator[tuple[str, str]]:

@@ -128,6 +128,7 @@ def test_a_recipe_is_frozen_and_hashable():
         ({"imitate": {"data": "trace"}}, "did you mean 'traces'?"),
         ({"imitate": {"data": ["traces", "explore"]}}, "'explore' is neither an earlier distill stage"),
         ({"polish": {"gate": {"against": "traces"}}}, "gate.against: 'traces' is a stage of kind distill"),
+        ({"traces": {"teacher": "embedded/student"}}, "'embedded/student' is the base itself; write `teacher: self`"),
         ({"traces": {"gate": {}}}, "a distill stage is not evaluated"),
         ({"polish": {"micro_batch_size": 7}}, "7 does not divide group_size x prompts_per_step (512); 8 does"),
         ({"imitate": {"batch_size": 8, "micro_batch_size": 3}}, "3 does not divide batch_size (8)"),
