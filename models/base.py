@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Quantize = Literal["nf4", "none"]
+Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 class ModelError(ValueError):
@@ -49,15 +50,31 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_base(name: str, quantize: Quantize = "nf4") -> "PreTrainedModel":
+def arithmetic(dtype: Dtype) -> torch.dtype:
+    """What a recipe's `dtype` means here: `auto` is bfloat16 on CUDA and float32 on a CPU.
+
+    A CPU with bfloat16 instructions is faster with it from some ten million parameters on, not below, and results then
+    differ from those of other CPUs; so it is to be asked for.
+    """
+    name = dtype if dtype != "auto" else ("bfloat16" if torch.cuda.is_available() else "float32")
+    return getattr(torch, name)
+
+
+def arithmetic_of(model: nn.Module) -> torch.dtype:
+    """The arithmetic that a base was loaded for: its embeddings are never quantised."""
+    return model.get_input_embeddings().weight.dtype
+
+
+def load_base(name: str, quantize: Quantize = "nf4", dtype: Dtype = "auto") -> "PreTrainedModel":
     """Load a causal LM as a frozen base.
 
     Args:
         name: Hub id, local folder or `embedded/student`-like name of a shipped model.
         quantize: `nf4` is 4-bit NormalFloat with double quantisation (QLoRA, arXiv 2305.14314, section 3);
             `none` keeps the checkpoint's own values.
+        dtype: of what is not quantised, and of the arithmetic; see `arithmetic`.
 
-    The compute dtype is bfloat16 on CUDA and float32 on a CPU. No parameter requires a gradient.
+    No parameter requires a gradient.
 
     Raises:
         ModelError: the model cannot be found or loaded.
@@ -66,19 +83,19 @@ def load_base(name: str, quantize: Quantize = "nf4") -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     cuda = torch.cuda.is_available()
-    dtype = torch.bfloat16 if cuda else torch.float32
+    compute = arithmetic(dtype)
     quantization = None
     if quantize == "nf4":
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_compute_dtype=compute,
         )
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             model_path(name),
-            dtype=dtype,
+            dtype=compute,
             quantization_config=quantization,
             device_map={"": torch.cuda.current_device()} if cuda else {"": "cpu"},
             output_loading_info=True,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from models.base import ModelError
+from models.base import Dtype, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,7 @@ class EngineSettings:
     Args:
         max_model_len: prompt and completion tokens together.
         max_num_seqs: sequences decoded at once.
-        dtype: `auto` is bfloat16 on CUDA and float32 on a CPU.
+        dtype: see models/base.py, `arithmetic`.
         lora_rank: rank to reserve for `sync_adapter`; 0 for engines that only get folded weights.
         memory: share of the GPU's memory that vLLM may take.
         kv_cache_gib: KV cache on a CPU.
@@ -108,7 +108,7 @@ class EngineSettings:
 
     max_model_len: int
     max_num_seqs: int = 256
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     lora_rank: int = 0
     memory: float = 0.4
     kv_cache_gib: int = 1

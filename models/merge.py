@@ -46,11 +46,11 @@ def merged_model(base: str, quantize: Quantize, adapter: Path | None, dtype: tor
     """A plain model whose weights are the dequantised base with the adapter folded in.
 
     The base is loaded fresh with the quantisation it was trained on: merging into the unquantised checkpoint gives
-    another model than the one that was trained.
+    another model than the one that was trained. Its values are decoded to float32, exactly.
     """
     from transformers import AutoModelForCausalLM
 
-    frozen = load_base(base, quantize)
+    frozen = load_base(base, quantize, "float32")
     policy = load_adapter(frozen, adapter) if adapter is not None else frozen
     plain = AutoModelForCausalLM.from_pretrained(model_path(base), dtype=torch.float32)
     own = dict(plain.named_parameters())

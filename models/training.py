@@ -16,7 +16,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from models.adapters import adapter_sha256, adapter_tensors, read_adapter, save_adapter, write_adapter
-from models.base import base_sha256
+from models.base import arithmetic_of, base_sha256
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -68,14 +68,19 @@ class Probe:
 
     @torch.no_grad()
     def logprobs(self, model: torch.nn.Module) -> list[list[float]]:
-        """Log-probability of each continuation token under the model's active adapter, at temperature 1."""
+        """Log-probability of each continuation token under the model's active adapter, at temperature 1.
+
+        In the arithmetic of training, whether or not accelerate has the model in hand already (at a resume it has not).
+        """
         training = model.training
         model.eval()
         device = next(model.parameters()).device
         scored = []
         for prompt, completion in zip(self.prompts, self.completions, strict=True):
             ids = torch.tensor([[*prompt, *completion]], device=device)
-            steps = model(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+            with torch.autocast(device.type, torch.bfloat16, enabled=arithmetic_of(model) == torch.bfloat16):
+                logits = model(ids).logits[0, len(prompt) - 1 : -1]
+            steps = logits.float().log_softmax(-1)
             scored.append(steps.gather(-1, ids[0, len(prompt) :, None])[:, 0].tolist())
         model.train(training)
         return scored

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from models.base import load_tokenizer, model_path
+from models.base import arithmetic, load_tokenizer, model_path
 from models.engine import Completion, EngineError, EngineSettings, Sampling, Tokens, Weights
 
 
@@ -19,8 +19,7 @@ class TransformersEngine:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         cuda = torch.cuda.is_available()
-        name = settings.dtype if settings.dtype != "auto" else ("bfloat16" if cuda else "float32")
-        self.dtype = getattr(torch, name)
+        self.dtype = arithmetic(settings.dtype)
         self._model = AutoModelForCausalLM.from_pretrained(model_path(model), dtype=self.dtype).eval()
         self._model.to("cuda" if cuda else "cpu")
         self._tokenizer = load_tokenizer(model)

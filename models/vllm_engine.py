@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.base import load_tokenizer, model_path
+from models.base import arithmetic, load_tokenizer, model_path
 from models.engine import Completion, EngineError, EngineSettings, Sampling, Tokens, Weights, last_line
 
 if TYPE_CHECKING:
@@ -35,12 +35,11 @@ class VllmEngine:
 
         cuda = torch.cuda.is_available()
         threads = torch.get_num_threads()
-        name = settings.dtype if settings.dtype != "auto" else ("bfloat16" if cuda else "float32")
-        self.dtype = getattr(torch, name)
+        self.dtype = arithmetic(settings.dtype)
         lora = {"enable_lora": True, "max_lora_rank": _lora_rank(settings.lora_rank)} if settings.lora_rank else {}
         self._llm = vllm.LLM(
             model_path(model),
-            dtype=name,
+            dtype=str(self.dtype).removeprefix("torch."),
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             # compiling costs 40 s on a CPU, more than an embedded run would win back

@@ -47,7 +47,7 @@ def export_policy(recipe: Recipe, adapter: Path, folder: Path, dtype: str) -> Ex
     shutil.rmtree(merged, ignore_errors=True)
     save_merged(merged_model(model.base, model.quantize, adapter, getattr(torch, dtype)), model.base, merged)
     shutil.copytree(adapter, folder / "adapter", dirs_exist_ok=True)
-    policy = load_adapter(load_base(model.base, model.quantize), adapter).eval()
+    policy = load_adapter(load_base(model.base, model.quantize, "float32"), adapter).eval()
     reloaded = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).to(policy.device).eval()
     asked = Resources(recipe).test()
     sequences = [(ids[: len(ids) // 2], ids[len(ids) // 2 :]) for ids in asked.tokens[:COMPARED] if len(ids) > 1]

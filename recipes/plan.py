@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.sizes import completions_at_once, traces_at_once
 from recipes.machine import Gpu, Machine
 from recipes.schema import DistillStage, Evaluate, EvaluateStage, ExportStage, GrpoStage, Recipe, SftStage, Stage
 from recipes.shapes import Shape, shape_of
@@ -33,11 +34,10 @@ class Device:
         train_flops, decode_flops: reached, not peak, per second.
         bandwidth: bytes per second that decoding reads weights with.
         decode_overhead: seconds per decoding step whatever the model's size; train_overhead: per micro-batch.
-        concurrency: sequences decoded at once; micro_batch: completions per forward pass where the recipe is silent.
-        checkpointing: activations are recomputed in the backward pass.
+        concurrency: sequences decoded at once.
+        cuda: a GPU, on which activations are recomputed in the backward pass.
         libraries: bytes that Python, torch and vLLM take themselves.
         start: seconds to import libraries and load models, once; stage: seconds per stage for loading and writing.
-        compute_bytes: per number in training and decoding.
     """
 
     name: str
@@ -48,12 +48,10 @@ class Device:
     decode_overhead: float
     train_overhead: float
     concurrency: int
-    micro_batch: int
-    checkpointing: bool
+    cuda: bool
     libraries: int
     start: float
     stage: float
-    compute_bytes: int
 
 
 PEAKS: Mapping[str, tuple[float, float]] = {
@@ -183,12 +181,10 @@ def device_of(machine: Machine, scale: str) -> Device:
             decode_overhead=0.008,
             train_overhead=0.15,
             concurrency=256,
-            micro_batch=16,
-            checkpointing=True,
+            cuda=True,
             libraries=3 * GIB,
             start=90.0,
             stage=20.0,
-            compute_bytes=2,
         )
     cores = max(1, machine.cores)
     return Device(
@@ -200,12 +196,10 @@ def device_of(machine: Machine, scale: str) -> Device:
         decode_overhead=0.011,
         train_overhead=0.06,
         concurrency=256,
-        micro_batch=64,
-        checkpointing=False,
+        cuda=False,
         libraries=int(1.1 * GIB),
         start=5.0,
         stage=6.0,
-        compute_bytes=4,
     )
 
 
@@ -248,12 +242,12 @@ class Estimator:
         batch = min(sequences, device.concurrency)
         steps = max(limit, math.ceil(tokens / batch)) if sequences else 0
         compute = tokens * 2 * shape.active_parameters / device.decode_flops
-        read = steps * shape.active_parameters * device.compute_bytes / device.bandwidth
+        read = steps * shape.active_parameters * self._bytes(self.recipe.rollouts.dtype) / device.bandwidth
         return tokens, steps * device.decode_overhead + max(compute, read)
 
     def train(self, tokens: int, micro_batches: int, passes: float) -> float:
         """Seconds to train on so many tokens; `passes` are FLOPs per parameter and token."""
-        recompute = FLOPS_FORWARD if self.device.checkpointing else 0.0
+        recompute = FLOPS_FORWARD if self.device.cuda else 0.0
         flops = tokens * self.base.active_parameters * (passes + recompute)
         return flops / self.device.train_flops + micro_batches * self.device.train_overhead
 
@@ -270,25 +264,29 @@ class Estimator:
         base, device, model = self.base, self.device, self.recipe.model
         parts = {"libraries": device.libraries}
         if training:
-            block = NF4_BYTES if model.quantize == "nf4" else device.compute_bytes
+            number = self._bytes(model.dtype)
+            block = NF4_BYTES if model.quantize == "nf4" else number
             adapter = base.adapter_parameters(model.lora.rank, model.lora.targets)
             tokens = micro * length
             kept = ACTIVATIONS * base.hidden + 3 * base.mlp
-            depth = 1 if device.checkpointing else base.layers
-            boundary = base.layers * base.hidden if device.checkpointing else 0
-            parts["parameters"] = int(base.block_parameters * block + base.embedding_parameters * device.compute_bytes)
+            depth = 1 if device.cuda else base.layers
+            boundary = base.layers * base.hidden if device.cuda else 0
+            parts["parameters"] = int(base.block_parameters * block + base.embedding_parameters * number)
             parts["adapter and gradient"] = adapter * 12  # itself, its gradient, the reference's copy
             parts["optimizer"] = adapter * 8
-            parts["activations"] = tokens * (depth * kept + boundary) * device.compute_bytes
+            parts["activations"] = tokens * (depth * kept + boundary) * number
             parts["logits"] = micro * completion * base.vocab * LOGIT_BYTES
         if engine is not None:
-            weights = engine.parameters * device.compute_bytes
+            weights = engine.parameters * self._bytes(self.recipe.rollouts.dtype)
             cache = self.recipe.rollouts.gpu_memory_utilization * device.memory - weights
-            on_cpu = not device.checkpointing
             parts["engine weights"] = weights
             # on a CPU a teacher's engine stays until the end of the run
-            parts["KV"] = self._engines() * GIB if on_cpu else max(int(cache), 0)
+            parts["KV"] = self._engines() * GIB if not device.cuda else max(int(cache), 0)
         return parts
+
+    def _bytes(self, dtype: str) -> int:
+        """Per number in arithmetic of this kind (models/base.py, `arithmetic`)."""
+        return 2 if dtype == "bfloat16" or (dtype == "auto" and self.device.cuda) else 4
 
     def _engines(self) -> int:
         """Engines of the whole run: one per model that writes completions."""
@@ -314,7 +312,7 @@ class Estimator:
                         "data": f"{recipe.problems.train} ({asked:,})"}  # fmt: skip
                 parts = self.memory(0, 0, 0, engine=teacher, training=False)
             case SftStage():
-                micro = min(stage.micro_batch_size or device.micro_batch, stage.batch_size)
+                micro = traces_at_once(stage.micro_batch_size, stage.batch_size, cuda=device.cuda)
                 longest = stage.max_length or self.longest_prompt + rollouts.max_completion_tokens
                 tokens = int(
                     stage.steps * stage.batch_size * (prompt + rollouts.max_completion_tokens * self.length_share)
@@ -325,7 +323,7 @@ class Estimator:
             case GrpoStage():
                 own = recipe.rollouts_of(stage)
                 batch = own.group_size * own.prompts_per_step
-                micro = min(stage.micro_batch_size or device.micro_batch, batch)
+                micro = completions_at_once(stage.micro_batch_size, batch, own.max_completion_tokens, cuda=device.cuda)
                 generated, sampling = self.generate(self.base, batch, own.max_completion_tokens)
                 rows = batch * prompt + generated
                 passes = FLOPS_TRAIN * stage.num_iterations + (FLOPS_FORWARD if stage.beta > 0 else 0.0)

@@ -39,7 +39,7 @@ def resources_of(context: StageContext) -> Resources:
 def start_policy(context: StageContext) -> PeftModel:
     """The parent's policy on a freshly loaded base, or a new adapter where the parent is the base."""
     model = context.recipe.model
-    base = load_base(model.base, model.quantize)
+    base = load_base(model.base, model.quantize, model.dtype)
     if context.parent is not None:
         return load_adapter(base, context.earlier[context.parent] / ADAPTER)
     lora = model.lora

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from models.adapters import save_adapter
+from models.base import arithmetic_of
 from models.engine import Engine, EngineError, Sampling
 from models.merge import folded_weights
 from models.training import Probe, TrainingError, mean_difference
@@ -24,7 +25,8 @@ from models.training import Probe, TrainingError, mean_difference
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# mean absolute difference of log-probabilities, nats a token, between trainer and engine holding the same policy
+# mean absolute difference of log-probabilities, nats a token, between trainer and engine holding the same policy;
+# the coarser of the two counts
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 # an engine is stale when it is this much further from the policy than right after the stage's first sync ...
 STALE_FACTOR = 4.0
@@ -121,7 +123,7 @@ class Rollouts:
                 "lower the stage's learning_rate"
             )
         self.mismatch = mean_difference(policy, self.engine.score(self.probe.prompts, self.probe.completions))
-        tolerance = TOLERANCE[self.engine.dtype]
+        tolerance = max(TOLERANCE[self.engine.dtype], TOLERANCE[arithmetic_of(self.model)])
         moved = 0.0 if self._served is None else mean_difference(policy, self._served)
         # never less than what rounding alone may do later: with B = 0 both may agree exactly at first
         floor = max(self.mismatch, tolerance / 100) if self._floor is None else self._floor

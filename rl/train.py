@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from models.adapters import POLICY
+from models.base import arithmetic_of
 from models.engine import Engine, Sampling
 from models.prompts import prompt_tokens
+from models.sizes import completions_at_once
 from models.training import MetricsFile, Probe, StepListener, TrainingError, reporting
 from rl.rollouts import Rollouts
 from rl.trainer import Objective, PolicyTrainer
@@ -38,8 +40,7 @@ class GrpoSettings:
     Fields:
         steps: optimizer steps.
         prompts_per_step, group_size: problems per step over all processes, completions per problem.
-        micro_batch_size: completions per forward pass on one process; None: all of a CPU's batch, 16 on a GPU.
-        bf16: autocast the trainer's arithmetic to bfloat16; None: on a GPU only.
+        micro_batch_size: completions per forward pass on one process; None: see models/sizes.py.
     """
 
     steps: int
@@ -64,7 +65,6 @@ class GrpoSettings:
     save_steps: int = 20
     seed: int = 0
     report_to: str = "none"
-    bf16: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def build_trainer(
     report_to, more = reporting(settings.report_to, folder)
     return PolicyTrainer(
         model=model,
-        args=_arguments(settings, rewards, report_to, folder / "checkpoints"),
+        args=_arguments(settings, rewards, arithmetic_of(model) == torch.bfloat16, report_to, folder / "checkpoints"),
         objective=objective,
         rewards=rewards,
         rollouts=rollouts,
@@ -177,7 +177,7 @@ def _stop_tokens(model: "PeftModel", tokenizer: "PreTrainedTokenizerBase") -> tu
     return tuple(sorted({tokenizer.eos_token_id, *declared} - {None}))
 
 
-def _arguments(settings: GrpoSettings, rewards: "RewardSet", report_to: str, checkpoints: Path):
+def _arguments(settings: GrpoSettings, rewards: "RewardSet", bf16: bool, report_to: str, checkpoints: Path):
     from trl import GRPOConfig
 
     cuda = torch.cuda.is_available()
@@ -189,8 +189,7 @@ def _arguments(settings: GrpoSettings, rewards: "RewardSet", report_to: str, che
             "so that no group is split over two of them"
         )
     local = batch // world
-    micro = min(settings.micro_batch_size or (16 if cuda else 64), local)
-    micro = math.gcd(micro, local) if local % micro else micro
+    micro = completions_at_once(settings.micro_batch_size, local, settings.max_completion_tokens, cuda=cuda)
     return GRPOConfig(
         output_dir=str(checkpoints),
         max_steps=settings.steps,
@@ -216,7 +215,7 @@ def _arguments(settings: GrpoSettings, rewards: "RewardSet", report_to: str, che
         beta=0.0,
         seed=settings.seed,
         data_seed=settings.seed,
-        bf16=cuda if settings.bf16 is None else settings.bf16,
+        bf16=bf16,
         gradient_checkpointing=cuda,
         disable_dropout=False,
         logging_steps=1,

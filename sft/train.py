@@ -1,6 +1,5 @@
 """Supervised fine-tuning of the adapter on traces: loss on the completion, prompts as in evaluation."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 from models.adapters import adapter_tensors
-from models.base import base_sha256
+from models.base import arithmetic_of, base_sha256
+from models.sizes import traces_at_once
 from models.training import AdapterTrainer, MetricsFile, Probe, StepListener, TrainingError, reporting
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class SftSettings:
     Fields:
         steps: optimizer steps.
         batch_size: traces per step over all processes.
-        micro_batch_size: traces per forward pass; None: the whole batch on a CPU, 8 on a GPU.
+        micro_batch_size: traces per forward pass; None: see models/sizes.py.
         max_length: examples with more tokens (prompt and completion) are left out, not cut.
         packing: several traces in one row; needs an attention that keeps them apart.
     """
@@ -106,7 +106,7 @@ def train_sft(
     report_to, callbacks = reporting(settings.report_to, folder)
     trainer = ImitationTrainer(
         model=model,
-        args=_arguments(settings, report_to, folder / "checkpoints"),
+        args=_arguments(settings, arithmetic_of(model) == torch.bfloat16, report_to, folder / "checkpoints"),
         dataset=Dataset.from_list(fitting),
         tokenizer=tokenizer,
         probe=probe,
@@ -126,7 +126,7 @@ def _example(tokenizer: "PreTrainedTokenizerBase", prompt: str, completion: str)
     return {"input_ids": asked + answer, "labels": [IGNORED] * len(asked) + answer}
 
 
-def _arguments(settings: SftSettings, report_to: str, checkpoints: Path) -> SFTConfig:
+def _arguments(settings: SftSettings, bf16: bool, report_to: str, checkpoints: Path) -> SFTConfig:
     from accelerate import PartialState
 
     cuda = torch.cuda.is_available()
@@ -136,7 +136,7 @@ def _arguments(settings: SftSettings, report_to: str, checkpoints: Path) -> SFTC
             f"batch_size ({settings.batch_size}) must be a multiple of the number of processes ({world})"
         )
     local = settings.batch_size // world
-    micro = math.gcd(min(settings.micro_batch_size or (8 if cuda else local), local), local)
+    micro = traces_at_once(settings.micro_batch_size, local, cuda=cuda)
     return SFTConfig(
         output_dir=str(checkpoints),
         max_steps=settings.steps,
@@ -151,7 +151,7 @@ def _arguments(settings: SftSettings, report_to: str, checkpoints: Path) -> SFTC
         packing=settings.packing,
         seed=settings.seed,
         data_seed=settings.seed,
-        bf16=cuda,
+        bf16=bf16,
         gradient_checkpointing=cuda,
         logging_steps=1,
         logging_nan_inf_filter=False,

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from tiny_grpo import Interrupted, Stage, even_unless_easy, metrics, problems
 
-from models.adapters import REFERENCE, save_adapter
+from models.adapters import REFERENCE, adapter_tensors, save_adapter
 from models.base import base_sha256
 from models.engine import EngineError
 from models.training import RECORD, ResumeError, TrainingError
@@ -86,6 +87,19 @@ def test_kl_is_to_what_the_recipe_names(straight, reference):
     kl = [line["kl"] for line in straight(reference).metrics]
     assert (kl[0] == 0.0) == (reference == "start")
     assert all(value > 0 for value in kl[1:])
+
+
+def test_bfloat16_arithmetic_rounds_and_nothing_more(stage, straight, tmp_path):
+    """A bfloat16 has 8 significant bits, so a log-probability of a few nats is off by a hundredth or so; the start is
+    still its own reference exactly, and the adapter keeps all of float32's bits."""
+    run, exact = stage(dtype="bfloat16", settings={"steps": 2}).run(tmp_path), straight("start")
+    assert 1e-4 < run.metrics[0]["engine_mismatch"] < 0.1 and run.metrics[0]["engine_kl"] < 1e-2
+    assert run.metrics[0]["kl"] == 0.0 and run.metrics[1]["kl"] > 0
+    assert run.model.get_input_embeddings().weight.dtype == torch.bfloat16
+    tensors = adapter_tensors(run.model)
+    assert all(x.dtype == torch.float32 and not torch.equal(x, x.bfloat16().float()) for x in tensors.values())
+    # the same rollouts but for a rare token that falls the other way
+    assert run.metrics[0]["grad_norm"] == pytest.approx(exact.metrics[0]["grad_norm"], rel=0.25)
 
 
 def test_without_a_penalty_no_reference_is_needed(stage, tmp_path):
@@ -217,8 +231,15 @@ def test_resumed_is_the_same_to_the_byte(stage, straight, tmp_path, reference):
         ({"max_resamples": 2, "reward": even_unless_easy, "easy": 4}, 3),
         ({"settings": {"micro_batch_size": 4, "save_steps": 1, "lr_scheduler_type": "cosine"}}, 2),
         ({"count": 5}, 5),
+        ({"dtype": "bfloat16"}, 3),
     ],
-    ids=["in the middle of two iterations", "dynamic sampling", "accumulation and schedule", "a rest each round"],
+    ids=[
+        "in the middle of two iterations",
+        "dynamic sampling",
+        "accumulation and schedule",
+        "a rest each round",
+        "bfloat16",
+    ],
 )
 def test_resume_is_exact_with(stage, tmp_path, changes, stop_at):
     whole = stage(**changes).run(tmp_path / "whole")

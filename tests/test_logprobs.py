@@ -114,3 +114,20 @@ def test_nothing_scored_is_a_gradient_of_zero(model):
 def test_the_models_own_forward_is_still_there(model):
     logits = model(torch.tensor([[1, 2, 3]])).logits
     assert logits.shape == (1, 3, tiny.VOCABULARY)
+
+
+def test_bfloat16_gives_the_gradient_within_rounding(tiny_path):
+    """Two layers of products with 8 significant bits: a few parts in a hundred, where a spoilt 4-bit layer turns the
+    gradient round altogether (bitsandbytes#2078)."""
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        model = tiny.policy(tiny_path, dtype=dtype)
+        install_scoring(model.get_base_model())
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            logprobs, _ = completion_logprobs(model, batch(), TEMPERATURE)
+        logprobs.sum().backward()
+        found[dtype] = logprobs.detach(), torch.cat([g.flatten() for g in gradients(model).values()])
+    (exact, gradient), (rounded, coarse) = found["float32"], found["bfloat16"]
+    assert 0 < float((exact - rounded).abs().sum() / exact.abs().sum()) < 0.03
+    assert coarse.dtype == torch.float32
+    assert float(torch.cosine_similarity(gradient, coarse, dim=0)) > 0.95

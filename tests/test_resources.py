@@ -4,9 +4,15 @@ import json
 
 import pytest
 import tiny
+import torch
+from rich.console import Console
 
+from models.base import arithmetic_of
 from recipes import resources as module
+from recipes.context import StageContext
 from recipes.errors import UserError
+from recipes.policies import start_policy
+from recipes.progress import Progress
 from recipes.resources import Resources, make_resources, stage_seed
 from recipes.schema import Recipe
 
@@ -165,3 +171,16 @@ def test_the_held_out_problems_are_the_same_for_every_seed(recipe):
 
     (test, train), (same, other) = questions(1), questions(2)
     assert test == same and train != other
+
+
+# the trainer's arithmetic
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_recipe_says_the_trainers_arithmetic(recipe, tmp_path, dtype):
+    made = recipe()
+    made = made.model_copy(update={"model": made.model.model_copy(update={"dtype": dtype})})
+    context = StageContext(
+        made, made.stages[0], 1, tmp_path, tmp_path, {}, None, Resources(made), Progress(Console(quiet=True))
+    )
+    assert arithmetic_of(start_policy(context)) == getattr(torch, dtype)

@@ -26,7 +26,7 @@ def rows(tokenizer):
 
 @pytest.fixture
 def imitate(tiny_path, tokenizer, rows):
-    def run(folder, stop_at=None, rows=rows, **changes):
+    def run(folder, stop_at=None, rows=rows, dtype="auto", **changes):
         folder.mkdir(exist_ok=True)
         settings = {"steps": 6, "learning_rate": 1e-2, "batch_size": 6, "max_length": 128, "save_steps": 2, "seed": 4}
 
@@ -34,7 +34,7 @@ def imitate(tiny_path, tokenizer, rows):
             if line is not None and step == stop_at:
                 raise Interrupted
 
-        model = tiny.policy(tiny_path)
+        model = tiny.policy(tiny_path, dtype=dtype)
         outcome = train_sft(model, tokenizer, *rows, SftSettings(**settings | changes), folder, on_step)
         return model, outcome, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -77,6 +77,14 @@ def test_the_loss_falls_and_the_base_stays(imitate, tiny_path, tokenizer, rows, 
     assert base_sha256(model) == outcome.base_sha256 == base_sha256(tiny.policy(tiny_path))
     assert all(x.dtype == torch.float32 for x in adapter_tensors(model).values())
     assert metrics[-1]["learning_rate"] < 0.2 * max(line["learning_rate"] for line in metrics), "cosine"
+
+
+def test_bfloat16_rounds_the_loss_and_not_the_adapter(imitate, tmp_path):
+    exact = imitate(tmp_path / "exact", steps=2)[2]
+    model, _, rounded = imitate(tmp_path / "rounded", steps=2, dtype="bfloat16")
+    assert rounded[0]["loss"] != exact[0]["loss"]
+    assert rounded[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.02)
+    assert not any(torch.equal(x, x.bfloat16().float()) for x in adapter_tensors(model).values())
 
 
 def test_micro_batches_do_not_change_the_step(imitate, tmp_path):

@@ -52,9 +52,11 @@ def write_checkpoint(folder: Path, *, tied: bool = False, seed: int = 0) -> Path
     return folder
 
 
-def policy(checkpoint: Path, *, quantize: str = "nf4", rank: int = 4, noise: float = 0.1, seed: int = 1):
+def policy(
+    checkpoint: Path, *, quantize: str = "nf4", dtype: str = "auto", rank: int = 4, noise: float = 0.1, seed: int = 1
+):
     """A policy on a freshly loaded base. Its B is random, so that it differs from the base; `noise=0` keeps B = 0."""
-    model = new_adapter(load_base(str(checkpoint), quantize), rank=rank, alpha=2 * rank, seed=seed)
+    model = new_adapter(load_base(str(checkpoint), quantize, dtype), rank=rank, alpha=2 * rank, seed=seed)
     if noise:
         nudge(model, noise, seed)
     return model

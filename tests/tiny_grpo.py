@@ -73,6 +73,7 @@ class Stage:
     easy: int = 0
     mask_zero_variance_kl: bool = True
     max_resamples: int = 0
+    dtype: str = "auto"
     settings: dict = field(default_factory=dict)
 
     def _reference(self, model) -> Reference:
@@ -96,7 +97,7 @@ class Stage:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         tokenizer = load_tokenizer(str(self.checkpoint))
-        model = tiny.policy(self.checkpoint)
+        model = tiny.policy(self.checkpoint, dtype=self.dtype)
         asked = problems(self.count, self.easy)
         defaults = {
             "steps": 6, "learning_rate": 2e-2, "prompts_per_step": 2, "group_size": 4, "max_completion_tokens": 12,

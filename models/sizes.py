@@ -1,0 +1,30 @@
+"""How many rows go through the model at once where the recipe is silent; for trainers and for `orchestra plan`.
+
+Imports nothing heavy: a plan is made without torch.
+"""
+
+# on a GPU memory limits, and logits over a large vocabulary are most of it
+GPU_TRACES, GPU_COMPLETIONS = 8, 16
+# on a CPU padding limits: completions are sorted and each pass is cut to its longest, so with fewer rows less of the
+# arithmetic is wasted, until the cost of a pass itself counts (measured: 64 rows of 96 tokens with a million
+# parameters, 4 to 16 rows of 256 tokens with 25 million)
+CPU_COMPLETION_TOKENS = 6144
+
+
+def traces_at_once(asked: int | None, batch: int, *, cuda: bool) -> int:
+    """Rows of an SFT forward pass: the largest divisor of `batch` that is not above the recipe's number or the default.
+
+    Args:
+        asked: the recipe's `micro_batch_size`.
+        batch: traces of one step on one process.
+    """
+    return _divisor(batch, asked or (GPU_TRACES if cuda else batch))
+
+
+def completions_at_once(asked: int | None, batch: int, max_completion_tokens: int, *, cuda: bool) -> int:
+    """Rows of a GRPO forward pass, likewise."""
+    return _divisor(batch, asked or (GPU_COMPLETIONS if cuda else CPU_COMPLETION_TOKENS // max_completion_tokens))
+
+
+def _divisor(batch: int, limit: int) -> int:
+    return max(n for n in range(1, max(1, min(limit, batch)) + 1) if batch % n == 0)
