@@ -1,0 +1,70 @@
+"""What benchmarks/grpo_step.py trains, and the settings that both sides are tried in."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from models.sizes import completions_at_once
+
+BETA = 0.01
+LORA = {"rank": 16, "alpha": 32}
+KEYS = ("step", "rollout", "sync", "reward", "logprob", "optimise")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained. Shape fields are of the random model; None takes embedded/student."""
+
+    name: str
+    prompts_per_step: int
+    group_size: int
+    max_completion_tokens: int
+    learning_rate: float = 1e-4
+    hidden: int | None = None
+    layers: int = 8
+    heads: int = 8
+    kv_heads: int = 4
+    mlp: int = 1408
+    vocabulary: int = 4096
+    mean_length: int = 128
+    tied: bool = False
+
+
+CASES = {
+    "student": Case("student", 32, 8, 96),
+    "25m": Case("25m", 8, 8, 256, hidden=512),
+    "3b": Case("3b", 8, 16, 1024, hidden=2048, layers=36, heads=16, kv_heads=2, mlp=11008, vocabulary=151936,
+               mean_length=256, tied=True),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a trainer runs. `micro` is completions per forward pass; `sync` is ours alone, `vllm` is stock's."""
+
+    trainer: Literal["ours", "stock"]
+    bf16: bool
+    micro: int
+    quantize: Literal["nf4", "none"] = "nf4"
+    sync: Literal["folded", "adapter"] = "folded"
+    vllm: bool = False
+
+    def __str__(self) -> str:
+        words = ["bf16" if self.bf16 else "fp32", f"micro-batch {self.micro}", f"base {self.quantize}"]
+        words += [f"sync {self.sync}"] if self.trainer == "ours" else []
+        return ", ".join([*words, "vLLM colocate"] if self.vllm else words)
+
+
+def stock_settings(case: Case, cuda: bool) -> list[Setting]:
+    """Settings to try for stock TRL."""
+    if cuda:
+        return [Setting("stock", True, micro, vllm=vllm) for micro in (8, 16) for vllm in (True, False)]
+    sizes = [(8, "nf4"), (8, "none"), (64, "none")]
+    return [Setting("stock", bf16, micro, base) for micro, base in sizes for bf16 in (False, True)]
+
+
+def our_settings(case: Case, cuda: bool) -> list[Setting]:
+    """Settings to try for ours."""
+    batch = case.prompts_per_step * case.group_size
+    micro = completions_at_once(None, batch, case.max_completion_tokens, cuda=cuda)
+    tries = [(True, "folded"), (True, "adapter")] if cuda else [(False, "folded"), (False, "adapter"), (True, "folded")]
+    return [Setting("ours", bf16, micro, sync=sync) for bf16, sync in tries]
