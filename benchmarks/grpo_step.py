@@ -179,18 +179,20 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--prompts-per-step", type=int)
     arguments = parser.parse_args()
-    results = []
+    # cases that are not run now keep their numbers
+    table = arguments.out / "grpo_step.json"
+    measured = {found["case"]["name"]: found for found in (json.loads(table.read_text()) if table.exists() else [])}
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.cases:
             print(name, flush=True)
             case = CASES[name]
             if arguments.prompts_per_step:
                 case = replace(case, prompts_per_step=arguments.prompts_per_step)
-            results.append(run_case(case, arguments.steps, Path(folder), cuda))
-    (arguments.out / "grpo_step.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = report(results)
-    (arguments.out / "grpo_step.md").write_text(text)
-    print(text)
+            measured[name] = run_case(case, arguments.steps, Path(folder), cuda)
+            results = [measured[other] for other in CASES if other in measured]
+            table.write_text(json.dumps(results, indent=1) + "\n")
+            table.with_suffix(".md").write_text(report(results))
+    print(report(results))
     return 0
 
 

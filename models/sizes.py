@@ -1,4 +1,4 @@
-"""How many rows go through the model at once where the recipe is silent; for trainers and for `orchestra plan`.
+"""How many rows go through the model at once, and what they take, where the recipe is silent; for trainers and plans.
 
 Imports nothing heavy: a plan is made without torch.
 """
@@ -9,6 +9,12 @@ GPU_TRACES, GPU_COMPLETIONS = 8, 16
 # arithmetic is wasted, until the cost of a pass itself counts (measured: 64 rows of 96 tokens with a million
 # parameters, 4 to 16 rows of 256 tokens with 25 million)
 CPU_COMPLETION_TOKENS = 6144
+# tensors of hidden size that a block keeps per token for the backward pass; the MLP's are counted by their width
+BLOCK_TENSORS = 16
+# logits, their log-softmax and their gradient in float32, per token and word of the vocabulary
+LOGIT_BYTES = 12
+# of the memory that is free; estimates err, and a CUDA allocator's pieces do not always fit together
+USABLE = 0.8
 
 
 def traces_at_once(asked: int | None, batch: int, *, cuda: bool) -> int:
@@ -28,3 +34,17 @@ def completions_at_once(asked: int | None, batch: int, max_completion_tokens: in
 
 def _divisor(batch: int, limit: int) -> int:
     return max(n for n in range(1, max(1, min(limit, batch)) + 1) if batch % n == 0)
+
+
+def activation_bytes(tokens: int, *, hidden: int, mlp: int, layers: int, number: int, checkpointing: bool) -> int:
+    """What a forward pass keeps for the backward pass; `number` is bytes per number.
+
+    With checkpointing a block keeps its input alone, and one block at a time is computed again.
+    """
+    block = BLOCK_TENSORS * hidden + 3 * mlp
+    return tokens * number * (layers * hidden + block if checkpointing else layers * block)
+
+
+def must_checkpoint(asked: bool | None, needed: int, free: int) -> bool:
+    """Whether activations are to be computed again: as asked, else where they would not fit (all in bytes)."""
+    return needed > USABLE * free if asked is None else asked

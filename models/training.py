@@ -17,6 +17,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from models.adapters import adapter_sha256, adapter_tensors, read_adapter, save_adapter, write_adapter
 from models.base import arithmetic_of, base_sha256
+from models.sizes import LOGIT_BYTES, activation_bytes, must_checkpoint
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -170,6 +171,24 @@ class AdapterTrainer:
             f"{what} at step {self.state.global_step + 1}: training stopped{kept}. "
             f"Lower the stage's learning_rate (now {self.args.learning_rate:g})"
         )
+
+
+def checkpoints_activations(asked: bool | None, model: "PeftModel", tokens: int, logits: int = 0) -> bool:
+    """Whether a stage uses gradient checkpointing: as asked, else where a GPU's memory is too small without it.
+
+    Args:
+        tokens: of a forward pass.
+        logits: of these, whose logits are kept.
+    """
+    if asked is not None or not torch.cuda.is_available():
+        return bool(asked)
+    free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    config = model.config
+    needed = activation_bytes(
+        tokens, hidden=config.hidden_size, mlp=config.intermediate_size, layers=config.num_hidden_layers,
+        number=arithmetic_of(model).itemsize, checkpointing=False,
+    )  # fmt: skip
+    return must_checkpoint(None, needed + logits * config.vocab_size * LOGIT_BYTES, free)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import traceback
 from pathlib import Path
 
@@ -55,15 +53,10 @@ def _finish(plan: planning.Plan, outcome: Outcome, progress: Progress) -> None:
 
 
 def _peak_memory(outcome: Outcome) -> int | None:
-    """Bytes: what stages measured themselves (`peak_memory_bytes`), else this process's own peak where it trained."""
+    """The most bytes that a stage took; None where none ran."""
     told = [result.extra.get("peak_memory_bytes") for result in outcome.results]
     told = [value for value in told if isinstance(value, int | float)]
-    if told:
-        return int(max(told))
-    if "torch" not in sys.modules:  # nothing ran in this process
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return int(max(told)) if told else None
 
 
 def _report(run_dir: Path, progress: Progress) -> None:

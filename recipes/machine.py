@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,6 +44,17 @@ def this_machine() -> Machine:
     """The machine we are on, container limits included."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(cores=cores, memory=_memory(), gpus=gpus())
+
+
+def peak_memory() -> int:
+    """Bytes that this process took at most until now: of a GPU's memory where there is one (the engine and the trainer
+    share torch's allocator), else of main memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _memory() -> int:

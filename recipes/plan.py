@@ -18,9 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.sizes import completions_at_once, traces_at_once
+from models.sizes import LOGIT_BYTES, activation_bytes, completions_at_once, must_checkpoint, traces_at_once
 from recipes.machine import Gpu, Machine
-from recipes.schema import DistillStage, Evaluate, EvaluateStage, ExportStage, GrpoStage, Recipe, SftStage, Stage
+from recipes.schema import (
+    DistillStage,
+    Evaluate,
+    EvaluateStage,
+    ExportStage,
+    GrpoStage,
+    Recipe,
+    SftStage,
+    Stage,
+    Training,
+)
 from recipes.shapes import Shape, shape_of
 
 GIB = 2**30
@@ -35,7 +45,7 @@ class Device:
         bandwidth: bytes per second that decoding reads weights with.
         decode_overhead: seconds per decoding step whatever the model's size; train_overhead: per micro-batch.
         concurrency: sequences decoded at once.
-        cuda: a GPU, on which activations are recomputed in the backward pass.
+        cuda: it is a GPU.
         libraries: bytes that Python, torch and vLLM take themselves.
         start: seconds to import libraries and load models, once; stage: seconds per stage for loading and writing.
     """
@@ -77,10 +87,8 @@ FLOPS_FORWARD, FLOPS_TRAIN = 2.0, 4.0
 """Per parameter and token. LoRA's backward pass needs gradients of activations only; the frozen weights get none."""
 NF4_BYTES = 0.516
 """4 bits and the doubly quantised scales: 4.127 bits (arXiv 2305.14314)."""
-LOGIT_BYTES = 12
-"""Logits, their log-softmax and their gradient in float32, per token and word of the vocabulary."""
-ACTIVATIONS = 16
-"""Tensors of hidden size that a block keeps per token for the backward pass, MLP's counted by width on top."""
+TILE = (4096, 32768)
+"""Tokens and words at once in a GRPO step, which keeps no logits (TRL's ChunkedLogProbFunction; rl/logprobs.py)."""
 LENGTH_SHARE = 0.6
 """Mean length of a completion as a share of the limit."""
 EMBEDDED_LENGTH_SHARE = 0.3
@@ -247,8 +255,7 @@ class Estimator:
 
     def train(self, tokens: int, micro_batches: int, passes: float) -> float:
         """Seconds to train on so many tokens; `passes` are FLOPs per parameter and token."""
-        recompute = FLOPS_FORWARD if self.device.cuda else 0.0
-        flops = tokens * self.base.active_parameters * (passes + recompute)
+        flops = tokens * self.base.active_parameters * passes
         return flops / self.device.train_flops + micro_batches * self.device.train_overhead
 
     def evaluation(self, settings: Evaluate, problems: int) -> tuple[int, float]:
@@ -257,32 +264,40 @@ class Estimator:
         limit = settings.max_completion_tokens or self.recipe.rollouts.max_completion_tokens
         return self.generate(self.base, problems * passes, limit)
 
-    def memory(
-        self, micro: int, length: int, completion: int, *, engine: Shape | None, training: bool
-    ) -> dict[str, int]:
-        """Bytes by part. `length` and `completion` are tokens of a row, with and without its prompt."""
-        base, device, model = self.base, self.device, self.recipe.model
-        parts = {"libraries": device.libraries}
-        if training:
-            number = self._bytes(model.dtype)
-            block = NF4_BYTES if model.quantize == "nf4" else number
-            adapter = base.adapter_parameters(model.lora.rank, model.lora.targets)
-            tokens = micro * length
-            kept = ACTIVATIONS * base.hidden + 3 * base.mlp
-            depth = 1 if device.cuda else base.layers
-            boundary = base.layers * base.hidden if device.cuda else 0
-            parts["parameters"] = int(base.block_parameters * block + base.embedding_parameters * number)
-            parts["adapter and gradient"] = adapter * 12  # itself, its gradient, the reference's copy
-            parts["optimizer"] = adapter * 8
-            parts["activations"] = tokens * (depth * kept + boundary) * number
-            parts["logits"] = micro * completion * base.vocab * LOGIT_BYTES
-        if engine is not None:
-            weights = engine.parameters * self._bytes(self.recipe.rollouts.dtype)
-            cache = self.recipe.rollouts.gpu_memory_utilization * device.memory - weights
-            parts["engine weights"] = weights
-            # on a CPU a teacher's engine stays until the end of the run
-            parts["KV"] = self._engines() * GIB if not device.cuda else max(int(cache), 0)
-        return parts
+    def serving(self, engine: Shape) -> dict[str, int]:
+        """Bytes by part while completions are sampled."""
+        device = self.device
+        weights = engine.parameters * self._bytes(self.recipe.rollouts.dtype)
+        cache = self.recipe.rollouts.gpu_memory_utilization * device.memory - weights
+        # on a CPU a teacher's engine stays until the end of the run
+        kv = max(int(cache), 0) if device.cuda else self._engines() * GIB
+        return {"libraries": device.libraries, "engine weights": weights, "KV": kv}
+
+    def training(self, stage: Training, tokens: int, logits: int) -> tuple[dict[str, int], bool]:
+        """Bytes by part while a stage trains beside the engine, and whether it computes activations twice.
+
+        Args:
+            tokens: of a forward pass.
+            logits: bytes they take.
+        """
+        base, model, number = self.base, self.recipe.model, self._bytes(self.recipe.model.dtype)
+        block = NF4_BYTES if model.quantize == "nf4" else number
+        adapter = base.adapter_parameters(model.lora.rank, model.lora.targets)
+        parts = self.serving(base) | {
+            "parameters": int(base.block_parameters * block + base.embedding_parameters * number),
+            "adapter and gradient": adapter * 12,  # itself, its gradient, the reference's copy
+            "optimizer": adapter * 8,
+            "logits": logits,
+        }
+        kept = {
+            again: activation_bytes(
+                tokens, hidden=base.hidden, mlp=base.mlp, layers=base.layers, number=number, checkpointing=again
+            )
+            for again in (False, True)
+        }
+        asked = stage.gradient_checkpointing if self.device.cuda else bool(stage.gradient_checkpointing)
+        again = must_checkpoint(asked, kept[False], self.device.memory - sum(parts.values()))
+        return parts | {"activations": kept[again]}, again
 
     def _bytes(self, dtype: str) -> int:
         """Per number in arithmetic of this kind (models/base.py, `arithmetic`)."""
@@ -310,43 +325,46 @@ class Estimator:
                 tokens, seconds = self.generate(teacher, asked * stage.samples, stage.max_tokens)
                 row |= {"kind": "distill", "parent": parent if stage.teacher == "self" else stage.teacher,
                         "data": f"{recipe.problems.train} ({asked:,})"}  # fmt: skip
-                parts = self.memory(0, 0, 0, engine=teacher, training=False)
+                parts = self.serving(teacher)
             case SftStage():
                 micro = traces_at_once(stage.micro_batch_size, stage.batch_size, cuda=device.cuda)
                 longest = stage.max_length or self.longest_prompt + rollouts.max_completion_tokens
                 tokens = int(
                     stage.steps * stage.batch_size * (prompt + rollouts.max_completion_tokens * self.length_share)
                 )
-                seconds = self.train(tokens, stage.steps * math.ceil(stage.batch_size / micro), FLOPS_TRAIN)
+                at_once = micro * longest
+                parts, again = self.training(stage, at_once, at_once * self.base.vocab * LOGIT_BYTES)
+                passes = FLOPS_TRAIN + again * FLOPS_FORWARD
+                seconds = self.train(tokens, stage.steps * math.ceil(stage.batch_size / micro), passes)
                 row |= {"kind": "sft", "parent": parent, "data": ", ".join(stage.data), "steps": stage.steps}
-                parts = self.memory(micro, longest, longest, engine=self.base, training=True)
             case GrpoStage():
                 own = recipe.rollouts_of(stage)
                 batch = own.group_size * own.prompts_per_step
                 micro = completions_at_once(stage.micro_batch_size, batch, own.max_completion_tokens, cuda=device.cuda)
                 generated, sampling = self.generate(self.base, batch, own.max_completion_tokens)
                 rows = batch * prompt + generated
-                passes = FLOPS_TRAIN * stage.num_iterations + (FLOPS_FORWARD if stage.beta > 0 else 0.0)
+                longest = self.longest_prompt + own.max_completion_tokens
+                tile = min(TILE[0], micro * own.max_completion_tokens) * min(TILE[1], self.base.vocab)
+                parts, again = self.training(stage, micro * longest, tile * LOGIT_BYTES)
+                passes = (FLOPS_TRAIN + again * FLOPS_FORWARD) * stage.num_iterations
+                passes += FLOPS_FORWARD if stage.beta > 0 else 0.0
                 micros = stage.num_iterations * math.ceil(batch / micro)
                 tokens = stage.steps * generated
                 seconds = stage.steps * (sampling + self.train(rows, micros, passes))
                 row |= {"kind": "grpo", "parent": parent, "data": recipe.problems.train, "beta": stage.beta,
                         "reference": stage.reference, "steps": stage.steps}  # fmt: skip
-                longest = self.longest_prompt + own.max_completion_tokens
-                parts = self.memory(micro, longest, own.max_completion_tokens, engine=self.base, training=True)
             case EvaluateStage():
                 tokens, seconds = 0, 0.0
                 tested = self.problems("test", stage.limit or recipe.problems.test_limit)
                 row |= {"kind": "evaluate", "parent": parent, "data": stage.problems or recipe.problems.test}
-                parts = self.memory(0, 0, 0, engine=self.base, training=False)
+                parts = self.serving(self.base)
             case ExportStage():
                 tokens, seconds = 0, self.base.parameters * 8 / 200e6  # read, fold, write, read again
                 row |= {"kind": "export", "parent": parent, "data": stage.hub or ""}
-                parts = self.memory(0, 0, 0, engine=None, training=False)
-                parts["merged model"] = 2 * self.base.parameters * 4
+                parts = {"libraries": device.libraries, "merged model": 2 * self.base.parameters * 4}
             case _:
                 tokens, seconds = 0, device.start
-                parts = self.memory(0, 0, 0, engine=self.base, training=False)
+                parts = self.serving(self.base)
                 row["data"] = f"{recipe.problems.test} ({tested:,})"
         if stage is None or type(stage).evaluated:
             more_tokens, more_seconds = self.evaluation(settings, tested)

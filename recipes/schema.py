@@ -43,12 +43,13 @@ from recipes.schema_stages import (
     GrpoStage,
     SftStage,
     Stage,
+    Training,
 )
 
 __all__ = [
     "FREE", "KINDS", "SIZE", "AnyStage", "BaseStage", "DistillStage", "DynamicSampling", "Evaluate", "EvaluateStage",
     "ExportStage", "Gate", "GrpoStage", "Lora", "Mark", "Model", "Node", "Problems", "Recipe", "Reward", "Rollouts",
-    "SftStage", "Stage", "marked",
+    "SftStage", "Stage", "Training", "marked",
 ]  # fmt: skip
 
 

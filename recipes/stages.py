@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from models.training import StepListener
 from recipes.context import StageContext
 from recipes.exporting import export_policy, export_run
 from recipes.ledger import StageResult
+from recipes.machine import peak_memory
 from recipes.policies import (
     ADAPTER,
     check_start,
@@ -109,6 +109,7 @@ def sft_stage(context: StageContext) -> StageResult:
                 learning_rate=stage.learning_rate,
                 batch_size=stage.batch_size,
                 micro_batch_size=stage.micro_batch_size,
+                gradient_checkpointing=stage.gradient_checkpointing,
                 max_length=stage.max_length or longest,
                 lr_scheduler_type=stage.lr_scheduler_type,
                 warmup_ratio=stage.warmup_ratio,
@@ -178,6 +179,7 @@ def grpo_stage(context: StageContext) -> StageResult:
                 weight_decay=stage.weight_decay,
                 max_grad_norm=stage.max_grad_norm,
                 micro_batch_size=stage.micro_batch_size,
+                gradient_checkpointing=stage.gradient_checkpointing,
                 save_steps=stage.save_steps,
                 seed=stage_seed(recipe, stage.name),
                 report_to=recipe.report_to,
@@ -260,9 +262,8 @@ def _trained(context: StageContext, policy: PeftModel, tokens: int, **extra: flo
 
 
 def _result(context: StageContext, **extra: float | str) -> StageResult:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return StageResult(
-        name=context.stage.name, kind=context.stage.kind, extra={**extra, "peak_memory_bytes": float(peak)}
+        name=context.stage.name, kind=context.stage.kind, extra={**extra, "peak_memory_bytes": float(peak_memory())}
     )
 
 

@@ -13,7 +13,7 @@ from models.base import arithmetic_of
 from models.engine import Engine, Sampling
 from models.prompts import prompt_tokens
 from models.sizes import completions_at_once
-from models.training import MetricsFile, Probe, StepListener, TrainingError, reporting
+from models.training import MetricsFile, Probe, StepListener, TrainingError, checkpoints_activations, reporting
 from rl.rollouts import Rollouts
 from rl.trainer import Objective, PolicyTrainer
 
@@ -40,7 +40,8 @@ class GrpoSettings:
     Fields:
         steps: optimizer steps.
         prompts_per_step, group_size: problems per step over all processes, completions per problem.
-        micro_batch_size: completions per forward pass on one process; None: see models/sizes.py.
+        micro_batch_size: completions per forward pass on one process; None: see
+            models/sizes.py, as for gradient_checkpointing.
     """
 
     steps: int
@@ -62,6 +63,7 @@ class GrpoSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     micro_batch_size: int | None = None
+    gradient_checkpointing: bool | None = None
     save_steps: int = 20
     seed: int = 0
     report_to: str = "none"
@@ -136,7 +138,8 @@ def build_trainer(
             "difficulty": [problem.difficulty for problem in problems],
         }
     )
-    probe = Probe.of_prompts([prompt_tokens(tokenizer, prompt) for prompt in prompts[:4]])
+    asked = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
+    probe = Probe.of_prompts(asked[:4])
     rollouts = Rollouts(
         engine=engine,
         model=model,
@@ -154,7 +157,7 @@ def build_trainer(
     report_to, more = reporting(settings.report_to, folder)
     return PolicyTrainer(
         model=model,
-        args=_arguments(settings, rewards, arithmetic_of(model) == torch.bfloat16, report_to, folder / "checkpoints"),
+        args=_arguments(settings, rewards, model, max(map(len, asked)), report_to, folder / "checkpoints"),
         objective=objective,
         rewards=rewards,
         rollouts=rollouts,
@@ -177,7 +180,9 @@ def _stop_tokens(model: "PeftModel", tokenizer: "PreTrainedTokenizerBase") -> tu
     return tuple(sorted({tokenizer.eos_token_id, *declared} - {None}))
 
 
-def _arguments(settings: GrpoSettings, rewards: "RewardSet", bf16: bool, report_to: str, checkpoints: Path):
+def _arguments(
+    settings: GrpoSettings, rewards: "RewardSet", model: "PeftModel", longest: int, report_to: str, checkpoints: Path
+):
     from trl import GRPOConfig
 
     cuda = torch.cuda.is_available()
@@ -215,8 +220,10 @@ def _arguments(settings: GrpoSettings, rewards: "RewardSet", bf16: bool, report_
         beta=0.0,
         seed=settings.seed,
         data_seed=settings.seed,
-        bf16=bf16,
-        gradient_checkpointing=cuda,
+        bf16=arithmetic_of(model) == torch.bfloat16,
+        gradient_checkpointing=checkpoints_activations(
+            settings.gradient_checkpointing, model, micro * (longest + settings.max_completion_tokens)
+        ),
         disable_dropout=False,
         logging_steps=1,
         logging_nan_inf_filter=False,

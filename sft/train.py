@@ -11,7 +11,15 @@ from trl import SFTConfig, SFTTrainer
 from models.adapters import adapter_tensors
 from models.base import arithmetic_of, base_sha256
 from models.sizes import traces_at_once
-from models.training import AdapterTrainer, MetricsFile, Probe, StepListener, TrainingError, reporting
+from models.training import (
+    AdapterTrainer,
+    MetricsFile,
+    Probe,
+    StepListener,
+    TrainingError,
+    checkpoints_activations,
+    reporting,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,7 +37,7 @@ class SftSettings:
     Fields:
         steps: optimizer steps.
         batch_size: traces per step over all processes.
-        micro_batch_size: traces per forward pass; None: see models/sizes.py.
+        micro_batch_size: traces per forward pass; None: see models/sizes.py, as for gradient_checkpointing.
         max_length: examples with more tokens (prompt and completion) are left out, not cut.
         packing: several traces in one row; needs an attention that keeps them apart.
     """
@@ -39,6 +47,7 @@ class SftSettings:
     batch_size: int
     max_length: int
     micro_batch_size: int | None = None
+    gradient_checkpointing: bool | None = None
     lr_scheduler_type: str = "cosine"
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
@@ -106,7 +115,7 @@ def train_sft(
     report_to, callbacks = reporting(settings.report_to, folder)
     trainer = ImitationTrainer(
         model=model,
-        args=_arguments(settings, arithmetic_of(model) == torch.bfloat16, report_to, folder / "checkpoints"),
+        args=_arguments(settings, model, report_to, folder / "checkpoints"),
         dataset=Dataset.from_list(fitting),
         tokenizer=tokenizer,
         probe=probe,
@@ -126,7 +135,7 @@ def _example(tokenizer: "PreTrainedTokenizerBase", prompt: str, completion: str)
     return {"input_ids": asked + answer, "labels": [IGNORED] * len(asked) + answer}
 
 
-def _arguments(settings: SftSettings, bf16: bool, report_to: str, checkpoints: Path) -> SFTConfig:
+def _arguments(settings: SftSettings, model: "PeftModel", report_to: str, checkpoints: Path) -> SFTConfig:
     from accelerate import PartialState
 
     cuda = torch.cuda.is_available()
@@ -151,8 +160,10 @@ def _arguments(settings: SftSettings, bf16: bool, report_to: str, checkpoints: P
         packing=settings.packing,
         seed=settings.seed,
         data_seed=settings.seed,
-        bf16=bf16,
-        gradient_checkpointing=cuda,
+        bf16=arithmetic_of(model) == torch.bfloat16,
+        gradient_checkpointing=checkpoints_activations(
+            settings.gradient_checkpointing, model, micro * settings.max_length, logits=micro * settings.max_length
+        ),
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps",

@@ -129,6 +129,14 @@ def test_the_step_does_not_depend_on_micro_batches(stage, tmp_path, reference):
         assert found[2][0][name] == pytest.approx(found[None][0][name], rel=1e-4, abs=1e-7), name
 
 
+def test_activations_computed_again_are_the_same(stage, tmp_path):
+    """Gradient checkpointing changes memory and time alone: the same adapter, to the byte."""
+    settings = {"steps": 2, "gradient_checkpointing": True}
+    again = stage(settings=settings).run(tmp_path / "again")
+    assert again.model.get_base_model().is_gradient_checkpointing
+    assert again.sha256 == stage(settings={"steps": 2}).run(tmp_path / "kept").sha256
+
+
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo"])
 def test_other_losses_train_too(stage, tmp_path, loss_type):
     run = stage(settings={"steps": 2, "loss_type": loss_type, "micro_batch_size": 4}).run(tmp_path)
