@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 RECORD = "policy.json"
 # float32 forward passes of the same weights on the same machine; a lost policy is off by far more
 RESUME_TOLERANCE = 1e-3
+# a loss is of order 1 (a token's cross-entropy; an advantage plus a penalty); what is this large will not come back
+EXPLODED = 1e4
 
 
 class TrainingError(RuntimeError):
@@ -154,8 +156,8 @@ class AdapterTrainer:
 
     def training_step(self, *args: object, **kwargs: object) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise TrainingError(self._diverged(f"the loss is {loss.item()}"))
+        if not loss.abs() < EXPLODED:  # NaN is not less either
+            raise TrainingError(self._diverged(f"the loss is {loss.item():.4g}"))
         return loss
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """vLLM as the engine, in this process (no worker process to lose, weights pushed by reference)."""
 
+import gc
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -34,6 +35,10 @@ class VllmEngine:
         import vllm
 
         cuda = torch.cuda.is_available()
+        if cuda:
+            # what an earlier stage's trainer left in torch's cache counts as taken when vLLM looks for its share
+            gc.collect()
+            torch.cuda.empty_cache()
         threads = torch.get_num_threads()
         self.dtype = arithmetic(settings.dtype)
         lora = {"enable_lora": True, "max_lora_rank": _lora_rank(settings.lora_rank)} if settings.lora_rank else {}

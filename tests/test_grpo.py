@@ -329,22 +329,24 @@ def test_a_cut_adapter_in_the_checkpoint_is_one_line(stopped):
 # bad ends
 
 
-@pytest.mark.parametrize("what", ["the loss is", "the gradient's norm is"])
-def test_what_is_no_number_stops_and_keeps_the_last_checkpoint(stage, tmp_path, monkeypatch, what):
+@pytest.mark.parametrize("what", ["the loss is nan", "the loss is 1e+05", "the gradient's norm is nan"])
+def test_what_has_diverged_stops_and_keeps_the_last_checkpoint(stage, tmp_path, monkeypatch, what):
     compute = PolicyTrainer._compute_loss
 
     def broken_at_the_fourth(self, model, inputs):
         loss = compute(self, model, inputs)
         if self.state.global_step < 3:
             return loss
+        if what.startswith("the loss"):
+            return loss * 0 + float(what.split()[-1])
         # sqrt has no derivative at 0: the loss stays as it is, its gradient does not
-        return loss * math.nan if what == "the loss is" else loss + (loss * 0).sqrt()
+        return loss + (loss * 0).sqrt()
 
     monkeypatch.setattr(PolicyTrainer, "_compute_loss", broken_at_the_fourth)
     with pytest.raises(TrainingError) as caught:
         stage().run(tmp_path)
     message = str(caught.value)
-    assert message.startswith(f"{what} nan at step 4: training stopped; the last good checkpoint is")
+    assert message.startswith(f"{what} at step 4: training stopped; the last good checkpoint is")
     assert "checkpoint-2" in message and "learning_rate" in message and "\n" not in message
     assert checkpoints(tmp_path) == ["checkpoint-2"]
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
