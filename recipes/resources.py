@@ -118,7 +118,8 @@ class Resources:
 
     @property
     def sync(self) -> Literal["folded", "adapter"]:
-        """`auto`: folded weights, which cost no LoRA arithmetic per token."""
+        """`auto`: folded weights, which cost something at a sync and nothing per token (benchmarks/grpo_step.md has
+        both measured)."""
         return "folded" if self.recipe.rollouts.sync == "auto" else self.recipe.rollouts.sync
 
     def release(self, model: str) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # summed over a step's micro-batches and over the processes
 SUMS = (
     *("tokens", "entropy", "kl", "engine_kl", "groups", "zero_variance_groups", "masked_groups", "replaced_groups"),
-    *("samples", "useful_samples", "sampled_tokens", "sampling_entropy"),
+    *("samples", "useful_samples", "sampled_tokens", "sampling_entropy", "resampled_groups", "resampled_tokens"),
 )
 
 
@@ -150,6 +150,8 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
             self.rollouts.attempt = attempt
             self.rollouts.first_group = sum(counts[: self.accelerator.process_index])
             fresh = self._scored(self._fresh_problems(attempt, max(counts), sum(counts)))
+            self._sums["resampled_groups"] += max(counts)
+            self._sums["resampled_tokens"] += sum(len(row.completion) for row in fresh)
             for position, slot in enumerate(zero):
                 group = fresh[self._group(position)]
                 if not group[0].zero_variance:
@@ -282,6 +284,9 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
             "zero_variance_groups": total["zero_variance_groups"] / max(total["groups"], 1.0),
             "masked_groups": total["masked_groups"] / max(total["groups"], 1.0),
             "replaced_groups": total["replaced_groups"],
+            # what replacing them took
+            "resampled_groups": total["resampled_groups"],
+            "resampled_tokens": total["resampled_tokens"],
             "useful_samples": total["useful_samples"],
             "rollout_tokens_per_second": times.tokens / max(times.generate, 1e-9),
             "tokens_per_second": sampled / seconds,

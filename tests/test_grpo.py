@@ -195,7 +195,7 @@ def test_dynamic_sampling_replaces_what_teaches_nothing(stage, tmp_path):
     settings = {"steps": 3, "prompts_per_step": 6}
     without = stage(**changes, settings=settings).run(tmp_path / "without").metrics
     with_it = stage(**changes, settings=settings, max_resamples=4).run(tmp_path / "with").metrics
-    assert all(line["replaced_groups"] == 0 for line in without)
+    assert all(line["replaced_groups"] == line["resampled_tokens"] == 0 for line in without)
     assert without[0]["zero_variance_groups"] == with_it[0]["zero_variance_groups"] > 0, "counted before replacement"
     zero, replaced, left = (with_it[0][key] for key in ("zero_variance_groups", "replaced_groups", "masked_groups"))
     assert replaced > 0 and left == pytest.approx(zero - replaced / 6)
@@ -212,6 +212,8 @@ def test_dynamic_sampling_is_bounded(stage, tmp_path):
 
     run = stage(reward=counted, settings={"steps": 1}, max_resamples=3).run(tmp_path)
     assert calls == [8, 8, 8, 8] and run.metrics[0]["replaced_groups"] == 0
+    # and the cost is told: three rounds of two groups, each completion at least one token long
+    assert run.metrics[0]["resampled_groups"] == 6 and run.metrics[0]["resampled_tokens"] >= 24
 
 
 # resuming
