@@ -47,17 +47,20 @@ class Setting:
     quantize: Literal["nf4", "none"] = "nf4"
     sync: Literal["folded", "adapter"] = "folded"
     vllm: bool = False
+    checkpointing: bool = False
 
     def __str__(self) -> str:
         words = ["bf16" if self.bf16 else "fp32", f"micro-batch {self.micro}", f"base {self.quantize}"]
         words += [f"sync {self.sync}"] if self.trainer == "ours" else []
+        words += ["gradient checkpointing"] if self.checkpointing else []
         return ", ".join([*words, "vLLM colocate"] if self.vllm else words)
 
 
 def stock_settings(case: Case, cuda: bool) -> list[Setting]:
     """Settings to try for stock TRL."""
     if cuda:
-        return [Setting("stock", True, micro, vllm=vllm) for micro in (8, 16) for vllm in (True, False)]
+        tries = [(vllm, again) for vllm in (True, False) for again in (False, True)]
+        return [Setting("stock", True, 8, vllm=vllm, checkpointing=again) for vllm, again in tries]
     sizes = [(8, "nf4"), (8, "none"), (64, "none")]
     return [Setting("stock", bf16, micro, base) for micro, base in sizes for bf16 in (False, True)]
 

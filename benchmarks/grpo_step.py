@@ -36,6 +36,15 @@ class Step:
     useful: int
 
 
+class WorkerEnded(RuntimeError):
+    """A worker process is gone; the message says what it said last."""
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "without a word"
+
+
 class Trainer:
     """A worker process, from this side."""
 
@@ -55,7 +64,7 @@ class Trainer:
     def _line(self) -> str:
         line = self._replies.readline()
         if not line:
-            raise RuntimeError(f"the worker ended early; see {self._log.name}")
+            raise WorkerEnded(f"ended early: {_last_line(Path(self._log.name))}")
         return line
 
     def step(self) -> Step:
@@ -77,11 +86,17 @@ def fastest(case: Case, settings: list[Setting], folder: Path, steps: int = 2) -
     """The setting with the shortest step after one warm-up, and every setting's seconds."""
     seconds = {}
     for setting in settings:
-        trainer = Trainer(case, setting, folder)
-        trainer.step()
-        seconds[setting] = min(trainer.step().seconds["step"] for _ in range(steps))
-        trainer.close()
+        try:
+            trainer = Trainer(case, setting, folder)
+            trainer.step()
+            seconds[setting] = min(trainer.step().seconds["step"] for _ in range(steps))
+            trainer.close()
+        except WorkerEnded as error:  # too little memory for this setting, say
+            print(f"  {setting.trainer}: {setting}: {error}", flush=True)
+            continue
         print(f"  {setting.trainer}: {setting}: {seconds[setting]:.2f} s", flush=True)
+    if not seconds:
+        raise WorkerEnded(f"no setting works for {settings[0].trainer}")
     best = min(seconds, key=seconds.__getitem__)
     return best, {str(setting): value for setting, value in seconds.items()}
 

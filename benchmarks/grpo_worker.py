@@ -197,17 +197,13 @@ def _stock(case: Case, setting: Setting, folder: Path, turns, clock: Clock, coun
     problems, prompts, rewards = _task(case, tokenizer)
     cuda = torch.cuda.is_available()
     batch = case.prompts_per_step * case.group_size
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            # a policy equal to its reference would make stock's KL, and its cost, no different; but start from the same
-            if "lora_B" in name:
-                parameter.zero_()
     args = GRPOConfig(
         output_dir=str(folder / "stock"), max_steps=10**6, learning_rate=case.learning_rate,
         lr_scheduler_type="constant", per_device_train_batch_size=setting.micro,
         gradient_accumulation_steps=batch // setting.micro, num_generations=case.group_size,
         max_completion_length=case.max_completion_tokens, beta=BETA, epsilon_high=0.28, bf16=setting.bf16,
-        gradient_checkpointing=cuda, logging_steps=1, report_to="none", disable_tqdm=True, save_strategy="no",
+        gradient_checkpointing=setting.checkpointing, logging_steps=1, report_to="none", disable_tqdm=True,
+        save_strategy="no",
         use_cpu=not cuda, dataloader_pin_memory=cuda, reward_weights=rewards.weights, use_vllm=setting.vllm,
         vllm_gpu_memory_utilization=0.35, vllm_max_model_length=case.max_completion_tokens + 256,
     )  # fmt: skip

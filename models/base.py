@@ -4,6 +4,7 @@ Everything trained is an adapter on top (models/adapters.py), so whatever the ba
 model that the policy, the engine and the export must all agree on. `dequantized` gives those values.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,12 @@ def arithmetic(dtype: Dtype) -> torch.dtype:
 def arithmetic_of(model: nn.Module) -> torch.dtype:
     """The arithmetic that a base was loaded for: its embeddings are never quantised."""
     return model.get_input_embeddings().weight.dtype
+
+
+def trained_arithmetic(model: nn.Module) -> torch.autocast:
+    """Inside, forward passes compute as training does, whether or not accelerate has the model in hand."""
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=arithmetic_of(model) == torch.bfloat16)
 
 
 def load_base(name: str, quantize: Quantize = "nf4", dtype: Dtype = "auto") -> "PreTrainedModel":
@@ -133,14 +140,31 @@ def _is_4bit(module: nn.Module) -> bool:
 
 
 def dequantized(linear: nn.Module) -> torch.Tensor:
-    """The exact values (out x in, float32) of a linear layer's weight, quantised or not; always a new tensor."""
+    """The exact values (out x in, float32) of a linear layer's weight, quantised or not; always a new tensor.
+
+    Decoded to float32 also where the layer computes in bfloat16. An adapter's update is often smaller than bfloat16's
+    spacing: added to exact values it survives the cast on average, added to values on bfloat16's grid it is lost.
+    """
     weight = linear.weight
     state = getattr(weight, "quant_state", None)
     if state is None:
         return weight.detach().to(torch.float32, copy=True)
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(weight.data, state).to(torch.float32)
+    exact = copy.copy(state)
+    exact.dtype = torch.float32
+    return dequantize_4bit(weight.data, exact)
+
+
+def to_float32(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Let a loaded base compute in float32. Its 4-bit codes and rounded values stay those that it was trained on, which
+    loading it in float32 would not give: a checkpoint is cast before it is quantised."""
+    for _, layer in quantized_layers(model):
+        layer.compute_dtype = layer.weight.quant_state.dtype = torch.float32
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    return model
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

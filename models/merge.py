@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from models.adapters import POLICY, load_adapter
-from models.base import Quantize, dequantized, load_base, load_tokenizer, model_path
+from models.base import Dtype, Quantize, arithmetic, dequantized, load_base, load_tokenizer, model_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,17 +42,20 @@ def folded_weights(
                 yield f"{key}.bias", linear.bias.detach().to(dtype, copy=True)
 
 
-def merged_model(base: str, quantize: Quantize, adapter: Path | None, dtype: torch.dtype) -> "PreTrainedModel":
+def merged_model(
+    base: str, quantize: Quantize, adapter: Path | None, dtype: torch.dtype, trained_in: Dtype = "auto"
+) -> "PreTrainedModel":
     """A plain model whose weights are the dequantised base with the adapter folded in.
 
     The base is loaded fresh with the quantisation it was trained on: merging into the unquantised checkpoint gives
-    another model than the one that was trained. Its values are decoded to float32, exactly.
+    another model than the one that was trained. So it is with `trained_in`, the recipe's `model.dtype`: what is not
+    quantised was trained on as rounded to it.
     """
     from transformers import AutoModelForCausalLM
 
-    frozen = load_base(base, quantize, "float32")
+    frozen = load_base(base, quantize, trained_in)
     policy = load_adapter(frozen, adapter) if adapter is not None else frozen
-    plain = AutoModelForCausalLM.from_pretrained(model_path(base), dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(model_path(base), dtype=arithmetic(trained_in)).float()
     own = dict(plain.named_parameters())
     with torch.no_grad():
         for name, tensor in folded_weights(policy):

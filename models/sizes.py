@@ -3,7 +3,7 @@
 Imports nothing heavy: a plan is made without torch.
 """
 
-# on a GPU memory limits, and logits over a large vocabulary are most of it
+# on a GPU memory limits
 GPU_TRACES, GPU_COMPLETIONS = 8, 16
 # on a CPU padding limits: completions are sorted and each pass is cut to its longest, so with fewer rows less of the
 # arithmetic is wasted, until the cost of a pass itself counts (measured: 64 rows of 96 tokens with a million
@@ -11,8 +11,6 @@ GPU_TRACES, GPU_COMPLETIONS = 8, 16
 CPU_COMPLETION_TOKENS = 6144
 # tensors of hidden size that a block keeps per token for the backward pass; the MLP's are counted by their width
 BLOCK_TENSORS = 16
-# logits, their log-softmax and their gradient in float32, per token and word of the vocabulary
-LOGIT_BYTES = 12
 # of the memory that is free; estimates err, and a CUDA allocator's pieces do not always fit together
 USABLE = 0.8
 
@@ -45,6 +43,6 @@ def activation_bytes(tokens: int, *, hidden: int, mlp: int, layers: int, number:
     return tokens * number * (layers * hidden + block if checkpointing else layers * block)
 
 
-def must_checkpoint(asked: bool | None, needed: int, free: int) -> bool:
-    """Whether activations are to be computed again: as asked, else where they would not fit (all in bytes)."""
-    return needed > USABLE * free if asked is None else asked
+def must_checkpoint(needed: int, free: int) -> bool:
+    """Whether activations (bytes) are too many to be kept."""
+    return needed > USABLE * free

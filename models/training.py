@@ -16,16 +16,16 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from models.adapters import adapter_sha256, adapter_tensors, read_adapter, save_adapter, write_adapter
-from models.base import arithmetic_of, base_sha256
-from models.sizes import LOGIT_BYTES, activation_bytes, must_checkpoint
+from models.base import arithmetic_of, base_sha256, trained_arithmetic
+from models.sizes import activation_bytes, must_checkpoint
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 RECORD = "policy.json"
-# float32 forward passes of the same weights on the same machine; a lost policy is off by far more
-RESUME_TOLERANCE = 1e-3
+# forward passes of the same weights, perhaps on another machine; a lost policy is off by far more
+RESUME_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 # a loss is of order 1 (a token's cross-entropy; an advantage plus a penalty); what is this large will not come back
 EXPLODED = 1e4
 
@@ -81,7 +81,7 @@ class Probe:
         scored = []
         for prompt, completion in zip(self.prompts, self.completions, strict=True):
             ids = torch.tensor([[*prompt, *completion]], device=device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=arithmetic_of(model) == torch.bfloat16):
+            with trained_arithmetic(model):
                 logits = model(ids).logits[0, len(prompt) - 1 : -1]
             steps = logits.float().log_softmax(-1)
             scored.append(steps.gather(-1, ids[0, len(prompt) :, None])[:, 0].tolist())
@@ -138,7 +138,7 @@ class AdapterTrainer:
         if base_sha256(policy) != record.base_sha256:
             raise ResumeError(f"{folder}: the base is not the one that this adapter was trained on")
         off = mean_difference(self.probe.logprobs(policy), record.probe_logprobs)
-        if not off <= RESUME_TOLERANCE:
+        if not off <= RESUME_TOLERANCE[arithmetic_of(policy)]:
             raise ResumeError(
                 f"{folder}: the loaded policy's log-probabilities differ from the saved ones by {off:.2g} nats a token"
             )
@@ -175,13 +175,9 @@ class AdapterTrainer:
         )
 
 
-def checkpoints_activations(asked: bool | None, model: "PeftModel", tokens: int, logits: int = 0) -> bool:
-    """Whether a stage uses gradient checkpointing: as asked, else where a GPU's memory is too small without it.
-
-    Args:
-        tokens: of a forward pass.
-        logits: of these, whose logits are kept.
-    """
+def checkpoints_activations(asked: bool | None, model: "PeftModel", tokens: int) -> bool:
+    """Whether a stage with so many tokens in a forward pass uses gradient checkpointing: as asked, else where a GPU's
+    memory is too small without it."""
     if asked is not None or not torch.cuda.is_available():
         return bool(asked)
     free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -190,7 +186,7 @@ def checkpoints_activations(asked: bool | None, model: "PeftModel", tokens: int,
         tokens, hidden=config.hidden_size, mlp=config.intermediate_size, layers=config.num_hidden_layers,
         number=arithmetic_of(model).itemsize, checkpointing=False,
     )  # fmt: skip
-    return must_checkpoint(None, needed + logits * config.vocab_size * LOGIT_BYTES, free)
+    return must_checkpoint(needed, free)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

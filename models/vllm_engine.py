@@ -64,12 +64,15 @@ class VllmEngine:
             enable_sleep_mode=cuda and settings.temporary,
             **lora,
         )
+        # vLLM freezes all that lives when it starts, a trainer's policy too, which then could never be freed
+        gc.unfreeze()
         # vLLM changes torch's own thread count on a CPU
         torch.set_num_threads(threads)
         self._tokenizer = load_tokenizer(model)
         self._adapter: LoRARequest | None = None
         self._versions = 0
         self._broken: str | None = None
+        self._temporary = settings.temporary
 
     def generate(
         self,
@@ -174,7 +177,7 @@ class VllmEngine:
 
         vLLM's own shutdown would take the process-wide groups away from the other engines.
         """
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and self._temporary:
             self._llm.sleep(level=2)
 
     def close(self) -> None:

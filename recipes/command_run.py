@@ -28,7 +28,10 @@ def run_command(
     progress = Progress(quiet=processes.rank() != 0)
     if scale.why:
         progress.say(scale.why)
-    plan = planning.estimate(recipe, this_machine(), scale.name)
+    machine = this_machine()
+    if (told := processes.take_one_gpu(len(machine.gpus))) is not None:
+        progress.say(told)
+    plan = planning.estimate(recipe, machine, scale.name)
     outcome = Run(
         recipe,
         runs / f"{recipe.name}-{scale.name}",

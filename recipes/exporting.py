@@ -10,7 +10,7 @@ import torch
 
 from evals.divergence import mean_kl
 from models.adapters import adapter_sha256, load_adapter, read_adapter
-from models.base import load_base
+from models.base import load_base, to_float32
 from models.merge import merged_model, save_merged
 from models.training import TrainingError
 from recipes.errors import UserError
@@ -45,9 +45,10 @@ def export_policy(recipe: Recipe, adapter: Path, folder: Path, dtype: str) -> Ex
     model = recipe.model
     merged = folder / "merged"
     shutil.rmtree(merged, ignore_errors=True)
-    save_merged(merged_model(model.base, model.quantize, adapter, getattr(torch, dtype)), model.base, merged)
+    exported = merged_model(model.base, model.quantize, adapter, getattr(torch, dtype), model.dtype)
+    save_merged(exported, model.base, merged)
     shutil.copytree(adapter, folder / "adapter", dirs_exist_ok=True)
-    policy = load_adapter(load_base(model.base, model.quantize, "float32"), adapter).eval()
+    policy = load_adapter(to_float32(load_base(model.base, model.quantize, model.dtype)), adapter).eval()
     reloaded = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).to(policy.device).eval()
     asked = Resources(recipe).test()
     sequences = [(ids[: len(ids) // 2], ids[len(ids) // 2 :]) for ids in asked.tokens[:COMPARED] if len(ids) > 1]

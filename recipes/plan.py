@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.sizes import LOGIT_BYTES, activation_bytes, completions_at_once, must_checkpoint, traces_at_once
+from models.sizes import activation_bytes, completions_at_once, must_checkpoint, traces_at_once
 from recipes.machine import Gpu, Machine
 from recipes.schema import (
     DistillStage,
@@ -87,8 +87,12 @@ FLOPS_FORWARD, FLOPS_TRAIN = 2.0, 4.0
 """Per parameter and token. LoRA's backward pass needs gradients of activations only; the frozen weights get none."""
 NF4_BYTES = 0.516
 """4 bits and the doubly quantised scales: 4.127 bits (arXiv 2305.14314)."""
+LOGIT_BYTES = 12
+"""Logits, their log-softmax and their gradient in float32, per token and word of the vocabulary."""
 TILE = (4096, 32768)
-"""Tokens and words at once in a GRPO step, which keeps no logits (TRL's ChunkedLogProbFunction; rl/logprobs.py)."""
+"""Tokens and words at once: neither trainer keeps logits (TRL's ChunkedLogProbFunction; rl/logprobs.py)."""
+ENGINE_SHARE = 0.9
+"""Of vLLM's share weights may take; the rest is its activations and a KV cache worth having."""
 LENGTH_SHARE = 0.6
 """Mean length of a completion as a share of the limit."""
 EMBEDDED_LENGTH_SHARE = 0.3
@@ -266,20 +270,32 @@ class Estimator:
 
     def serving(self, engine: Shape) -> dict[str, int]:
         """Bytes by part while completions are sampled."""
-        device = self.device
-        weights = engine.parameters * self._bytes(self.recipe.rollouts.dtype)
-        cache = self.recipe.rollouts.gpu_memory_utilization * device.memory - weights
+        device, number = self.device, self._bytes(self.recipe.rollouts.dtype)
+        weights = engine.parameters * number
+        share = int(self.recipe.rollouts.gpu_memory_utilization * device.memory)
         # on a CPU a teacher's engine stays until the end of the run
-        kv = max(int(cache), 0) if device.cuda else self._engines() * GIB
-        return {"libraries": device.libraries, "engine weights": weights, "KV": kv}
+        kv = max(share - weights, 0) if device.cuda else self._engines() * GIB
+        parts = {"libraries": device.libraries, "engine weights": weights, "KV": kv}
+        if engine != self.base:
+            parts["base's engine"] = share if device.cuda else self.base.parameters * number
+        return parts
 
-    def training(self, stage: Training, tokens: int, logits: int) -> tuple[dict[str, int], bool]:
-        """Bytes by part while a stage trains beside the engine, and whether it computes activations twice.
+    def too_large(self) -> str | None:
+        """What to say where vLLM has no room for a model's KV cache in its share of a GPU."""
+        rollouts, number = self.recipe.rollouts, self._bytes(self.recipe.rollouts.dtype)
+        share = rollouts.gpu_memory_utilization * self.device.memory
+        for name in (self.recipe.model.base, *sorted(self._teachers())):
+            weights = self._shape(name).parameters * number
+            if self.device.cuda and weights > ENGINE_SHARE * share:
+                return (
+                    f"{name} takes {weights / GIB:.1f} GiB in vLLM, whose share is {share / GIB:.1f}; raise "
+                    f"rollouts.gpu_memory_utilization ({rollouts.gpu_memory_utilization:g})"
+                )
+        return None
 
-        Args:
-            tokens: of a forward pass.
-            logits: bytes they take.
-        """
+    def training(self, stage: Training, tokens: int) -> tuple[dict[str, int], bool]:
+        """Bytes by part while a stage trains beside the engine with so many tokens in a forward pass, and whether it
+        computes activations twice."""
         base, model, number = self.base, self.recipe.model, self._bytes(self.recipe.model.dtype)
         block = NF4_BYTES if model.quantize == "nf4" else number
         adapter = base.adapter_parameters(model.lora.rank, model.lora.targets)
@@ -287,7 +303,7 @@ class Estimator:
             "parameters": int(base.block_parameters * block + base.embedding_parameters * number),
             "adapter and gradient": adapter * 12,  # itself, its gradient, the reference's copy
             "optimizer": adapter * 8,
-            "logits": logits,
+            "logits": min(TILE[0], tokens) * min(TILE[1], base.vocab) * LOGIT_BYTES,
         }
         kept = {
             again: activation_bytes(
@@ -295,8 +311,9 @@ class Estimator:
             )
             for again in (False, True)
         }
-        asked = stage.gradient_checkpointing if self.device.cuda else bool(stage.gradient_checkpointing)
-        again = must_checkpoint(asked, kept[False], self.device.memory - sum(parts.values()))
+        again = stage.gradient_checkpointing
+        if again is None:
+            again = self.device.cuda and must_checkpoint(kept[False], self.device.memory - sum(parts.values()))
         return parts | {"activations": kept[again]}, again
 
     def _bytes(self, dtype: str) -> int:
@@ -305,8 +322,11 @@ class Estimator:
 
     def _engines(self) -> int:
         """Engines of the whole run: one per model that writes completions."""
+        return 1 + len(self._teachers())
+
+    def _teachers(self) -> set[str]:
         teachers = {stage.teacher for stage in self.recipe.stages if isinstance(stage, DistillStage)}
-        return len({self.recipe.model.base, *teachers} - {"self"})
+        return teachers - {"self"}
 
     def stage(self, stage: Stage | None) -> StagePlan:
         """One stage; None is the base's evaluation."""
@@ -332,8 +352,7 @@ class Estimator:
                 tokens = int(
                     stage.steps * stage.batch_size * (prompt + rollouts.max_completion_tokens * self.length_share)
                 )
-                at_once = micro * longest
-                parts, again = self.training(stage, at_once, at_once * self.base.vocab * LOGIT_BYTES)
+                parts, again = self.training(stage, micro * longest)
                 passes = FLOPS_TRAIN + again * FLOPS_FORWARD
                 seconds = self.train(tokens, stage.steps * math.ceil(stage.batch_size / micro), passes)
                 row |= {"kind": "sft", "parent": parent, "data": ", ".join(stage.data), "steps": stage.steps}
@@ -344,8 +363,7 @@ class Estimator:
                 generated, sampling = self.generate(self.base, batch, own.max_completion_tokens)
                 rows = batch * prompt + generated
                 longest = self.longest_prompt + own.max_completion_tokens
-                tile = min(TILE[0], micro * own.max_completion_tokens) * min(TILE[1], self.base.vocab)
-                parts, again = self.training(stage, micro * longest, tile * LOGIT_BYTES)
+                parts, again = self.training(stage, micro * longest)
                 passes = (FLOPS_TRAIN + again * FLOPS_FORWARD) * stage.num_iterations
                 passes += FLOPS_FORWARD if stage.beta > 0 else 0.0
                 micros = stage.num_iterations * math.ceil(batch / micro)
@@ -361,7 +379,9 @@ class Estimator:
             case ExportStage():
                 tokens, seconds = 0, self.base.parameters * 8 / 200e6  # read, fold, write, read again
                 row |= {"kind": "export", "parent": parent, "data": stage.hub or ""}
-                parts = {"libraries": device.libraries, "merged model": 2 * self.base.parameters * 4}
+                # written from main memory; what is compared with the policy lies where the policy does
+                parts = self.serving(self.base)
+                parts["merged model"] = (1 if device.cuda else 2) * self.base.parameters * 4
             case _:
                 tokens, seconds = 0, device.start
                 parts = self.serving(self.base)
@@ -387,6 +407,8 @@ def estimate(recipe: Recipe, machine: Machine, scale: str = "none") -> Plan:
     fits, reason = True, f"{needed.peak / GIB:.1f} of {device.memory / GIB:.0f} GiB in stage {needed.name!r}"
     if scale == "gpu" and not machine.gpus:
         fits, reason = False, f"no CUDA device here; on {device.name}: {reason}"
+    elif (too_large := estimator.too_large()) is not None:
+        fits, reason = False, too_large
     elif needed.peak > device.memory:
         fits, reason = False, f"{reason}: {needed.dominant} takes most; lower {remedy(needed)}"
     return Plan(recipe.name, scale, str(machine), device.name, stages, fits, reason)
@@ -398,4 +420,5 @@ def remedy(stage: StagePlan) -> str:
         "logits": f"stages.{stage.name}.micro_batch_size or max_completion_tokens",
         "activations": f"stages.{stage.name}.micro_batch_size or max_completion_tokens",
         "KV": "rollouts.gpu_memory_utilization",
+        "base's engine": "rollouts.gpu_memory_utilization",
     }.get(stage.dominant, "model.base (a smaller one)")

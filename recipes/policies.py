@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,13 +14,14 @@ import torch
 from evals.divergence import mean_kl
 from evals.evaluate import Evaluation, EvaluationSettings, compare, evaluate
 from models.adapters import load_adapter, new_adapter, read_adapter
-from models.base import load_base
+from models.base import load_base, trained_arithmetic
 from models.engine import Engine, Sampling
-from models.training import TrainingError
+from models.training import Probe, TrainingError
 from recipes.context import StageContext
 from recipes.ledger import StageResult
 from recipes.resources import Asked, Resources, stage_seed
 from recipes.schema import EvaluateStage, SftStage, Stage
+from rl.freshness import Freshness
 from rl.kl import Reference
 from rl.rollouts import push_policy
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 ADAPTER, EVALUATION = "adapter", "evaluation.json"
 KL_PROBLEMS = 32
+LOGITS = 2**27  # at once, of each policy: half a GiB in float32
 
 
 def resources_of(context: StageContext) -> Resources:
@@ -39,6 +42,10 @@ def resources_of(context: StageContext) -> Resources:
 def start_policy(context: StageContext) -> PeftModel:
     """The parent's policy on a freshly loaded base, or a new adapter where the parent is the base."""
     model = context.recipe.model
+    # the policy of the stage before is a reference cycle, which on a GPU would stay until memory is short
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     base = load_base(model.base, model.quantize, model.dtype)
     if context.parent is not None:
         return load_adapter(base, context.earlier[context.parent] / ADAPTER)
@@ -50,10 +57,11 @@ def start_policy(context: StageContext) -> PeftModel:
 
 
 def serve(context: StageContext, policy: PeftModel) -> Engine:
-    """The run's engine, serving this policy."""
+    """The run's engine, serving this policy (raises EngineError where it does not)."""
     resources = resources_of(context)
     engine = resources.engine()
     push_policy(engine, policy, resources.sync)
+    Freshness(engine, policy, Probe.of_prompts(resources.test().tokens)).check()
     return engine
 
 
@@ -156,8 +164,10 @@ def _kl(policy: PeftModel, reference: Reference, sequences: Sequence[tuple[Seque
         with reference.active(policy):
             return policy(ids, attention_mask=attention_mask)
 
-    device = next(policy.parameters()).device
-    return mean_kl(policy, reference_logits, sequences, device=device).kl
+    longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
+    rows = max(1, min(8, LOGITS // (longest * policy.config.vocab_size)))
+    with trained_arithmetic(policy):
+        return mean_kl(policy, reference_logits, sequences, batch_size=rows, device=policy.device).kl
 
 
 def reference_of(context: StageContext, policy: PeftModel, name: str) -> Reference:

@@ -25,6 +25,18 @@ def barrier() -> None:
         PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
 
 
+def take_one_gpu(visible: int) -> str | None:
+    """Without a launcher a run is one process on one GPU; before torch is imported. Returns what to tell the user.
+
+    transformers would spread a batch over all GPUs it sees (nn.DataParallel), which TRL's GRPO refuses.
+    """
+    if count() > 1 or visible < 2:
+        return None
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    os.environ["CUDA_VISIBLE_DEVICES"] = first
+    return f"one process, so one GPU of {visible}; for all: accelerate launch --multi_gpu -m recipes run ..."
+
+
 def yield_cores() -> None:
     """Let idle OpenMP threads sleep instead of spin; before torch is imported.
 

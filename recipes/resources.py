@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from models.base import load_tokenizer
-from models.engine import Engine, EngineSettings, start_engine
+import torch
+
+from models.base import arithmetic, load_tokenizer
+from models.engine import Engine, EngineSettings, start_engine, vllm_available
 from models.prompts import prompt_tokens, render_prompt
 from recipes.errors import UserError
 from recipes.schema import DistillStage, EvaluateStage, GrpoStage, Recipe
@@ -111,7 +113,8 @@ class Resources:
                 dtype=rollouts.dtype,
                 lora_rank=lora,
                 memory=rollouts.gpu_memory_utilization,
-                temporary=name != self.recipe.model.base,
+                # vLLM can take back the memory of one engine in a process; a second teacher stays
+                temporary=name != self.recipe.model.base and not self._resting,
             )
             self._engines[name] = start_engine(rollouts.engine, name, settings)
         return self._engines[name]
@@ -119,11 +122,17 @@ class Resources:
     @property
     def sync(self) -> Literal["folded", "adapter"]:
         """`auto`: folded weights, which cost something at a sync and nothing per token (benchmarks/grpo_step.md has
-        both measured)."""
-        return "folded" if self.recipe.rollouts.sync == "auto" else self.recipe.rollouts.sync
+        both measured); but the adapter where folding would lose it, in bfloat16 on a base whose values are on
+        bfloat16's grid already."""
+        rollouts, model = self.recipe.rollouts, self.recipe.model
+        if rollouts.sync != "auto":
+            return rollouts.sync
+        coarse = arithmetic(rollouts.dtype) == torch.bfloat16 and model.quantize == "none"
+        vllm = rollouts.engine == "vllm" or (rollouts.engine == "auto" and vllm_available())
+        return "adapter" if coarse and vllm else "folded"
 
     def release(self, model: str) -> None:
-        """Take the memory of a teacher's engine back. A later stage that asks it starts it anew."""
+        """Take the memory of a teacher's engine back."""
         if model != self.recipe.model.base and model in self._engines:
             engine = self._engines.pop(model)
             engine.rest()

@@ -114,7 +114,7 @@ class Training(Stage):
     """The gradient's norm is clipped to this."""
     micro_batch_size: Annotated[Count | None, SIZE] = None
     """Completions per forward pass; must divide the batch. None: chosen by the stage."""
-    gradient_checkpointing: Annotated[bool | None, SIZE] = None
+    gradient_checkpointing: Annotated[bool | None, SIZE, FREE] = None
     """Compute activations again instead of keeping them: slower, less memory. None: where a GPU has too little."""
     save_steps: Annotated[Count, SIZE, FREE] = 20
     """Steps between checkpoints, from which a killed run goes on."""

@@ -76,7 +76,8 @@ def distill_stage(context: StageContext) -> StageResult:
             progress,
             opening_of(asked.prompts[0]),
         )
-    if not itself:
+    later = context.recipe.stages[context.index :]
+    if not any(isinstance(other, DistillStage) and other.teacher == teacher for other in later):
         resources.release(teacher)
     policy = KeepPolicy(stage.keep, stage.max_per_problem, stage.pass_rate, stage.min_tokens, stage.max_tokens)
     statistics = choose_traces(asked.problems, context.folder, policy, resources.format, resources.tokenizer())

@@ -4,7 +4,6 @@ TRL's sync merges into the trainer's base and takes the merge back, which drifts
 read. After every sync a probe compares trainer and engine, so a stale or bare engine cannot go unnoticed.
 """
 
-import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,24 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from models.adapters import save_adapter
-from models.base import arithmetic_of
-from models.engine import Engine, EngineError, Sampling
+from models.engine import Engine, Sampling
 from models.merge import folded_weights
-from models.training import Probe, TrainingError, mean_difference
+from models.training import Probe
+from rl.freshness import Freshness
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-# mean absolute difference of log-probabilities, nats a token, between trainer and engine holding the same policy;
-# the coarser of the two counts
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
-# an engine is stale when it is this much further from the policy than right after the stage's first sync ...
-STALE_FACTOR = 4.0
-# ... and by more than this share of the way the policy went since the last sync
-STALE_SHARE = 0.5
 
 
 def rollout_seed(seed: int, step: int, attempt: int, group: int) -> int:
@@ -93,49 +83,27 @@ class Rollouts:
     step: int = 0
     attempt: int = 0
     first_group: int = 0
-    mismatch: float = math.nan
     times: RolloutTimes = field(default_factory=RolloutTimes)
-    _floor: float | None = None
-    _served: list[list[float]] | None = None
+    _freshness: Freshness = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._freshness = Freshness(self.engine, self.model, self.probe)
+
+    @property
+    def mismatch(self) -> float:
+        """Between trainer and engine at the last sync, mean absolute difference of log-probabilities."""
+        return self._freshness.mismatch
 
     def sync_weights(self) -> None:
         """Push the policy into the engine and compare the two.
 
         Raises:
-            EngineError: the engine serves something else than the policy.
+            TrainingError, EngineError: see `Freshness.check`.
         """
         start = time.perf_counter()
         push_policy(self.engine, self.model, self.sync)
-        self.check()
+        self._freshness.check(self.step)
         self.times.sync += time.perf_counter() - start
-
-    def check(self) -> None:
-        """Compare engine and trainer on the probe; sets `mismatch` (mean absolute difference, nats a token).
-
-        Raises:
-            TrainingError: the policy itself gives no numbers.
-            EngineError: the engine serves something else.
-        """
-        policy = self.probe.logprobs(self.model)
-        if not math.isfinite(sum(map(sum, policy))):
-            raise TrainingError(
-                f"the policy's log-probabilities are no numbers after {self.step} steps: training diverged; "
-                "lower the stage's learning_rate"
-            )
-        self.mismatch = mean_difference(policy, self.engine.score(self.probe.prompts, self.probe.completions))
-        tolerance = max(TOLERANCE[self.engine.dtype], TOLERANCE[arithmetic_of(self.model)])
-        moved = 0.0 if self._served is None else mean_difference(policy, self._served)
-        # never less than what rounding alone may do later: with B = 0 both may agree exactly at first
-        floor = max(self.mismatch, tolerance / 100) if self._floor is None else self._floor
-        stale = self.mismatch > STALE_FACTOR * floor and self.mismatch > STALE_SHARE * moved > 0
-        if not self.mismatch <= tolerance or stale:
-            raise EngineError(
-                f"the {self.engine.kind} engine does not serve the policy that is trained: log-probabilities differ by "
-                f"{self.mismatch:.2g} nats a token at step {self.step} (allowed {tolerance:g}, right after the first "
-                f"sync {floor:.2g}, the policy moved {moved:.2g} since the last sync). Its weights are stale or bare; "
-                "rollouts from it would train on another model's samples"
-            )
-        self._floor, self._served = floor, policy
 
     def generate(
         self,

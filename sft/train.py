@@ -162,7 +162,7 @@ def _arguments(settings: SftSettings, model: "PeftModel", report_to: str, checkp
         data_seed=settings.seed,
         bf16=arithmetic_of(model) == torch.bfloat16,
         gradient_checkpointing=checkpoints_activations(
-            settings.gradient_checkpointing, model, micro * settings.max_length, logits=micro * settings.max_length
+            settings.gradient_checkpointing, model, micro * settings.max_length
         ),
         logging_steps=1,
         logging_nan_inf_filter=False,

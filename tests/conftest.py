@@ -40,7 +40,7 @@ def vllm_engine(tiny_path):
     pytest.importorskip("vllm", reason="vLLM is not installed here")
     from models.engine import EngineSettings, start_engine
 
-    engine = start_engine("vllm", str(tiny_path), EngineSettings(max_model_len=192, max_num_seqs=64))
+    engine = start_engine("vllm", str(tiny_path), EngineSettings(max_model_len=192, max_num_seqs=64, dtype="float32"))
     yield engine
     engine.close()
 
@@ -50,6 +50,8 @@ def transformers_engine(tiny_path):
     """transformers' own generate on the tiny model."""
     from models.engine import EngineSettings, start_engine
 
-    engine = start_engine("transformers", str(tiny_path), EngineSettings(max_model_len=192, max_num_seqs=64))
+    engine = start_engine(
+        "transformers", str(tiny_path), EngineSettings(max_model_len=192, max_num_seqs=64, dtype="float32")
+    )
     yield engine
     engine.close()

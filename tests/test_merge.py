@@ -100,6 +100,31 @@ def test_cast_once(policy):
         assert torch.equal(half[name], value.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_small_adapter_survives_the_cast_to_bfloat16(tiny_path, dtype):
+    """Weights of about 0.2 are 2^-3 to 2^-2: bfloat16's spacing there is 2^-10, about 1e-3, and an update of 1e-5 is
+    far below half of it. Exact NF4 values lie anywhere between two of the grid's, so one in a hundred of them rounds
+    the other way and the update survives on average; from the grid's own values few would."""
+    model = tiny.policy(tiny_path, noise=0, rank=32, dtype=dtype)
+    tiny.nudge(model, 0.0)
+    before = {name: value for name, value in folded_weights(model) if name.endswith(".weight")}
+    tiny.nudge(model, 3e-5)
+    after = {name: value for name, value in folded_weights(model) if name.endswith(".weight")}
+    update = torch.cat([(after[name] - before[name]).flatten() for name in before])
+    assert float(update.abs().max()) < 1e-3
+
+    def kept(rounded):
+        served = torch.cat(
+            [(rounded(after[name]).float() - before[name].bfloat16().float()).flatten() for name in before]
+        )
+        return float(served @ update / (update @ update))
+
+    assert kept(lambda value: value.bfloat16()) == pytest.approx(1.0, abs=0.3)
+    on_grid = torch.cat([(before[name].bfloat16() + (after[name] - before[name])).bfloat16().float().flatten()
+                         - before[name].bfloat16().float().flatten() for name in before])  # fmt: skip
+    assert float(on_grid @ update / (update @ update)) < 0.3
+
+
 def test_twenty_folds_leave_base_and_adapter_as_they_were(policy):
     base, adapter = base_sha256(policy), adapter_sha256(adapter_tensors(policy))
     first = dict(folded_weights(policy))

@@ -105,10 +105,24 @@ def test_more_of_everything_takes_more():
         assert seconds(setting) > base, setting
 
 
-def test_logits_dominate_large_micro_batches_and_the_remedy_says_so():
-    recipe = load_recipe("40d", "gpu", ["stages.*.micro_batch_size=32"])
-    made = estimate(recipe, H100, "gpu")
-    assert not made.fits and "logits takes most; lower stages.imitate.micro_batch_size" in made.reason
+def test_activations_dominate_large_micro_batches_and_the_remedy_says_so():
+    sets = ["stages.*.micro_batch_size=32", "stages.imitate.gradient_checkpointing=false"]
+    made = estimate(load_recipe("40d", "gpu", sets), H100, "gpu")
+    assert not made.fits and "activations takes most; lower stages.imitate.micro_batch_size" in made.reason
+
+
+def test_an_engine_needs_room_for_its_cache():
+    """The 7B teacher has 7.62e9 parameters of 2 bytes, 14.2 GiB; 0.35 of 40 GiB is 14.0."""
+    machine = Machine(16, 128 * GIB, (Gpu("NVIDIA A100", 40 * GIB),))
+    made = estimate(load_recipe("40d", "gpu"), machine, "gpu")
+    assert not made.fits and "Qwen-7B takes 14.2 GiB in vLLM, whose share is 14.0" in made.reason
+    assert "gpu_memory_utilization (0.35)" in made.reason
+    assert estimate(load_recipe("40d", "gpu", ["rollouts.gpu_memory_utilization=0.42"]), machine, "gpu").fits
+
+
+def test_a_teacher_stands_beside_the_bases_engine():
+    traces = estimate(load_recipe("40d", "gpu"), H100, "gpu").stages[1].memory
+    assert traces["base's engine"] == int(0.35 * 80 * GIB) == traces["engine weights"] + traces["KV"]
 
 
 def test_verdicts():

@@ -123,15 +123,34 @@ def test_an_engine_whose_numbers_are_none(engine, tiny_path, rollouts):
         rollouts(broken, tiny.policy(tiny_path)).sync_weights()
 
 
-def test_bfloat16_engines_have_room_for_rounding_and_no_more(tiny_path, rollouts):
-    engine = start_engine("transformers", str(tiny_path), EngineSettings(max_model_len=192, dtype="bfloat16"))
-    model = tiny.policy(tiny_path)
-    served = rollouts(engine, model)
-    served.sync_weights()
-    assert 1e-4 < served.mismatch < 0.15
-    stale = rollouts(Sabotaged(engine, sync_folded=lambda weights: None), tiny.policy(tiny_path, seed=4))
+@pytest.fixture(scope="module")
+def coarse_engine(tiny_path):
+    return start_engine("transformers", str(tiny_path), EngineSettings(max_model_len=192, dtype="bfloat16"))
+
+
+def test_bfloat16_engines_have_room_for_rounding_and_no_more(coarse_engine, tiny_path, rollouts):
+    served = rollouts(coarse_engine, tiny.policy(tiny_path))
+    for seed, size in enumerate((0.0, 1e-4, 1e-3, 1e-2)):
+        tiny.nudge(served.model, size, seed=seed)
+        served.sync_weights()
+        assert 1e-4 < served.mismatch < 0.15
+    stale = rollouts(Sabotaged(coarse_engine, sync_folded=lambda weights: None), tiny.policy(tiny_path, seed=4))
     with pytest.raises(EngineError):
         stale.sync_weights()
+
+
+def test_a_bare_engine_is_noticed_though_rounding_hides_it(coarse_engine, tiny_path, rollouts):
+    """The policy is only a little further from its base than bfloat16 rounds: far within the tolerance."""
+    model = tiny.policy(tiny_path, noise=0, dtype="bfloat16")
+    bare = dict(folded_weights(model))
+    tiny.nudge(model, 5e-3)
+    sabotaged = Sabotaged(coarse_engine, sync_folded=lambda weights: coarse_engine.sync_folded(bare.items()))
+    served = rollouts(sabotaged, model)
+    with pytest.raises(EngineError, match="policy's way since it was last right"):
+        served.sync_weights()
+    assert served.mismatch < 0.15, "or the tolerance alone would have seen it"
+    sabotaged._sync = None
+    served.sync_weights()
 
 
 def test_training_stops_on_a_stale_engine(transformers_engine, tiny_path, tmp_path):

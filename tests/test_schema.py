@@ -75,7 +75,7 @@ def test_a_scale_may_not_change_what_is_learned():
 
 def test_what_is_free_is_only_bookkeeping():
     free = {name for model in models() for name in marked(model, FREE)}
-    assert free == {"gate", "hub", "save_steps", "report_to", "gpu_memory_utilization"}
+    assert free == {"gate", "hub", "save_steps", "report_to", "gpu_memory_utilization", "gradient_checkpointing"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

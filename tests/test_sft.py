@@ -26,7 +26,7 @@ def rows(tokenizer):
 
 @pytest.fixture
 def imitate(tiny_path, tokenizer, rows):
-    def run(folder, stop_at=None, rows=rows, dtype="auto", **changes):
+    def run(folder, stop_at=None, rows=rows, dtype="float32", **changes):
         folder.mkdir(exist_ok=True)
         settings = {"steps": 6, "learning_rate": 1e-2, "batch_size": 6, "max_length": 128, "save_steps": 2, "seed": 4}
 

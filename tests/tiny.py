@@ -53,7 +53,7 @@ def write_checkpoint(folder: Path, *, tied: bool = False, seed: int = 0) -> Path
 
 
 def policy(
-    checkpoint: Path, *, quantize: str = "nf4", dtype: str = "auto", rank: int = 4, noise: float = 0.1, seed: int = 1
+    checkpoint: Path, *, quantize: str = "nf4", dtype: str = "float32", rank: int = 4, noise: float = 0.1, seed: int = 1
 ):
     """A policy on a freshly loaded base. Its B is random, so that it differs from the base; `noise=0` keeps B = 0."""
     model = new_adapter(load_base(str(checkpoint), quantize, dtype), rank=rank, alpha=2 * rank, seed=seed)
@@ -66,7 +66,9 @@ def nudge(model, size: float, seed: int = 1, adapter: str = "default") -> None:
     """Move an adapter by random steps of this size."""
     generator = torch.Generator().manual_seed(seed)
     tensors = adapter_tensors(model, adapter)
-    moved = {name: x + size * torch.randn(x.shape, generator=generator) for name, x in sorted(tensors.items())}
+    moved = {
+        name: x + size * torch.randn(x.shape, generator=generator).to(x.device) for name, x in sorted(tensors.items())
+    }
     write_adapter(model, moved, adapter)
 
 

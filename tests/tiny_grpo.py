@@ -73,7 +73,7 @@ class Stage:
     easy: int = 0
     mask_zero_variance_kl: bool = True
     max_resamples: int = 0
-    dtype: str = "auto"
+    dtype: str = "float32"
     settings: dict = field(default_factory=dict)
 
     def _reference(self, model) -> Reference:

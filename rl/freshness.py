@@ -1,0 +1,111 @@
+"""Whether the engine serves the policy that is trained: the two are compared on a probe after every sync.
+
+Two questions. Are they close (`TOLERANCE`)? A bare or stale engine may be, as long as the policy has not gone further
+than the arithmetic rounds. So also: has the engine gone the policy's way? With e, p, b the log-probabilities of engine,
+policy and what the engine was last known to serve (the bare base at first), all over the probe's n tokens,
+
+    share = <e - b, p - b> / <p - b, p - b>
+
+is 0 for an engine that did not move. Rounding adds noise of size r to a token of e - b and of p - b, so a faithful
+engine's share is w^2 / (w^2 + r^2) for a way of size w, within r / (w sqrt(n)). It is asked as soon as the policy has
+gone three times as far as is rounded (0.9 expected, then, and less than 0.1 of scatter for 20 tokens); until then the
+way grows from step to step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from models.base import arithmetic_of
+from models.engine import Engine, EngineError
+from models.training import Probe, TrainingError, mean_difference
+
+# mean absolute difference of log-probabilities, nats a token, between trainer and engine holding the same policy;
+# the coarser of the two counts
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+# what is rounded at least, root mean square over tokens, nats: two equal kernels may agree exactly
+ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 0.03, torch.float16: 0.01}
+# the way is long enough to be judged at so many times what is rounded
+RESOLVED = 3.0
+# and an engine that has gone less of it than this does not serve the policy
+LEAST_SHARE = 1 / 3
+
+Logprobs = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How far the policy went, and how far the engine followed; see the module docstring.
+
+    Fields:
+        length: of the policy's way, root mean square over tokens, nats.
+        share: of it that the engine has gone; NaN where there is no way.
+        beside: what lies beside the way, root mean square: the rounding, in a faithful engine.
+    """
+
+    length: float
+    share: float
+    beside: float
+
+    @classmethod
+    def of(cls, served: Logprobs, before: Logprobs, policy: Logprobs) -> "Way":
+        e, b, p = (np.array([value for row in rows for value in row]) for rows in (served, before, policy))
+        way, gone = p - b, e - b
+        square = float(way @ way)
+        share = float(gone @ way) / square if square else math.nan
+        beside = gone - share * way if square else gone
+        return cls(math.sqrt(square / len(way)), share, math.sqrt(float(beside @ beside) / len(way)))
+
+
+@dataclass
+class Freshness:
+    """Compares an engine with the policy it should serve, on a probe.
+
+    Fields:
+        mismatch: at the last check, mean absolute difference, nats a token.
+    """
+
+    engine: Engine
+    model: PeftModel
+    probe: Probe
+    mismatch: float = math.nan
+    _before: Logprobs | None = field(default=None, repr=False)
+
+    def check(self, step: int = 0) -> None:
+        """To be called after each sync.
+
+        Raises:
+            TrainingError: the policy itself gives no numbers.
+            EngineError: the engine serves something else.
+        """
+        policy = self.probe.logprobs(self.model)
+        if not math.isfinite(sum(map(sum, policy))):
+            raise TrainingError(
+                f"the policy's log-probabilities are no numbers after {step} steps: training diverged; "
+                "lower the stage's learning_rate"
+            )
+        served = self.engine.score(self.probe.prompts, self.probe.completions)
+        self.mismatch = mean_difference(policy, served)
+        dtypes = (self.engine.dtype, arithmetic_of(self.model))
+        tolerance = max(TOLERANCE[dtype] for dtype in dtypes)
+        if self._before is None:
+            self._before = self._bare()
+        way = Way.of(served, self._before, policy)
+        resolved = way.length > RESOLVED * max(way.beside, *(ROUNDING[dtype] for dtype in dtypes))
+        if not self.mismatch <= tolerance or (resolved and way.share < LEAST_SHARE):  # NaN is not close either
+            raise EngineError(
+                f"the {self.engine.kind} engine does not serve the policy that is trained: log-probabilities differ by "
+                f"{self.mismatch:.2g} nats a token at step {step} (allowed {tolerance:g}), and of the policy's way "
+                f"since it was last right ({way.length:.2g} nats a token) it has gone {way.share:.0%}. Its weights are "
+                "stale or bare; completions from it would be another model's"
+            )
+        if resolved:
+            self._before = policy
+
+    def _bare(self) -> Logprobs:
+        with self.model.disable_adapter():
+            return self.probe.logprobs(self.model)
