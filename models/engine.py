@@ -6,7 +6,8 @@ own weight reload) or `sync_adapter` (the adapter alone, under a fresh name and 
 same id may be served from the prefix cache; vllm#42125). Neither touches the trainer's tensors.
 
 Rollouts are reproducible: every prompt has its own seed, the prefix cache starts empty at each call, and so a call's
-completions follow from weights, prompts and seeds alone, also after a resume.
+completions follow from weights, prompts and seeds alone, also after a resume (on a CPU; GPU kernels may round otherwise
+in another batch).
 """
 
 from collections.abc import Callable, Iterable, Sequence

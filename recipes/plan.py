@@ -80,7 +80,7 @@ ASSUMED_GPU = Gpu("H100 80GB", 80 * GIB)
 """What a GPU recipe is planned for on a machine without one."""
 TRAIN_SHARE, DECODE_SHARE = 0.25, 0.30
 """Of a GPU's peak that LoRA training on a 4-bit base, and decoding in large batches, reach."""
-CPU_CORE_FLOPS = 0.045e12
+CPU_CORE_FLOPS = 0.038e12
 """float32 multiply-adds x 2 per second and core in training (AVX-512)."""
 
 FLOPS_FORWARD, FLOPS_TRAIN = 2.0, 4.0
@@ -205,13 +205,13 @@ def device_of(machine: Machine, scale: str) -> Device:
         train_flops=CPU_CORE_FLOPS * cores,
         decode_flops=2 * CPU_CORE_FLOPS * cores,
         bandwidth=10e9,
-        decode_overhead=0.011,
-        train_overhead=0.06,
+        decode_overhead=0.0135,
+        train_overhead=0.08,
         concurrency=256,
         cuda=False,
         libraries=int(1.1 * GIB),
         start=5.0,
-        stage=6.0,
+        stage=5.0,
     )
 
 

@@ -40,8 +40,8 @@ class GrpoSettings:
     Fields:
         steps: optimizer steps.
         prompts_per_step, group_size: problems per step over all processes, completions per problem.
-        micro_batch_size: completions per forward pass on one process; None: see
-            models/sizes.py, as for gradient_checkpointing.
+        micro_batch_size: completions per forward pass on one process; None: see models/sizes.py.
+        gradient_checkpointing: None: where a GPU's memory asks for it (models/training.py).
     """
 
     steps: int

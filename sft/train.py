@@ -37,7 +37,8 @@ class SftSettings:
     Fields:
         steps: optimizer steps.
         batch_size: traces per step over all processes.
-        micro_batch_size: traces per forward pass; None: see models/sizes.py, as for gradient_checkpointing.
+        micro_batch_size: traces per forward pass; None: see models/sizes.py.
+        gradient_checkpointing: None: where a GPU's memory asks for it (models/training.py).
         max_length: examples with more tokens (prompt and completion) are left out, not cut.
         packing: several traces in one row; needs an attention that keeps them apart.
     """

@@ -6,8 +6,8 @@ import pytest
 import tiny
 import torch
 
-from models.adapters import adapter_sha256, read_adapter, save_adapter
-from models.base import load_tokenizer
+from models.adapters import adapter_sha256, load_adapter, read_adapter, save_adapter
+from models.base import load_base, load_tokenizer, to_float32
 from models.training import TrainingError
 from recipes import exporting
 from recipes.errors import UserError
@@ -54,6 +54,23 @@ def test_what_is_exported_is_the_policy(recipe, adapter, tiny_path, tmp_path, dt
     assert load_tokenizer(str(tmp_path / "merged")).chat_template == load_tokenizer(str(tiny_path)).chat_template
     config = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
     assert set(tiny.MORE_ENDS) < set(config["eos_token_id"])
+
+
+def test_the_base_is_the_one_that_was_trained_on(recipe, adapter, tiny_path, tmp_path):
+    """A checkpoint is cast before it is quantised: trained in bfloat16, it has other 4-bit codes than in float32."""
+    from transformers import AutoModelForCausalLM
+
+    coarse = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "bfloat16"})})
+    export_policy(coarse, adapter, tmp_path, "float32")
+    ids = list(range(60, 100))
+    ours = tiny.next_token_logprobs(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), ids)
+
+    def kl(base):
+        policy = tiny.next_token_logprobs(load_adapter(to_float32(base), adapter), ids)
+        return float((policy.exp() * (policy - ours)).sum(-1).mean())
+
+    assert abs(kl(load_base(str(tiny_path), "nf4", "bfloat16"))) < 1e-6
+    assert kl(load_base(str(tiny_path), "nf4", "float32")) > 1e-5
 
 
 def test_a_wrong_merge_is_not_called_done(recipe, adapter, tmp_path, monkeypatch):
