@@ -58,7 +58,8 @@ class Way:
         square = float(way @ way)
         share = float(gone @ way) / square if square else math.nan
         beside = gone - share * way if square else gone
-        return cls(math.sqrt(square / len(way)), share, math.sqrt(float(beside @ beside) / len(way)))
+        tokens = max(len(way), 1)
+        return cls(math.sqrt(square / tokens), share, math.sqrt(float(beside @ beside) / tokens))
 
 
 @dataclass
