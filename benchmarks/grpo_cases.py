@@ -59,8 +59,8 @@ class Setting:
 def stock_settings(case: Case, cuda: bool) -> list[Setting]:
     """Settings to try for stock TRL."""
     if cuda:
-        tries = [(vllm, again) for vllm in (True, False) for again in (False, True)]
-        return [Setting("stock", True, 8, vllm=vllm, checkpointing=again) for vllm, again in tries]
+        tries = [(8, False, False), *((micro, True, again) for micro in (8, 16) for again in (False, True))]
+        return [Setting("stock", True, micro, vllm=vllm, checkpointing=again) for micro, vllm, again in tries]
     sizes = [(8, "nf4"), (8, "none"), (64, "none")]
     return [Setting("stock", bf16, micro, base) for micro, base in sizes for bf16 in (False, True)]
 

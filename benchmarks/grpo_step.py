@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -68,8 +69,9 @@ class Trainer:
         return line
 
     def step(self) -> Step:
-        self._process.stdin.write(b"go\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # a worker that is gone is said to be so by the line that does not come
+            self._process.stdin.write(b"go\n")
+            self._process.stdin.flush()
         reply = json.loads(self._line())
         self.peak = reply.pop("peak")
         self._line()

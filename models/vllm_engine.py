@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.base import arithmetic, load_tokenizer, model_path
+from models.base import arithmetic, free_memory, load_tokenizer, model_path
 from models.engine import Completion, EngineError, EngineSettings, Sampling, Tokens, Weights, last_line
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ class VllmEngine:
         import vllm
 
         cuda = torch.cuda.is_available()
-        if cuda:
-            # what an earlier stage's trainer left in torch's cache counts as taken when vLLM looks for its share
-            gc.collect()
-            torch.cuda.empty_cache()
+        free_memory()
         threads = torch.get_num_threads()
         self.dtype = arithmetic(settings.dtype)
         lora = {"enable_lora": True, "max_lora_rank": _lora_rank(settings.lora_rank)} if settings.lora_rank else {}

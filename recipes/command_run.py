@@ -31,6 +31,7 @@ def run_command(
     machine = this_machine()
     if (told := processes.take_one_gpu(len(machine.gpus))) is not None:
         progress.say(told)
+    recipe = _settled(recipe, bool(machine.gpus))
     plan = planning.estimate(recipe, machine, scale.name)
     outcome = Run(
         recipe,
@@ -44,6 +45,18 @@ def run_command(
     if processes.rank() == 0:
         _finish(plan, outcome, progress)
     return 0 if outcome.verdict == gates.GO else GATE_EXIT
+
+
+def _settled(recipe: Recipe, cuda: bool) -> Recipe:
+    """With `dtype: auto` replaced by what it means here. A base cast to another arithmetic quantises to other codes, so
+    a run that goes on, or is exported, on another machine must know what it was trained in."""
+    dtype = "bfloat16" if cuda else "float32"
+    settled = {
+        name: node.model_copy(update={"dtype": dtype})
+        for name, node in (("model", recipe.model), ("rollouts", recipe.rollouts))
+        if node.dtype == "auto"
+    }
+    return recipe.model_copy(update=settled)
 
 
 def _finish(plan: planning.Plan, outcome: Outcome, progress: Progress) -> None:

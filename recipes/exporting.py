@@ -10,7 +10,7 @@ import torch
 
 from evals.divergence import mean_kl
 from models.adapters import adapter_sha256, load_adapter, read_adapter
-from models.base import load_base, to_float32
+from models.base import free_memory, load_base, to_float32
 from models.merge import merged_model, save_merged
 from models.training import TrainingError
 from recipes.errors import UserError
@@ -47,6 +47,8 @@ def export_policy(recipe: Recipe, adapter: Path, folder: Path, dtype: str) -> Ex
     shutil.rmtree(merged, ignore_errors=True)
     exported = merged_model(model.base, model.quantize, adapter, getattr(torch, dtype), model.dtype)
     save_merged(exported, model.base, merged)
+    del exported
+    free_memory()
     shutil.copytree(adapter, folder / "adapter", dirs_exist_ok=True)
     policy = load_adapter(to_float32(load_base(model.base, model.quantize, model.dtype)), adapter).eval()
     reloaded = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).to(policy.device).eval()

@@ -47,8 +47,8 @@ def this_machine() -> Machine:
 
 
 def peak_memory() -> int:
-    """Bytes that this process took at most until now: of a GPU's memory where there is one (the run's engine and
-    the trainer share torch's allocator; a teacher's engine has its own and is not in it), else of main memory."""
+    """Bytes that this process took at most until now: of a GPU's memory where there is one (engine and
+    trainer share torch's allocator), else of main memory."""
     import torch
 
     if torch.cuda.is_available():

@@ -276,8 +276,10 @@ class Estimator:
         # on a CPU a teacher's engine stays until the end of the run
         kv = max(share - weights, 0) if device.cuda else self._engines() * GIB
         parts = {"libraries": device.libraries, "engine weights": weights, "KV": kv}
-        if engine != self.base:
-            parts["base's engine"] = share if device.cuda else self.base.parameters * number
+        # on a GPU one teacher's engine is put to rest, a second one stays, and the base's is there all the time
+        others = len(self._teachers()) - (engine == self.base)
+        if others > 0:
+            parts["other engines"] = others * share if device.cuda else others * self.base.parameters * number
         return parts
 
     def too_large(self) -> str | None:
@@ -286,7 +288,7 @@ class Estimator:
         share = rollouts.gpu_memory_utilization * self.device.memory
         for name in (self.recipe.model.base, *sorted(self._teachers())):
             weights = self._shape(name).parameters * number
-            if self.device.cuda and weights > ENGINE_SHARE * share:
+            if self.device.cuda and rollouts.engine != "transformers" and weights > ENGINE_SHARE * share:
                 return (
                     f"{name} takes {weights / GIB:.1f} GiB in vLLM, whose share is {share / GIB:.1f}; raise "
                     f"rollouts.gpu_memory_utilization ({rollouts.gpu_memory_utilization:g})"
@@ -297,10 +299,9 @@ class Estimator:
         """Bytes by part while a stage trains beside the engine with so many tokens in a forward pass, and whether it
         computes activations twice."""
         base, model, number = self.base, self.recipe.model, self._bytes(self.recipe.model.dtype)
-        block = NF4_BYTES if model.quantize == "nf4" else number
         adapter = base.adapter_parameters(model.lora.rank, model.lora.targets)
         parts = self.serving(base) | {
-            "parameters": int(base.block_parameters * block + base.embedding_parameters * number),
+            "parameters": self._frozen(number),
             "adapter and gradient": adapter * 12,  # itself, its gradient, the reference's copy
             "optimizer": adapter * 8,
             "logits": min(TILE[0], tokens) * min(TILE[1], base.vocab) * LOGIT_BYTES,
@@ -315,6 +316,11 @@ class Estimator:
         if again is None:
             again = self.device.cuda and must_checkpoint(kept[False], self.device.memory - sum(parts.values()))
         return parts | {"activations": kept[again]}, again
+
+    def _frozen(self, number: int) -> int:
+        """The trainer's base, with so many bytes per number that is not quantised."""
+        block = NF4_BYTES if self.recipe.model.quantize == "nf4" else number
+        return int(self.base.block_parameters * block + self.base.embedding_parameters * number)
 
     def _bytes(self, dtype: str) -> int:
         """Per number in arithmetic of this kind (models/base.py, `arithmetic`)."""
@@ -382,6 +388,7 @@ class Estimator:
                 # written from main memory; what is compared with the policy lies where the policy does
                 parts = self.serving(self.base)
                 parts["merged model"] = (1 if device.cuda else 2) * self.base.parameters * 4
+                parts["parameters"] = self._frozen(4)
             case _:
                 tokens, seconds = 0, device.start
                 parts = self.serving(self.base)
@@ -420,5 +427,5 @@ def remedy(stage: StagePlan) -> str:
         "logits": f"stages.{stage.name}.micro_batch_size or max_completion_tokens",
         "activations": f"stages.{stage.name}.micro_batch_size or max_completion_tokens",
         "KV": "rollouts.gpu_memory_utilization",
-        "base's engine": "rollouts.gpu_memory_utilization",
+        "other engines": "rollouts.gpu_memory_utilization",
     }.get(stage.dominant, "model.base (a smaller one)")

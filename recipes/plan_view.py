@@ -14,9 +14,10 @@ from recipes.plan import GIB, Plan, StagePlan
 from recipes.progress import clock
 
 PARTS = ("parameters", "adapter and gradient", "optimizer", "activations", "logits", "engine weights", "KV",
-         "merged model", "libraries")  # fmt: skip
+         "other engines", "merged model", "libraries")  # fmt: skip
 SHORT = {"parameters": "params", "adapter and gradient": "adapter", "optimizer": "optim", "activations": "activ",
-         "engine weights": "engine", "merged model": "merged", "libraries": "libs"}  # fmt: skip
+         "engine weights": "engine", "other engines": "others", "merged model": "merged",
+         "libraries": "libs"}  # fmt: skip
 
 
 def show(plan: Plan, console: Console) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ import torch
 from evals.divergence import mean_kl
 from evals.evaluate import Evaluation, EvaluationSettings, compare, evaluate
 from models.adapters import load_adapter, new_adapter, read_adapter
-from models.base import load_base, trained_arithmetic
+from models.base import free_memory, load_base, trained_arithmetic
 from models.engine import Engine, Sampling
 from models.training import Probe, TrainingError
 from recipes.context import StageContext
@@ -42,10 +41,7 @@ def resources_of(context: StageContext) -> Resources:
 def start_policy(context: StageContext) -> PeftModel:
     """The parent's policy on a freshly loaded base, or a new adapter where the parent is the base."""
     model = context.recipe.model
-    # the policy of the stage before is a reference cycle, which on a GPU would stay until memory is short
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
     base = load_base(model.base, model.quantize, model.dtype)
     if context.parent is not None:
         return load_adapter(base, context.earlier[context.parent] / ADAPTER)
@@ -60,8 +56,10 @@ def serve(context: StageContext, policy: PeftModel) -> Engine:
     """The run's engine, serving this policy (raises EngineError where it does not)."""
     resources = resources_of(context)
     engine = resources.engine()
+    freshness = Freshness(engine, policy, Probe.of_prompts(resources.test().tokens))
+    freshness.before_sync()
     push_policy(engine, policy, resources.sync)
-    Freshness(engine, policy, Probe.of_prompts(resources.test().tokens)).check()
+    freshness.check()
     return engine
 
 

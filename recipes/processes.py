@@ -30,9 +30,10 @@ def take_one_gpu(visible: int) -> str | None:
 
     transformers would spread a batch over all GPUs it sees (nn.DataParallel), which TRL's GRPO refuses.
     """
-    if count() > 1 or visible < 2:
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if count() > 1 or visible < 2 or (named and "," not in named):
         return None
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    first = named.split(",")[0] or "0"
     os.environ["CUDA_VISIBLE_DEVICES"] = first
     return f"one process, so one GPU of {visible}; for all: accelerate launch --multi_gpu -m recipes run ..."
 

@@ -105,8 +105,8 @@ class Resources:
         """The run's engine for this model (None: the base); started once."""
         name = model or self.recipe.model.base
         if name not in self._engines:
-            rollouts = self.recipe.rollouts
-            lora = self.recipe.model.lora.rank if self.sync == "adapter" and name == self.recipe.model.base else 0
+            rollouts, own = self.recipe.rollouts, self.recipe.model.base
+            lora = self.recipe.model.lora.rank if self.sync == "adapter" and name == own else 0
             settings = EngineSettings(
                 max_model_len=min(self._context_length(name), self._prompt_budget(name) + self._completion_budget()),
                 max_num_seqs=256,
@@ -114,7 +114,7 @@ class Resources:
                 lora_rank=lora,
                 memory=rollouts.gpu_memory_utilization,
                 # vLLM can take back the memory of one engine in a process; a second teacher stays
-                temporary=name != self.recipe.model.base and not self._resting,
+                temporary=name != own and not self._resting and set(self._engines) <= {own},
             )
             self._engines[name] = start_engine(rollouts.engine, name, settings)
         return self._engines[name]

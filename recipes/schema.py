@@ -153,8 +153,8 @@ class Rollouts(Node):
     engine: Annotated[Literal["auto", "vllm", "transformers"], SIZE] = "auto"
     """auto: vllm where it is installed, else transformers."""
     sync: Annotated[Literal["auto", "folded", "adapter"], SIZE] = "auto"
-    """What the engine gets after a step: the adapter, or folded weights. auto: folded, unless rounding would
-    lose the adapter (an unquantised base in a bfloat16 engine)."""
+    """What the engine gets after a step: the adapter, or folded weights. auto: folded, but the adapter where
+    vLLM serves an unquantised base in bfloat16, in whose rounding a folded update could be lost."""
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], SIZE] = "auto"
     """Arithmetic of the engine. auto: bfloat16 on a GPU, float32 on a CPU."""
     gpu_memory_utilization: Annotated[TopP, SIZE, FREE] = 0.35

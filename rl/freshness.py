@@ -2,14 +2,17 @@
 
 Two questions. Are they close (`TOLERANCE`)? A bare or stale engine may be, as long as the policy has not gone further
 than the arithmetic rounds. So also: has the engine gone the policy's way? With e, p, b the log-probabilities of engine,
-policy and what the engine was last known to serve (the bare base at first), all over the probe's n tokens,
+policy and a point that the policy comes from, all over the probe's n tokens,
 
     share = <e - b, p - b> / <p - b, p - b>
 
 is 0 for an engine that did not move. Rounding adds noise of size r to a token of e - b and of p - b, so a faithful
 engine's share is w^2 / (w^2 + r^2) for a way of size w, within r / (w sqrt(n)). It is asked as soon as the policy has
-gone three times as far as is rounded (0.9 expected, then, and less than 0.1 of scatter for 20 tokens); until then the
-way grows from step to step.
+gone three times as far as is rounded (0.9 expected, then, and less than 0.1 of scatter for 20 tokens). Two such
+points: the bare base; and what the engine served when it was last right (before the first sync, whatever it served), a
+way that grows from step to step until it can be judged. Not seen is an engine that lags behind by less than the
+rounding, or by one of three or more syncs that together are just resolved; the importance weights correct for what is
+that small.
 """
 
 import math
@@ -31,8 +34,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 0.03, torch.float16: 0.01}
 # the way is long enough to be judged at so many times what is rounded
 RESOLVED = 3.0
-# and an engine that has gone less of it than this does not serve the policy
-LEAST_SHARE = 1 / 3
+# an engine whose share is further from 1 than this serves something else
+LARGEST_MISS = 0.4
 
 Logprobs = Sequence[Sequence[float]]
 
@@ -61,6 +64,14 @@ class Way:
         tokens = max(len(way), 1)
         return cls(math.sqrt(square / tokens), share, math.sqrt(float(beside @ beside) / tokens))
 
+    def resolved(self, rounded: float) -> bool:
+        """Whether the policy went far enough for the share to mean something; `rounded` in nats a token."""
+        return self.length > RESOLVED * max(self.beside, rounded)
+
+    def missed(self, rounded: float) -> bool:
+        """Whether the engine went another way."""
+        return self.resolved(rounded) and abs(self.share - 1) > LARGEST_MISS
+
 
 @dataclass
 class Freshness:
@@ -75,38 +86,48 @@ class Freshness:
     probe: Probe
     mismatch: float = math.nan
     _before: Logprobs | None = field(default=None, repr=False)
+    _bare: Logprobs | None = field(default=None, repr=False)
 
-    def check(self, step: int = 0) -> None:
+    def before_sync(self) -> None:
+        """To be called before the first sync: notes what the engine serves, the bare base or another policy."""
+        if self._before is None:
+            self._before = self.engine.score(self.probe.prompts, self.probe.completions)
+
+    def check(self, step: int | None = None) -> None:
         """To be called after each sync.
+
+        Args:
+            step: for messages.
 
         Raises:
             TrainingError: the policy itself gives no numbers.
             EngineError: the engine serves something else.
         """
+        at = "" if step is None else f" at step {step}"
         policy = self.probe.logprobs(self.model)
         if not math.isfinite(sum(map(sum, policy))):
             raise TrainingError(
-                f"the policy's log-probabilities are no numbers after {step} steps: training diverged; "
-                "lower the stage's learning_rate"
+                f"the policy's log-probabilities are no numbers{at}: training diverged; lower the stage's learning_rate"
             )
         served = self.engine.score(self.probe.prompts, self.probe.completions)
         self.mismatch = mean_difference(policy, served)
         dtypes = (self.engine.dtype, arithmetic_of(self.model))
         tolerance = max(TOLERANCE[dtype] for dtype in dtypes)
-        if self._before is None:
-            self._before = self._bare()
-        way = Way.of(served, self._before, policy)
-        resolved = way.length > RESOLVED * max(way.beside, *(ROUNDING[dtype] for dtype in dtypes))
-        if not self.mismatch <= tolerance or (resolved and way.share < LEAST_SHARE):  # NaN is not close either
+        assert self._before is not None, "before_sync comes first"
+        if self._bare is None:
+            with self.model.disable_adapter():
+                self._bare = self.probe.logprobs(self.model)
+        recent, whole = (Way.of(served, start, policy) for start in (self._before, self._bare))
+        rounded = max(ROUNDING[dtype] for dtype in dtypes)
+        # NaN is not close either
+        if not self.mismatch <= tolerance or recent.missed(rounded) or whole.missed(rounded):
             raise EngineError(
                 f"the {self.engine.kind} engine does not serve the policy that is trained: log-probabilities differ by "
-                f"{self.mismatch:.2g} nats a token at step {step} (allowed {tolerance:g}), and of the policy's way "
-                f"since it was last right ({way.length:.2g} nats a token) it has gone {way.share:.0%}. Its weights are "
-                "stale or bare; completions from it would be another model's"
+                f"{self.mismatch:.2g} nats a token{at} (allowed {tolerance:g}). Of the policy's way from the base, "
+                f"{whole.length:.2g} nats a token, it has gone {whole.share:.0%}; since it was last right, "
+                f"{recent.length:.2g}, {recent.share:.0%}. Its weights are stale or bare, or small updates were lost "
+                "in rounding, which `rollouts.sync: adapter` or `rollouts.dtype: float32` mends; completions from it "
+                "would be another model's"
             )
-        if resolved:
-            self._before = policy
-
-    def _bare(self) -> Logprobs:
-        with self.model.disable_adapter():
-            return self.probe.logprobs(self.model)
+        if recent.resolved(rounded):
+            self._before = served

@@ -101,6 +101,7 @@ class Rollouts:
             TrainingError, EngineError: see `Freshness.check`.
         """
         start = time.perf_counter()
+        self._freshness.before_sync()
         push_policy(self.engine, self.model, self.sync)
         self._freshness.check(self.step)
         self.times.sync += time.perf_counter() - start

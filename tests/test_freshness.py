@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rl.freshness import LEAST_SHARE, RESOLVED, Way
+from rl.freshness import Way
 
 
 def test_by_hand():
@@ -29,11 +29,11 @@ def test_what_is_resolved_is_judged_rightly(seed, faithful):
     before = -draw.exponential(2.0, 40)
     direction = draw.standard_normal(40)
     judged = 0
-    for size in (0.0, 0.01, 0.03, 0.1, 0.2, 0.3):
+    for size in (0.0, 0.01, 0.03, 0.15, 0.2, 0.3):
         policy = before + size * direction + 0.03 * draw.standard_normal(40)
         served = before + faithful * size * direction + 0.03 * draw.standard_normal(40)
         way = Way.of([served], [before], [policy])
-        if way.length > RESOLVED * max(way.beside, 0.03):
+        if way.resolved(0.03):
             judged += 1
-            assert (way.share > LEAST_SHARE) == faithful, (size, way)
+            assert way.missed(0.03) != faithful, (size, way)
     assert judged >= 2

@@ -28,7 +28,7 @@ def test_the_first_of_several(visible, given, count, first):
 
 
 @pytest.mark.parametrize(
-    ("given", "count", "world"), [(None, 0, None), (None, 1, None), ("3", 1, None), (None, 8, "8")]
+    ("given", "count", "world"), [(None, 0, None), (None, 1, None), ("3", 1, None), ("GPU-ab", 8, None), (None, 8, "8")]
 )
 def test_nothing_to_choose(visible, given, count, world):
     visible(given, world)

@@ -122,7 +122,7 @@ def test_an_engine_needs_room_for_its_cache():
 
 def test_a_teacher_stands_beside_the_bases_engine():
     traces = estimate(load_recipe("40d", "gpu"), H100, "gpu").stages[1].memory
-    assert traces["base's engine"] == int(0.35 * 80 * GIB) == traces["engine weights"] + traces["KV"]
+    assert traces["other engines"] == int(0.35 * 80 * GIB) == traces["engine weights"] + traces["KV"]
 
 
 def test_verdicts():

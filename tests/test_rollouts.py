@@ -146,11 +146,31 @@ def test_a_bare_engine_is_noticed_though_rounding_hides_it(coarse_engine, tiny_p
     tiny.nudge(model, 5e-3)
     sabotaged = Sabotaged(coarse_engine, sync_folded=lambda weights: coarse_engine.sync_folded(bare.items()))
     served = rollouts(sabotaged, model)
-    with pytest.raises(EngineError, match="policy's way since it was last right"):
+    with pytest.raises(EngineError, match="Of the policy's way from the base"):
         served.sync_weights()
     assert served.mismatch < 0.15, "or the tolerance alone would have seen it"
     sabotaged._sync = None
     served.sync_weights()
+
+
+@pytest.mark.parametrize("other", ["the checkpoint", "another policy", "half of the way"])
+def test_an_engine_stale_before_the_first_sync_is_noticed_too(coarse_engine, tiny_path, rollouts, other):
+    """As a stage begins, or before an evaluation: whatever it holds, close to the policy or not."""
+    from models.base import load_base
+
+    model = tiny.policy(tiny_path, noise=0, dtype="bfloat16")
+    if other == "the checkpoint":
+        held = [(n, p.data) for n, p in load_base(str(tiny_path), "none").named_parameters() if "_proj" in n]
+    else:
+        tiny.nudge(model, 3e-3, seed=1 if other == "half of the way" else 8)
+        held = list(folded_weights(model))
+        if other != "half of the way":
+            tiny.nudge(model, -3e-3, seed=8)
+    coarse_engine.sync_folded(iter(held))
+    tiny.nudge(model, 5e-3)
+    served = rollouts(Sabotaged(coarse_engine, sync_folded=lambda weights: None), model)
+    with pytest.raises(EngineError):
+        served.sync_weights()
 
 
 def test_training_stops_on_a_stale_engine(transformers_engine, tiny_path, tmp_path):
