@@ -298,7 +298,9 @@ class Estimator:
     def training(self, stage: Training, tokens: int) -> tuple[dict[str, int], bool]:
         """Bytes by part while a stage trains beside the engine with so many tokens in a forward pass, and whether it
         computes activations twice."""
-        base, model, number = self.base, self.recipe.model, self._bytes(self.recipe.model.dtype)
+        base, model = self.base, self.recipe.model
+        # a CPU's autocast keeps float32 beside what it casts
+        number = self._bytes(model.dtype) if self.device.cuda else 4
         adapter = base.adapter_parameters(model.lora.rank, model.lora.targets)
         parts = self.serving(base) | {
             "parameters": self._frozen(number),
