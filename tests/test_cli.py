@@ -146,3 +146,16 @@ def test_schema(orchestra, tmp_path):
 def test_help_names_every_command(orchestra):
     code, out, _ = orchestra("--help")
     assert code == 0 and all(word in out for word in ("check", "plan", "run", "show", "report", "export", "schema"))
+
+
+# arithmetic
+
+
+@pytest.mark.parametrize(("cuda", "dtype"), [(False, "float32"), (True, "bfloat16")])
+def test_a_run_knows_its_arithmetic(cuda, dtype):
+    """`auto` means another thing on another machine, where the run may go on or be exported."""
+    from recipes.command_run import _settled
+    from recipes.load import load_recipe
+
+    settled = _settled(load_recipe("40d", "embedded", ["rollouts.dtype=float32"]), cuda)
+    assert (settled.model.dtype, settled.rollouts.dtype) == (dtype, "float32")

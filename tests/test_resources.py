@@ -121,6 +121,15 @@ def test_one_engine_per_base_for_the_whole_run(recipe, started):
     assert engine.ended == ("close",) and teacher.ended == ("rest", "close")
 
 
+def test_only_one_engine_of_a_process_can_give_its_memory_back(recipe, started):
+    """vLLM's sleep mode is for one engine: the first teacher's, whether it sleeps already or is still awake."""
+    resources = Resources(recipe())
+    for model in (resources.recipe.model.base, "embedded/teacher", "embedded/student"):
+        resources.engine(model)
+    resources.release("embedded/teacher")
+    assert [settings.temporary for _, _, settings, _ in started] == [False, True, False]
+
+
 def test_room_for_the_longest_prompt_and_completion_of_any_stage(recipe, started, tmp_path):
     """Every prompt of every evaluation must fit, those of an evaluate stage's own problems too."""
     other = write(tmp_path / "other.jsonl", [LONG * 4])
