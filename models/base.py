@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from models.sizes import arithmetic_name
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -53,13 +55,8 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
 
 def arithmetic(dtype: Dtype) -> torch.dtype:
-    """What a recipe's `dtype` means here: `auto` is bfloat16 on CUDA and float32 on a CPU.
-
-    A CPU with bfloat16 instructions is faster with it (a model of 25M parameters by 1.4, one of a million hardly), but
-    then rounds, and differs from other CPUs; so it is to be asked for.
-    """
-    name = dtype if dtype != "auto" else ("bfloat16" if torch.cuda.is_available() else "float32")
-    return getattr(torch, name)
+    """What a recipe's `dtype` means on this machine."""
+    return getattr(torch, arithmetic_name(dtype, cuda=torch.cuda.is_available()))
 
 
 def arithmetic_of(model: nn.Module) -> torch.dtype:

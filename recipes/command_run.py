@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+from models.sizes import arithmetic_name
 from recipes import gates, processes
 from recipes import plan as planning
 from recipes.errors import is_user_error
@@ -50,11 +51,9 @@ def run_command(
 def _settled(recipe: Recipe, cuda: bool) -> Recipe:
     """With `dtype: auto` replaced by what it means here. A base cast to another arithmetic quantises to other codes, so
     a run that goes on, or is exported, on another machine must know what it was trained in."""
-    dtype = "bfloat16" if cuda else "float32"
     settled = {
-        name: node.model_copy(update={"dtype": dtype})
+        name: node.model_copy(update={"dtype": arithmetic_name(node.dtype, cuda=cuda)})
         for name, node in (("model", recipe.model), ("rollouts", recipe.rollouts))
-        if node.dtype == "auto"
     }
     return recipe.model_copy(update=settled)
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.sizes import activation_bytes, completions_at_once, must_checkpoint, traces_at_once
-from recipes.machine import Gpu, Machine
+from models.sizes import activation_bytes, arithmetic_name, completions_at_once, must_checkpoint, traces_at_once
+from recipes.devices import GIB, Device, device_of
+from recipes.machine import Machine
 from recipes.schema import (
     DistillStage,
     Evaluate,
@@ -32,56 +33,6 @@ from recipes.schema import (
     Training,
 )
 from recipes.shapes import Shape, shape_of
-
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Device:
-    """Constants of a kind of hardware.
-
-    Fields:
-        train_flops, decode_flops: reached, not peak, per second.
-        bandwidth: bytes per second that decoding reads weights with.
-        decode_overhead: seconds per decoding step whatever the model's size; train_overhead: per micro-batch.
-        concurrency: sequences decoded at once.
-        cuda: it is a GPU.
-        libraries: bytes that Python, torch and vLLM take themselves.
-        start: seconds to import libraries and load models, once; stage: seconds per stage for loading and writing.
-    """
-
-    name: str
-    memory: int
-    train_flops: float
-    decode_flops: float
-    bandwidth: float
-    decode_overhead: float
-    train_overhead: float
-    concurrency: int
-    cuda: bool
-    libraries: int
-    start: float
-    stage: float
-
-
-PEAKS: Mapping[str, tuple[float, float]] = {
-    "H200": (990e12, 4.8e12),
-    "H100": (990e12, 3.35e12),
-    "H20": (148e12, 4.0e12),
-    "B200": (2250e12, 8.0e12),
-    "A100": (312e12, 2.0e12),
-    "L40S": (362e12, 0.86e12),
-    "4090": (165e12, 1.0e12),
-    "3090": (71e12, 0.94e12),
-}
-"""Dense bfloat16 operations and bytes per second, from the makers' data sheets."""
-OTHER_GPU = (150e12, 1.0e12)
-ASSUMED_GPU = Gpu("H100 80GB", 80 * GIB)
-"""What a GPU recipe is planned for on a machine without one."""
-TRAIN_SHARE, DECODE_SHARE = 0.25, 0.30
-"""Of a GPU's peak that LoRA training on a 4-bit base, and decoding in large batches, reach."""
-CPU_CORE_FLOPS = 0.038e12
-"""float32 multiply-adds x 2 per second and core in training (AVX-512)."""
 
 FLOPS_FORWARD, FLOPS_TRAIN = 2.0, 4.0
 """Per parameter and token. LoRA's backward pass needs gradients of activations only; the frozen weights get none."""
@@ -179,42 +130,6 @@ def _lines(source: str) -> int:
         return sum(1 for line in file if line.strip())
 
 
-def device_of(machine: Machine, scale: str) -> Device:
-    """The hardware that the recipe is planned for: this machine's GPU, an assumed one for `gpu`, or its CPU."""
-    if machine.gpus or scale == "gpu":
-        gpu = machine.gpus[0] if machine.gpus else ASSUMED_GPU
-        peak, bandwidth = next((value for name, value in PEAKS.items() if name in gpu.name), OTHER_GPU)
-        return Device(
-            name=gpu.name if machine.gpus else f"{gpu.name} (assumed)",
-            memory=gpu.memory,
-            train_flops=TRAIN_SHARE * peak,
-            decode_flops=DECODE_SHARE * peak,
-            bandwidth=0.6 * bandwidth,
-            decode_overhead=0.008,
-            train_overhead=0.15,
-            concurrency=256,
-            cuda=True,
-            libraries=3 * GIB,
-            start=90.0,
-            stage=20.0,
-        )
-    cores = max(1, machine.cores)
-    return Device(
-        name=f"CPU, {cores} cores",
-        memory=machine.memory,
-        train_flops=CPU_CORE_FLOPS * cores,
-        decode_flops=2 * CPU_CORE_FLOPS * cores,
-        bandwidth=10e9,
-        decode_overhead=0.0135,
-        train_overhead=0.08,
-        concurrency=256,
-        cuda=False,
-        libraries=int(1.1 * GIB),
-        start=5.0,
-        stage=5.0,
-    )
-
-
 class Unknown(Exception):
     """Nothing is known about the model's shape."""
 
@@ -268,19 +183,22 @@ class Estimator:
         limit = settings.max_completion_tokens or self.recipe.rollouts.max_completion_tokens
         return self.generate(self.base, problems * passes, limit)
 
-    def serving(self, engine: Shape) -> dict[str, int]:
-        """Bytes by part while completions are sampled."""
+    def serving(self, teacher: Shape | None = None) -> dict[str, int]:
+        """Bytes by part while completions are sampled, from a teacher or else from the policy."""
         device, number = self.device, self._bytes(self.recipe.rollouts.dtype)
-        weights = engine.parameters * number
+        weights = (teacher or self.base).parameters * number
         share = int(self.recipe.rollouts.gpu_memory_utilization * device.memory)
-        # on a CPU a teacher's engine stays until the end of the run
-        kv = max(share - weights, 0) if device.cuda else self._engines() * GIB
-        parts = {"libraries": device.libraries, "engine weights": weights, "KV": kv}
-        # on a GPU one teacher's engine is put to rest, a second one stays, and the base's is there all the time
-        others = len(self._teachers()) - (engine == self.base)
-        if others > 0:
-            parts["other engines"] = others * share if device.cuda else others * self.base.parameters * number
-        return parts
+        teachers = len(self._teachers())
+        if not device.cuda:
+            # every engine stays until the end of the run
+            others = [self._shape(name).parameters * number for name in self._teachers()]
+            resident = self.base.parameters * number + sum(others) - weights
+            return {"libraries": device.libraries, "engine weights": weights, "other engines": resident,
+                    "KV": (1 + teachers) * GIB}  # fmt: skip
+        # one teacher's engine is put to rest, a second one stays, and the base's is there all the time
+        resident = (teachers if teacher is not None else max(teachers - 1, 0)) * share
+        return {"libraries": device.libraries, "engine weights": weights, "other engines": resident,
+                "KV": max(share - weights, 0)}  # fmt: skip
 
     def too_large(self) -> str | None:
         """What to say where vLLM has no room for a model's KV cache in its share of a GPU."""
@@ -302,7 +220,7 @@ class Estimator:
         # a CPU's autocast keeps float32 beside what it casts
         number = self._bytes(model.dtype) if self.device.cuda else 4
         adapter = base.adapter_parameters(model.lora.rank, model.lora.targets)
-        parts = self.serving(base) | {
+        parts = self.serving() | {
             "parameters": self._frozen(number),
             "adapter and gradient": adapter * 12,  # itself, its gradient, the reference's copy
             "optimizer": adapter * 8,
@@ -325,12 +243,8 @@ class Estimator:
         return int(self.base.block_parameters * block + self.base.embedding_parameters * number)
 
     def _bytes(self, dtype: str) -> int:
-        """Per number in arithmetic of this kind (models/base.py, `arithmetic`)."""
-        return 2 if dtype == "bfloat16" or (dtype == "auto" and self.device.cuda) else 4
-
-    def _engines(self) -> int:
-        """Engines of the whole run: one per model that writes completions."""
-        return 1 + len(self._teachers())
+        """Per number in arithmetic of this kind."""
+        return 2 if arithmetic_name(dtype, cuda=self.device.cuda) == "bfloat16" else 4
 
     def _teachers(self) -> set[str]:
         teachers = {stage.teacher for stage in self.recipe.stages if isinstance(stage, DistillStage)}
@@ -348,9 +262,9 @@ class Estimator:
                "beta": None, "reference": "", "steps": None}  # fmt: skip
         match stage:
             case DistillStage():
-                teacher = self.base if stage.teacher == "self" else self._shape(stage.teacher)
+                teacher = None if stage.teacher == "self" else self._shape(stage.teacher)
                 asked = self.problems("train", stage.problems or recipe.problems.train_limit)
-                tokens, seconds = self.generate(teacher, asked * stage.samples, stage.max_tokens)
+                tokens, seconds = self.generate(teacher or self.base, asked * stage.samples, stage.max_tokens)
                 row |= {"kind": "distill", "parent": parent if stage.teacher == "self" else stage.teacher,
                         "data": f"{recipe.problems.train} ({asked:,})"}  # fmt: skip
                 parts = self.serving(teacher)
@@ -383,17 +297,17 @@ class Estimator:
                 tokens, seconds = 0, 0.0
                 tested = self.problems("test", stage.limit or recipe.problems.test_limit)
                 row |= {"kind": "evaluate", "parent": parent, "data": stage.problems or recipe.problems.test}
-                parts = self.serving(self.base)
+                parts = self.serving()
             case ExportStage():
                 tokens, seconds = 0, self.base.parameters * 8 / 200e6  # read, fold, write, read again
                 row |= {"kind": "export", "parent": parent, "data": stage.hub or ""}
                 # written from main memory; what is compared with the policy lies where the policy does
-                parts = self.serving(self.base)
+                parts = self.serving()
                 parts["merged model"] = (1 if device.cuda else 2) * self.base.parameters * 4
                 parts["parameters"] = self._frozen(4)
             case _:
                 tokens, seconds = 0, device.start
-                parts = self.serving(self.base)
+                parts = self.serving()
                 row["data"] = f"{recipe.problems.test} ({tested:,})"
         if stage is None or type(stage).evaluated:
             more_tokens, more_seconds = self.evaluation(settings, tested)

@@ -9,8 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from recipes.devices import GIB
 from recipes.ledger import StageResult
-from recipes.plan import GIB, Plan, StagePlan
+from recipes.plan import Plan, StagePlan
 from recipes.progress import clock
 
 PARTS = ("parameters", "adapter and gradient", "optimizer", "activations", "logits", "engine weights", "KV",

@@ -56,10 +56,8 @@ def serve(context: StageContext, policy: PeftModel) -> Engine:
     """The run's engine, serving this policy (raises EngineError where it does not)."""
     resources = resources_of(context)
     engine = resources.engine()
-    freshness = Freshness(engine, policy, Probe.of_prompts(resources.test().tokens))
-    freshness.before_sync()
-    push_policy(engine, policy, resources.sync)
-    freshness.check()
+    probe = Probe.of_prompts(resources.test().tokens)
+    Freshness(engine, policy, probe).sync(lambda: push_policy(engine, policy, resources.sync))
     return engine
 
 

@@ -16,7 +16,7 @@ that small.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,9 +29,9 @@ from models.training import Probe, TrainingError, mean_difference
 
 # mean absolute difference of log-probabilities, nats a token, between trainer and engine holding the same policy;
 # the coarser of the two counts
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 # what is rounded at least, root mean square over tokens, nats: two equal kernels may agree exactly
-ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 0.03, torch.float16: 0.01}
+ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 0.03}
 # the way is long enough to be judged at so many times what is rounded
 RESOLVED = 3.0
 # an engine whose share is further from 1 than this serves something else
@@ -88,36 +88,33 @@ class Freshness:
     _before: Logprobs | None = field(default=None, repr=False)
     _bare: Logprobs | None = field(default=None, repr=False)
 
-    def before_sync(self) -> None:
-        """To be called before the first sync: notes what the engine serves, the bare base or another policy."""
-        if self._before is None:
-            self._before = self.engine.score(self.probe.prompts, self.probe.completions)
-
-    def check(self, step: int | None = None) -> None:
-        """To be called after each sync.
+    def sync(self, push: Callable[[], None], step: int | None = None) -> None:
+        """Push the policy, and see that it arrived.
 
         Args:
+            push: makes the engine serve the policy in `model`.
             step: for messages.
 
         Raises:
             TrainingError: the policy itself gives no numbers.
             EngineError: the engine serves something else.
         """
+        before = self._before or self._score()  # at first whatever it serves, the bare base or another policy
+        push()
         at = "" if step is None else f" at step {step}"
         policy = self.probe.logprobs(self.model)
         if not math.isfinite(sum(map(sum, policy))):
             raise TrainingError(
                 f"the policy's log-probabilities are no numbers{at}: training diverged; lower the stage's learning_rate"
             )
-        served = self.engine.score(self.probe.prompts, self.probe.completions)
+        served = self._score()
         self.mismatch = mean_difference(policy, served)
         dtypes = (self.engine.dtype, arithmetic_of(self.model))
         tolerance = max(TOLERANCE[dtype] for dtype in dtypes)
-        assert self._before is not None, "before_sync comes first"
         if self._bare is None:
             with self.model.disable_adapter():
                 self._bare = self.probe.logprobs(self.model)
-        recent, whole = (Way.of(served, start, policy) for start in (self._before, self._bare))
+        recent, whole = (Way.of(served, start, policy) for start in (before, self._bare))
         rounded = max(ROUNDING[dtype] for dtype in dtypes)
         # NaN is not close either
         if not self.mismatch <= tolerance or recent.missed(rounded) or whole.missed(rounded):
@@ -129,5 +126,7 @@ class Freshness:
                 "in rounding, which `rollouts.sync: adapter` or `rollouts.dtype: float32` mends; completions from it "
                 "would be another model's"
             )
-        if recent.resolved(rounded):
-            self._before = served
+        self._before = served if recent.resolved(rounded) else before
+
+    def _score(self) -> Logprobs:
+        return self.engine.score(self.probe.prompts, self.probe.completions)

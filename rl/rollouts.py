@@ -98,12 +98,10 @@ class Rollouts:
         """Push the policy into the engine and compare the two.
 
         Raises:
-            TrainingError, EngineError: see `Freshness.check`.
+            TrainingError, EngineError: see `Freshness.sync`.
         """
         start = time.perf_counter()
-        self._freshness.before_sync()
-        push_policy(self.engine, self.model, self.sync)
-        self._freshness.check(self.step)
+        self._freshness.sync(lambda: push_policy(self.engine, self.model, self.sync), self.step)
         self.times.sync += time.perf_counter() - start
 
     def generate(

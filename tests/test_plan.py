@@ -9,10 +9,11 @@ from models.sizes import activation_bytes
 from models.training import checkpoints_activations
 from recipes import plan as planning
 from recipes import shapes
+from recipes.devices import GIB, device_of
 from recipes.ledger import StageResult
 from recipes.load import load_recipe
 from recipes.machine import Gpu, Machine
-from recipes.plan import GIB, Estimator, device_of, estimate
+from recipes.plan import Estimator, estimate
 from recipes.plan_view import beside, show
 
 LAPTOP = Machine(cores=2, memory=24 * GIB, gpus=())
@@ -123,6 +124,10 @@ def test_an_engine_needs_room_for_its_cache():
 def test_a_teacher_stands_beside_the_bases_engine():
     traces = estimate(load_recipe("40d", "gpu"), H100, "gpu").stages[1].memory
     assert traces["other engines"] == int(0.35 * 80 * GIB) == traces["engine weights"] + traces["KV"]
+    # a teacher of the base's own shape is a teacher all the same; a `self` teacher is the base's engine
+    for teacher, others in (("Qwen/Qwen2.5-3B-Instruct", int(0.35 * 80 * GIB)), ("self", 0)):
+        made = estimate(load_recipe("40d", "gpu", [f"stages.traces.teacher={teacher}"]), H100, "gpu")
+        assert made.stages[1].memory["other engines"] == others
 
 
 def test_verdicts():
