@@ -1,0 +1,77 @@
+"""Settings of models: the frozen base, the adapter on it, the engine that serves them, and training in general."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from settings import FREE, SIZE, Count, Names, Node, NotNegative, Positive, Share, Text, TopP
+
+Arithmetic = Literal["auto", "bfloat16", "float32"]
+
+
+class Lora(Node):
+    """The adapter: W + (alpha / rank) B A, the only thing that is trained (arXiv 2106.09685)."""
+
+    rank: Annotated[Count, Field(le=512), SIZE] = 32
+    """Rank of the update; vLLM serves up to 512."""
+    alpha: Annotated[Positive, SIZE] = 64.0
+    """Scale of the update; alpha / rank multiplies B A."""
+    dropout: Share = 0.0
+    """Dropout on the adapter's input. 0 keeps rollouts and training the same policy."""
+    targets: Names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear layers that get an adapter."""
+
+
+class Model(Node):
+    """The frozen base and the adapter on it."""
+
+    base: Annotated[Text, SIZE]
+    """Hub id, local folder, or `embedded/student`, which ships with the package."""
+    quantize: Literal["nf4", "none"] = "nf4"
+    """4-bit NF4 with double quantisation (arXiv 2305.14314), or none."""
+    dtype: Annotated[Arithmetic, SIZE] = "auto"
+    """Arithmetic of the trainer. auto: bfloat16 on a GPU, float32 on a CPU."""
+    lora: Lora = Lora()
+    """The adapter."""
+
+
+class Serving(Node):
+    """The engine that writes all completions."""
+
+    engine: Annotated[Literal["auto", "vllm", "transformers"], SIZE] = "auto"
+    """auto: vllm where it is installed, else transformers."""
+    sync: Annotated[Literal["auto", "folded", "adapter"], SIZE] = "auto"
+    """What the engine gets after a step: the adapter, or folded weights. auto: folded, but the adapter where
+    vLLM serves an unquantised base in bfloat16, in whose rounding a folded update could be lost."""
+    dtype: Annotated[Arithmetic, SIZE] = "auto"
+    """Arithmetic of the engine. auto: bfloat16 on a GPU, float32 on a CPU."""
+    gpu_memory_utilization: Annotated[TopP, SIZE, FREE] = 0.35
+    """Share of the GPU's memory that the vLLM engine takes, weights and KV cache together."""
+
+
+class Nucleus(Node):
+    """Nucleus sampling, wherever completions are drawn."""
+
+    top_p: TopP = 1.0
+    """Nucleus; 1 is off."""
+
+
+class TrainingSettings(Node):
+    """What every stage that trains has in common; names are TRL's where a value goes straight into TRL."""
+
+    steps: Annotated[Count, SIZE]
+    """Optimizer steps."""
+    learning_rate: Annotated[Positive, Field(le=1), SIZE]
+    """Peak learning rate of AdamW."""
+    weight_decay: NotNegative = 0.0
+    """AdamW's weight decay."""
+    max_grad_norm: Positive = 1.0
+    """The gradient's norm is clipped to this."""
+    micro_batch_size: Annotated[Count | None, SIZE] = None
+    """Completions per forward pass; must divide the batch. None: chosen by the stage (models/sizes.py)."""
+    gradient_checkpointing: Annotated[bool | None, SIZE, FREE] = None
+    """Compute activations again instead of keeping them: slower, less memory. None: where a GPU has too little."""
+    save_steps: Annotated[Count, SIZE, FREE] = 20
+    """Steps between checkpoints, from which a killed run goes on."""

@@ -1,0 +1,95 @@
+"""What settings are made of: strict, frozen mappings, types with ranges, and two marks.
+
+Each component declares its settings once, in a `settings.py` of its own, with default, unit, range and source; recipes
+inherit or embed them, and functions take them whole. `SIZE` keys may be set by a scale; `FREE` keys do not change what a
+stage computes, so changing them does not invalidate a finished stage.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Annotated, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
+
+SLUG = r"^[a-z0-9][a-z0-9_-]*$"
+
+
+class Mark:
+    """A word attached to a field's annotation; see the module docstring."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+SIZE = Mark("SIZE")
+FREE = Mark("FREE")
+
+
+def as_tuple(value: object) -> object:
+    """YAML lists become tuples, so that settings are hashable and frozen all the way down."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _one_or_many(value: object) -> object:
+    return (value,) if isinstance(value, str) else as_tuple(value)
+
+
+Slug = Annotated[str, Field(pattern=SLUG, max_length=40)]
+Count = Annotated[int, Field(gt=0, le=10**9)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Temperature = Annotated[float, Field(ge=0, le=5)]
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
+Names = Annotated[
+    tuple[Text, ...],
+    Field(min_length=1),
+    BeforeValidator(_one_or_many),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+]
+
+
+class Node(BaseModel):
+    """A mapping in the YAML file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True,
+                              allow_inf_nan=False)  # fmt: skip
+
+    def overridden_by(self, other: Node) -> Self:
+        """These settings, with those that `other` has under the same names and that are not None."""
+        own = {name: getattr(other, name, None) for name in type(self).model_fields}
+        return self.model_copy(update={name: value for name, value in own.items() if value is not None})
+
+
+def near(word: object, options: Iterable[str]) -> str:
+    """`"; did you mean 'explore'?"` when one of the options is close to the word, else nothing."""
+    found = difflib.get_close_matches(str(word)[:200], list(options), n=1, cutoff=0.6)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def marked(model: type[BaseModel], mark: Mark) -> frozenset[str]:
+    """The fields of a model that carry the mark."""
+    return frozenset(name for name, field in model.model_fields.items() if mark in field.metadata)
+
+
+def optional(model: type[Node], *names: str, otherwise: str) -> type[Node]:
+    """A model with these fields of another, each of which may be None: an override without a second declaration.
+
+    Args:
+        otherwise: what None means, a sentence for the field's description.
+    """
+    fields = {}
+    for name in names:
+        field = model.model_fields[name]
+        marks = [part for part in field.metadata if isinstance(part, Mark)]
+        limits = [part for part in field.metadata if part not in marks]
+        kind = Annotated[field.annotation, *limits] if limits else field.annotation
+        description = f"{field.description} {otherwise}"
+        fields[name] = (Annotated[kind | None, Field(description=description), *marks], None)
+    return create_model(f"Own{model.__name__}", __base__=Node, **fields)

@@ -1,0 +1,68 @@
+"""Settings of imitation: a teacher's traces, and training on them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from models.settings import TrainingSettings
+from settings import SIZE, Count, Names, Node, Share, Temperature, Text, TopP, as_tuple
+
+
+class DistillSettings(Node):
+    """A teacher's traces, sampled and verified (sft/distill.py)."""
+
+    teacher: Annotated[Text, SIZE]
+    """Hub id, local folder, `embedded/teacher`, or `self` for the parent's own policy."""
+    problems: Annotated[Count | None, SIZE] = None
+    """Number of training problems to ask. None: all."""
+    samples: Annotated[Count, SIZE] = 4
+    """Completions per problem."""
+    temperature: Temperature = 0.6
+    """Sampling temperature (0.6 is DeepSeek-R1's own advice)."""
+    top_p: TopP = 0.95
+    """Nucleus."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample among the k likeliest tokens; 0 is off."""
+    keep: Literal["correct", "all"] = "correct"
+    """Keep traces whose answer equals the gold, or all that are not cut off."""
+    max_per_problem: Annotated[Count | None, SIZE] = None
+    """Keep at most this many traces per problem. None: all."""
+    pass_rate: Annotated[
+        tuple[Share, Share],
+        BeforeValidator(as_tuple),
+        WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}),
+    ] = (0.0, 1.0)
+    """Keep problems of which the teacher got a share between these two right."""
+    max_tokens: Annotated[Count, SIZE] = 2048
+    """The teacher is cut off here, and what is cut off is dropped."""
+    min_tokens: Annotated[int, Field(ge=0), SIZE] = 8
+    """Shorter traces are dropped."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.pass_rate[0] > self.pass_rate[1]:
+            raise PydanticCustomError("rule", "pass_rate: the lower bound comes first, as in [0.25, 0.75]")
+        if self.min_tokens >= self.max_tokens:
+            message = "min_tokens: {low} must be less than max_tokens ({high})"
+            raise PydanticCustomError("rule", message, {"low": self.min_tokens, "high": self.max_tokens})
+        return self
+
+
+class SftSettings(TrainingSettings):
+    """The student imitates traces (TRL SFTTrainer; loss on the completion only)."""
+
+    data: Names
+    """Name of an earlier stage that gives traces, or a .jsonl file (`question`, `answer`, `solution`), or a list."""
+    batch_size: Annotated[Count, SIZE] = 32
+    """Traces per optimizer step, over all processes."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Course of the learning rate after warm-up."""
+    warmup_ratio: Share = 0.05
+    """Share of the steps in which the learning rate rises to its peak."""
+    max_length: Annotated[Count | None, SIZE] = None
+    """Longer examples (prompt and completion, tokens) are left out. None: what rollouts allow."""
+    packing: Annotated[bool, SIZE] = False
+    """Several traces in one row; saves padding where lengths differ much."""
