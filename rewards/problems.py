@@ -59,6 +59,17 @@ class Problem:
     family: str = ""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Problems as a model is asked them: `prompts` as text, `tokens` as the engine takes them, one each; `left_out`
+    did not fit or overlap with held-out ones."""
+
+    problems: tuple[Problem, ...]
+    prompts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    left_out: int = 0
+
+
 def load_problems(source: str, split: Split, *, limit: int | None = None, seed: int = 0) -> list[Problem]:
     """Load the problems of one split.
 

@@ -1,0 +1,154 @@
+"""Serving a policy: push it into the engine, see that it arrived, and remember over the stages what was served.
+
+Two questions. Are they close (`TOLERANCE`)? A bare or stale engine may be, as long as the policy has not gone further
+than the arithmetic rounds. So also: has the engine gone the policy's way? With e, p, b the log-probabilities of engine,
+policy and a point that the policy comes from, all over the probe's n tokens,
+
+    share = <e - b, p - b> / <p - b, p - b>
+
+is 0 for an engine that did not move. Rounding adds noise of size r to a token of e - b and of p - b, so a faithful
+engine's share is w^2 / (w^2 + r^2) for a way of size w, within r / (w sqrt(n)). It is asked as soon as the policy has
+gone three times as far as is rounded (0.9 expected, then, and less than 0.1 of scatter for 20 tokens). Two such
+points: the bare base; and what the engine served when it was last right (before the first sync, whatever it served), a
+way that grows from step to step until it can be judged. Not seen is an engine that lags behind by less than the
+rounding, or by one of three or more syncs that together are just resolved; the importance weights correct for what is
+that small.
+"""
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from models.adapters import save_adapter
+from models.base import arithmetic_of
+from models.engine import Engine, EngineError
+from models.merge import folded_weights
+from models.training import Probe, TrainingError, mean_difference
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# mean absolute difference of log-probabilities, nats a token, between trainer and engine holding the same policy;
+# the coarser of the two counts
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
+# what is rounded at least, root mean square over tokens, nats: two equal kernels may agree exactly
+ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 0.03}
+# the way is long enough to be judged at so many times what is rounded
+RESOLVED = 3.0
+# an engine whose share is further from 1 than this serves something else
+LARGEST_MISS = 0.4
+
+Logprobs = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How far the policy went, and how far the engine followed; see the module docstring.
+
+    Fields:
+        length: of the policy's way, root mean square over tokens, nats.
+        share: of it that the engine has gone; NaN where there is no way.
+        beside: what lies beside the way, root mean square: the rounding, in a faithful engine.
+    """
+
+    length: float
+    share: float
+    beside: float
+
+    @classmethod
+    def of(cls, served: Logprobs, before: Logprobs, policy: Logprobs) -> "Way":
+        e, b, p = (np.array([value for row in rows for value in row]) for rows in (served, before, policy))
+        way, gone = p - b, e - b
+        square = float(way @ way)
+        share = float(gone @ way) / square if square else math.nan
+        beside = gone - share * way if square else gone
+        tokens = max(len(way), 1)
+        return cls(math.sqrt(square / tokens), share, math.sqrt(float(beside @ beside) / tokens))
+
+    def resolved(self, rounded: float) -> bool:
+        """Whether the policy went far enough for the share to mean something; `rounded` in nats a token."""
+        return self.length > RESOLVED * max(self.beside, rounded)
+
+    def missed(self, rounded: float) -> bool:
+        """Whether the engine went another way."""
+        return self.resolved(rounded) and abs(self.share - 1) > LARGEST_MISS
+
+
+class Served:
+    """An engine and the policy that it serves; one per engine and run, so that its history goes on over the stages.
+
+    Args:
+        engine: of the policy's base.
+        sync: `folded` pushes base-plus-adapter weights, `adapter` the adapter alone.
+        probe: tokens on which policy and engine are compared after each push.
+
+    Attributes:
+        mismatch: at the last push, mean absolute difference of log-probabilities, nats a token.
+    """
+
+    def __init__(self, engine: Engine, sync: Literal["folded", "adapter"], probe: Probe) -> None:
+        self.engine, self.sync, self.probe = engine, sync, probe
+        self.mismatch = math.nan
+        self._before: Logprobs | None = None
+        self._bare: Logprobs | None = None
+
+    def push(self, model: "PeftModel", step: int | None = None) -> None:
+        """Make the engine serve the policy in `model`, whose own tensors are only read, and see that it does.
+
+        Args:
+            model: its adapter `default` is the policy.
+            step: for messages.
+
+        Raises:
+            TrainingError: the policy itself gives no numbers.
+            EngineError: the engine serves something else.
+        """
+        before = self._before or self._score()  # at first whatever it serves, the bare base or another policy
+        self._send(model)
+        at = "" if step is None else f" at step {step}"
+        policy = self.probe.logprobs(model)
+        if not math.isfinite(sum(map(sum, policy))):
+            raise TrainingError(
+                f"the policy's log-probabilities are no numbers{at}: training diverged; lower the stage's learning_rate"
+            )
+        served = self._score()
+        self.mismatch = mean_difference(policy, served)
+        dtypes = (self.engine.dtype, arithmetic_of(model))
+        tolerance = max(TOLERANCE[dtype] for dtype in dtypes)
+        if self._bare is None:
+            with model.disable_adapter():
+                self._bare = self.probe.logprobs(model)
+        recent, whole = (Way.of(served, start, policy) for start in (before, self._bare))
+        rounded = max(ROUNDING[dtype] for dtype in dtypes)
+        # NaN is not close either
+        if not self.mismatch <= tolerance or recent.missed(rounded) or whole.missed(rounded):
+            raise EngineError(
+                f"the {self.engine.kind} engine does not serve the policy that is trained: log-probabilities differ by "
+                f"{self.mismatch:.2g} nats a token{at} (allowed {tolerance:g}). Of the policy's way from the base, "
+                f"{whole.length:.2g} nats a token, it has gone {whole.share:.0%}; since it was last right, "
+                f"{recent.length:.2g}, {recent.share:.0%}. Its weights are stale or bare, or small updates were lost "
+                "in rounding, which `rollouts.sync: adapter` or `rollouts.dtype: float32` mends; completions from it "
+                "would be another model's"
+            )
+        self._before = served if recent.resolved(rounded) else before
+
+    def _send(self, model: "PeftModel") -> None:
+        """`adapter`: the engine's base is the dequantised one, pushed when it is first seen."""
+        if self.sync == "folded":
+            self.engine.sync_folded(folded_weights(model))
+            return
+        if not self.engine.serves_adapters:
+            self.engine.sync_folded(folded_weights(model, adapter=None))
+        memory = Path("/dev/shm")
+        with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+            save_adapter(model, Path(folder))
+            self.engine.sync_adapter(Path(folder))
+
+    def _score(self) -> Logprobs:
+        return self.engine.score(self.probe.prompts, self.probe.completions)
