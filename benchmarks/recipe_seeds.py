@@ -54,7 +54,7 @@ def run_seed(seed: int, recipe: str, runs: Path, sets: list[str]) -> Path:
     command = [
         sys.executable,
         "-m",
-        "recipes",
+        "orchestra",
         "run",
         recipe,
         "--scale",
