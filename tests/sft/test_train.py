@@ -9,7 +9,8 @@ import torch
 from models.adapters import adapter_sha256, adapter_tensors
 from models.base import base_sha256
 from models.training import TrainingError
-from sft.train import IGNORED, SftSettings, _example, train_sft
+from sft.settings import SftSettings
+from sft.train import IGNORED, _example, train_sft
 
 ANSWERS = ("7", "6*7=42;42", "12-5=7", "2*9=18", "x=7", "30-11=19")
 
@@ -26,16 +27,19 @@ def rows(tokenizer):
 
 @pytest.fixture
 def imitate(tiny_path, tokenizer, rows):
-    def run(folder, stop_at=None, rows=rows, dtype="float32", **changes):
+    def run(folder, stop_at=None, rows=rows, dtype="float32", max_length=128, **changes):
         folder.mkdir(exist_ok=True)
-        settings = {"steps": 6, "learning_rate": 1e-2, "batch_size": 6, "max_length": 128, "save_steps": 2, "seed": 4}
+        settings = {"steps": 6, "learning_rate": 1e-2, "batch_size": 6, "save_steps": 2}
 
         def on_step(step, line):
             if line is not None and step == stop_at:
                 raise Interrupted
 
         model = tiny.policy(tiny_path, dtype=dtype)
-        outcome = train_sft(model, tokenizer, *rows, SftSettings(**settings | changes), folder, on_step)
+        outcome = train_sft(
+            model, tokenizer, *rows, SftSettings(data="traces", **settings | changes), folder,
+            max_length=max_length, seed=4, report_to="none", on_step=on_step,
+        )  # fmt: skip
         return model, outcome, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
     return run
