@@ -1,16 +1,13 @@
 """transformers' own generate as the engine: for machines without vLLM (macOS), slower but the same protocol."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from models.base import arithmetic, load_tokenizer, model_path
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights
+from models.engines.start import Capacity
 from models.settings import Serving
-
-if TYPE_CHECKING:
-    from models.engines.start import Capacity
 
 
 class TransformersEngine:
@@ -19,7 +16,7 @@ class TransformersEngine:
     kind = "transformers"
     serves_adapters = False
 
-    def __init__(self, model: str, serving: Serving, capacity: "Capacity") -> None:
+    def __init__(self, model: str, serving: Serving, capacity: Capacity) -> None:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         cuda = torch.cuda.is_available()

@@ -12,13 +12,12 @@ import torch
 
 from models.base import arithmetic, free_memory, load_tokenizer, model_path
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights, last_line
+from models.engines.start import Capacity
 from models.settings import Serving
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
     from vllm.lora.request import LoRARequest
-
-    from models.engines.start import Capacity
 
 # KV cache on a CPU
 CPU_CACHE_GIB = 1
@@ -37,7 +36,7 @@ class VllmEngine:
 
     kind = "vllm"
 
-    def __init__(self, model: str, serving: Serving, capacity: "Capacity") -> None:
+    def __init__(self, model: str, serving: Serving, capacity: Capacity) -> None:
         _prepare_process()
         import vllm
 

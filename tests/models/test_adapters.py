@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from models.adapters import (
     REFERENCE,
     AdapterError,
+    adapter_files,
     adapter_sha256,
     adapter_tensors,
     add_reference,
@@ -82,6 +83,19 @@ def test_saved_and_loaded_is_the_same_to_the_bit(tiny_path, saved, tmp_path):
     assert save_adapter(model, tmp_path) == digest
     for file in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / file).read_bytes() == (folder / file).read_bytes(), file
+
+
+def test_in_memory_it_is_the_files_that_are_saved(tiny_path, saved, tmp_path):
+    """The very bytes that PEFT writes, the config's order of sets apart; and a folder of them is an adapter."""
+    files = adapter_files(tiny.policy(tiny_path))
+    assert files.config == (saved[0] / "adapter_config.json").read_bytes()
+    assert files.tensors == (saved[0] / "adapter_model.safetensors").read_bytes()
+    tiny.policy(tiny_path).save_pretrained(str(tmp_path / "theirs"))
+    theirs = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
+    theirs["target_modules"] = sorted(theirs["target_modules"])
+    assert json.loads(files.config) == theirs
+    files.write(tmp_path)
+    assert adapter_sha256(read_adapter(tmp_path)) == saved[1]
 
 
 def test_peft_itself_reads_what_was_saved(tiny_path, saved):

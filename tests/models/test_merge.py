@@ -93,6 +93,27 @@ def test_the_bare_base_and_layers_without_adapter(tiny_path):
         assert torch.equal(folded[name], bare[name]) == (not name.endswith("q_proj.weight")), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_is_announced_before_anything_is_made(policy, monkeypatch, dtype):
+    """And made one layer at a time: a base that barely fits has no room for its float32 copy."""
+    made = []
+    monkeypatch.setattr("models.merge.dequantized", lambda linear: made.append(linear) or dequantized(linear))
+    weights = folded_weights(policy, dtype=dtype)
+    assert len(weights.announced) == 10 * tiny.LAYERS and not made
+    for count, (weight, (name, tensor)) in enumerate(zip(weights.announced, weights, strict=True), 1):
+        assert (weight.name, weight.shape, weight.dtype) == (name, tuple(tensor.shape), tensor.dtype)
+        assert len(made) == sum(one.name.endswith(".weight") for one in weights.announced[:count])
+
+
+def test_weights_are_made_of_what_there_is_then(tiny_path):
+    model = tiny.policy(tiny_path)
+    weights = folded_weights(model)
+    first, again = dict(weights), dict(weights)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    tiny.nudge(model, 0.1)
+    assert not any(torch.equal(first[name], x) for name, x in weights if name.endswith(".weight"))
+
+
 def test_cast_once(policy):
     half = dict(folded_weights(policy, dtype=torch.bfloat16))
     for name, value in folded_weights(policy):

@@ -264,18 +264,22 @@ def test_tied_embeddings_are_right_after_a_sync(own_engine, tied_path, prompts):
     assert texts(engine.generate(prompts, GREEDY)) == [[greedy_of(model, prompt, GREEDY)] for prompt in prompts]
 
 
-def test_the_adapter_alone(own_engine, tiny_path, prompts):
+def test_the_adapter_alone(own_engine, tiny_path, prompts, monkeypatch):
+    folders, write = [], AdapterFiles.write
+    monkeypatch.setattr(AdapterFiles, "write", lambda files, folder: folders.append(folder) or write(files, folder))
     engine, model = own_engine(tiny_path, lora_rank=4), tiny.policy(tiny_path)
     assert not engine.serves_adapters
     for version in range(3):
         if not engine.serves_adapters:
             engine.sync_folded(folded_weights(model, adapter=None))
         engine.sync_adapter(adapter_files(model))
+        assert not folders[-1].exists(), "nothing is left behind"
         assert engine.serves_adapters
         assert_serves(engine, model, prompts)
         greedy = texts(engine.generate(prompts, GREEDY))
         assert greedy == [[greedy_of(model, prompt, GREEDY)] for prompt in prompts]
         tiny.nudge(model, 0.1, seed=version)
+    assert len(set(folders)) == 3
     sampled = engine.generate(prompts, SAMPLED, SEEDS)
     assert texts(engine.generate(prompts, SAMPLED, SEEDS)) == texts(sampled)
 
