@@ -27,9 +27,10 @@ def rows(tokenizer):
 
 @pytest.fixture
 def imitate(tiny_path, tokenizer, rows):
-    def run(folder, stop_at=None, rows=rows, dtype="float32", max_length=128, **changes):
+    def run(folder, stop_at=None, rows=rows, dtype="float32", max_length=128, wild=None, **changes):
         folder.mkdir(exist_ok=True)
-        settings = {"steps": 6, "learning_rate": 1e-2, "batch_size": 6, "save_steps": 2}
+        values = {"data": "traces", "steps": 6, "learning_rate": 1e-2, "batch_size": 6, "save_steps": 2}
+        settings = SftSettings(**values | changes).model_copy(update=wild)
 
         def on_step(step, line):
             if line is not None and step == stop_at:
@@ -37,9 +38,8 @@ def imitate(tiny_path, tokenizer, rows):
 
         model = tiny.policy(tiny_path, dtype=dtype)
         outcome = train_sft(
-            model, tokenizer, *rows, SftSettings(data="traces", **settings | changes), folder,
-            max_length=max_length, seed=4, report_to="none", on_step=on_step,
-        )  # fmt: skip
+            model, tokenizer, *rows, settings, folder, max_length=max_length, seed=4, report_to="none", on_step=on_step
+        )
         return model, outcome, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
     return run
@@ -133,6 +133,7 @@ def test_packed_rows_do_not_see_each_other(imitate, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops(imitate, tmp_path):
-    """A learning rate that blows the adapter up ends in one line, not in a broken adapter."""
+    """A learning rate that blows the adapter up (more than a recipe may ask for) ends in one line, not in a broken
+    adapter."""
     with pytest.raises(TrainingError, match="training stopped"):
-        imitate(tmp_path, learning_rate=1e30, lr_scheduler_type="constant", warmup_ratio=0.0)
+        imitate(tmp_path, wild={"learning_rate": 1e30}, lr_scheduler_type="constant", warmup_ratio=0.0)
