@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from settings import FREE, SIZE, Count, Names, Node, NotNegative, Positive, Share, Text, TopP
+from settings import FREE, SIZE, Count, Names, Node, NotNegative, Positive, Refers, Share, Text, TopP
 
 Arithmetic = Literal["auto", "bfloat16", "float32"]
 Quantize = Literal["nf4", "none"]
@@ -28,7 +28,7 @@ class Lora(Node):
 class Model(Node):
     """The frozen base and the adapter on it."""
 
-    base: Annotated[Text, SIZE]
+    base: Annotated[Text, SIZE, Refers("model")]
     """Hub id, local folder, or `embedded/student`, which ships with the package."""
     quantize: Quantize = "nf4"
     """4-bit NF4 with double quantisation (arXiv 2305.14314), or none."""

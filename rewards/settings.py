@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from settings import SIZE, Count, Node, NotNegative, Share, Text, near
+from settings import SIZE, Count, Node, NotNegative, Refers, Share, Text, near
 
 
 class Problems(Node):
@@ -15,9 +15,9 @@ class Problems(Node):
 
     domain: Text = "math"
     """What kind of task they are: a folder of rewards/ with problems, formats, verifier and rewards of its own."""
-    train: Annotated[Text, SIZE]
+    train: Annotated[Text, SIZE, Refers("problems")]
     """`embedded` (the generator), a .jsonl file (`question`, `answer`, optional `solution`), or a Hub dataset."""
-    test: Annotated[Text, SIZE]
+    test: Annotated[Text, SIZE, Refers("problems")]
     """The held-out problems of every evaluation; same sources as `train`."""
     format: Text = "think-boxed"
     """Prompt and answer contract, see rewards/formats.py. think-boxed: <think>...</think>, then a box."""
@@ -43,7 +43,7 @@ class Reward(Node):
     """A right answer pays more the shorter it is, a wrong one costs less the longer (arXiv 2502.03373)."""
     repetition: NotNegative = 0.0
     """Penalty for repeated n-grams, 0 to -1."""
-    file: Text | None = None
+    file: Annotated[Text | None, Refers("file")] = None
     """Python file with reward functions in TRL's signature, named here with their weights. It is executed."""
     ungradable_limit: Share = 0.05
     """A step stops the run when a larger share of its completions cannot be graded."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from models.settings import Nucleus, Serving, TrainingSettings
-from settings import SIZE, Count, Node, NotNegative, Positive, Share, Text, optional
+from settings import SIZE, Count, Node, NotNegative, Positive, Refers, Share, Text, optional
 
 
 class DynamicSampling(Node):
@@ -45,7 +45,7 @@ class GrpoSettings(
 
     beta: NotNegative = 0.0
     """Weight of the KL penalty (k3 estimator). Never falls from one grpo stage to the next."""
-    reference: Text = "start"
+    reference: Annotated[Text, Refers("policy", also=("base", "start"))] = "start"
     """The KL penalty pulls to: `base` (adapters off), `start` (this stage's own start) or an earlier stage."""
     epsilon: Positive = 0.2
     """The ratio is clipped at 1 - epsilon."""

@@ -1,15 +1,16 @@
-"""What settings are made of: strict, frozen mappings, types with ranges, and two marks.
+"""What settings are made of: strict, frozen mappings, types with ranges, and marks.
 
 Each component declares its settings once, in a `settings.py` of its own, with default, unit, range and source; recipes
-inherit or embed them, and functions take them whole. `SIZE` keys may be set by a scale; `FREE` keys do not change what a
-stage computes, so changing them does not invalidate a finished stage.
+inherit or embed them, and functions take them whole. `SIZE` keys may be set by a scale; `FREE` keys do not change what
+a stage computes, so changing them does not invalidate a finished stage. `Refers` says what a name stands for: it is
+looked up before anything runs, and what it names takes part in a stage's fingerprint.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
@@ -28,6 +29,32 @@ class Mark:
 
 SIZE = Mark("SIZE")
 FREE = Mark("FREE")
+
+
+class Refers(Mark):
+    """The value names something outside the settings.
+
+    Args:
+        to: a `model` (Hub id, folder, shipped), `problems` (a source of them), a `file`, or an earlier stage that gives
+            a `policy`, `traces` or an `evaluation`.
+        also: words with a meaning of their own there.
+        file: instead of a stage, a .jsonl file may be named.
+    """
+
+    def __init__(
+        self,
+        to: Literal["model", "problems", "file", "policy", "traces", "evaluation"],
+        *,
+        also: tuple[str, ...] = (),
+        file: bool = False,
+    ) -> None:
+        super().__init__(f"Refers({to})")
+        self.to, self.also, self.file = to, also, file
+
+    @property
+    def to_stage(self) -> bool:
+        """Whether an earlier stage is named."""
+        return self.to in ("policy", "traces", "evaluation")
 
 
 def as_tuple(value: object) -> object:
@@ -76,6 +103,18 @@ def near(word: object, options: Iterable[str]) -> str:
 def marked(model: type[BaseModel], mark: Mark) -> frozenset[str]:
     """The fields of a model that carry the mark."""
     return frozenset(name for name, field in model.model_fields.items() if mark in field.metadata)
+
+
+def reference_of(model: type[BaseModel], name: str) -> Refers | None:
+    """What this field's value refers to, if anything."""
+    field = model.model_fields.get(name)
+    return next((mark for mark in field.metadata if isinstance(mark, Refers)), None) if field is not None else None
+
+
+def node_in(annotation: object) -> type[BaseModel] | None:
+    """The class of the mapping that a field with this annotation holds, if it holds one."""
+    options = (annotation, *get_args(annotation))
+    return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 
 def optional(model: type[Node], *names: str, otherwise: str) -> type[Node]:

@@ -8,13 +8,13 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from models.settings import TrainingSettings
-from settings import SIZE, Count, Names, Node, Share, Temperature, Text, TopP, as_tuple
+from settings import SIZE, Count, Names, Node, Refers, Share, Temperature, Text, TopP, as_tuple
 
 
 class DistillSettings(Node):
     """A teacher's traces, sampled and verified (sft/distill.py)."""
 
-    teacher: Annotated[Text, SIZE]
+    teacher: Annotated[Text, SIZE, Refers("model", also=("self",))]
     """Hub id, local folder, `embedded/teacher`, or `self` for the parent's own policy."""
     problems: Annotated[Count | None, SIZE] = None
     """Number of training problems to ask. None: all."""
@@ -54,7 +54,7 @@ class DistillSettings(Node):
 class SftSettings(TrainingSettings):
     """The student imitates traces (TRL SFTTrainer; loss on the completion only)."""
 
-    data: Names
+    data: Annotated[Names, Refers("traces", file=True)]
     """Name of an earlier stage that gives traces, or a .jsonl file (`question`, `answer`, `solution`), or a list."""
     batch_size: Annotated[Count, SIZE] = 32
     """Traces per optimizer step, over all processes."""

@@ -37,7 +37,7 @@ KINDS = ["base", "distill", "sft", "grpo", "grpo", "evaluate", "export"]
 
 def command(folder, *extra):
     return [
-        sys.executable, "-m", "recipes", "run", str(folder / "mini.yaml"), "--scale", "none",
+        sys.executable, "-m", "orchestra", "run", str(folder / "mini.yaml"), "--scale", "none",
         "--runs", str(folder / "runs"), *extra,
     ]  # fmt: skip
 
@@ -94,7 +94,7 @@ def test_every_stage_runs(whole):
     assert done.returncode == 0, done.stderr[-3000:]
     run = folder / "runs" / "mini-none"
     shown = subprocess.run(
-        [sys.executable, "-m", "recipes", "show", str(run), "--json"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "orchestra", "show", str(run), "--json"], capture_output=True, text=True, timeout=60
     )
     results = json.loads(shown.stdout)
     assert [one["name"] for one in results] == STAGES and [one["kind"] for one in results] == KINDS

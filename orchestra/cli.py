@@ -1,0 +1,188 @@
+"""The command line: `orchestra check | plan | run | show | report | export | schema | verify`.
+
+Only this module and the ones it calls late know the terminal; `check` and `plan` import nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from orchestra import RECIPES
+from orchestra.cli_verify import verify
+from orchestra.config import loading
+from orchestra.config.faults import RecipeError, UserError, is_user_error
+from orchestra.config.recipe import Recipe
+from orchestra.run.progress import PLAIN_WIDTH
+
+app = typer.Typer(
+    help="RL post-training from one YAML recipe: distill, imitate, improve under a rising KL penalty, export.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeName = Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file.", show_default=False)]
+ScaleName = Annotated[str, typer.Option("--scale", help="auto, embedded, gpu, none, or the path of a YAML file.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key: --set stages.polish.beta=0.02. Repeatable.", show_default=False),
+]
+RunName = Annotated[str, typer.Argument(help="A run's folder, or its name below runs/.", show_default=False)]
+
+
+def _console() -> Console:
+    """Standard output; wide enough for a table where it is not a terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+@app.command()
+def check(
+    recipes: Annotated[list[str] | None, typer.Argument(help="Default: all, at every scale.")] = None,
+    scale: Annotated[str | None, typer.Option("--scale", help="Default: every scale.")] = None,
+    sets: Sets = None,
+) -> None:
+    """Validate recipes: every mistake at once, with the remedy."""
+    names = recipes or list(loading.available())
+    scales = [scale] if scale is not None else ["none", *loading.available("scales")]
+    messages: dict[str, None] = {}
+    for name in names:
+        for one in scales:
+            try:
+                recipe = loading.load_recipe(name, one, sets or ())
+            except RecipeError as error:
+                messages.update(dict.fromkeys(map(str, error.faults)))
+            except UserError as error:
+                messages[str(error)] = None
+            else:
+                typer.echo(f"{name} at scale {one}: {len(recipe.stages)} stages, valid")
+    if not recipes:
+        messages.update(dict.fromkeys(loading.unused_scale_stages()))
+    if messages:
+        raise UserError("\n".join(messages))
+
+
+@app.command()
+def plan(recipe: RecipeName, scale: ScaleName = "auto", sets: Sets = None,
+         as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:  # fmt: skip
+    """Show what a run would do, take and need, without running it."""
+    from orchestra.plan.estimate import estimate as make_plan
+    from orchestra.plan.machine import this_machine
+    from orchestra.plan.table import show as show_plan
+
+    chosen = loading.choose_scale(scale)
+    loaded = loading.load_recipe(recipe, chosen.name if chosen.path is None else str(chosen.path), sets or ())
+    estimate = make_plan(loaded, this_machine(), chosen.name)
+    if as_json:
+        typer.echo(json.dumps(estimate.to_json(), indent=1))
+        return
+    console = _console()
+    if chosen.why:
+        console.print(chosen.why, highlight=False)
+    show_plan(estimate, console)
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    scale: ScaleName = "auto",
+    sets: Sets = None,
+    restart_from: Annotated[
+        str | None, typer.Option("--restart-from", help="Set this stage and all later ones aside and run them again.")
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs.")] = Path("runs"),
+) -> None:
+    """Run a recipe; finished stages are skipped."""
+    from orchestra.cli_run import run_command
+
+    chosen = loading.choose_scale(scale)
+    loaded = loading.load_recipe(recipe, chosen.name if chosen.path is None else str(chosen.path), sets or ())
+    code = run_command(loaded, chosen, str(loading.find(recipe)), tuple(sets or ()), restart_from, runs)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def show(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+    """Print the stage table of a run."""
+    from orchestra.run import show as showing
+    from orchestra.run.folder import find_run
+
+    run_dir = find_run(run)
+    results = showing.results_of(run_dir)
+    if as_json:
+        typer.echo(showing.as_json(results))
+        return
+    console = _console()
+    console.print(showing.table(results, console.width))
+    best = max(
+        (result for result in results if result.accuracy is not None), key=lambda one: one.accuracy, default=None
+    )
+    if best is not None:
+        console.print(f"best: {best.name} ({best.accuracy:.3f}); folder: {run_dir}", highlight=False)
+
+
+@app.command()
+def report(run: RunName) -> None:
+    """Write report.html of a run again."""
+    from orchestra.report.page import write_report
+    from orchestra.run.folder import find_run
+
+    typer.echo(write_report(find_run(run)))
+
+
+@app.command()
+def export(
+    run: RunName, to: Annotated[Path | None, typer.Option("--to", help="Folder; default: below the run.")] = None
+) -> None:
+    """Merge, check and write the model of a run's last policy."""
+    from orchestra.cli_export import export_run
+    from orchestra.run.folder import find_run
+
+    typer.echo(export_run(find_run(run), to))
+
+
+@app.command()
+def schema(
+    to: Annotated[Path, typer.Option("--to", help="Where.")] = RECIPES / "recipe.schema.json",
+) -> None:
+    """Write the JSON Schema by which editors complete and check recipes."""
+    to.write_text(json_schema(), encoding="utf-8")
+    typer.echo(to)
+
+
+def json_schema() -> str:
+    """The JSON Schema of a recipe file."""
+    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+    return json.dumps(made, indent=1) + "\n"
+
+
+app.command()(verify)
+
+
+def main() -> int:
+    """The console script. A mistake outside the program is one message on standard error and a code other than 0."""
+    try:
+        app()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not is_user_error(error):
+            raise
+        print(f"orchestra: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""What must hold between the stages of a recipe: names, what they refer to, and whatever a kind asks for itself.
+
+Works on the stages that could be read, whether or not others have faults of their own, so that all faults are found at
+once; a stage that could not be read still has its name and its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from orchestra.config.faults import Fault
+from orchestra.config.stage import Draft, Stage
+from orchestra.config.words import is_file
+from settings import FREE, Node, Refers, marked, near, node_in, reference_of
+
+RESERVED = ("base", "start", "previous", "self", "discarded")
+
+
+def faults_between_stages(sections: Mapping[str, Node], stages: Sequence[Stage | Unread]) -> list[Fault]:
+    """Every fault that concerns more than one key, in the order of the stages.
+
+    Args:
+        sections: the recipe's parts that could be read.
+        stages: in the recipe's order.
+    """
+    faults: list[Fault] = []
+    kinds: dict[str, type[Stage] | None] = {}
+    read: list[Stage] = []
+    for i, stage in enumerate(stages):
+        draft = Draft(sections, tuple(read), dict(kinds))
+        for key, message in _faults_of(stage, draft):
+            faults.append(Fault(("stages", i, *key.split(".")), message, stage=stage.name or f"number {i + 1}"))
+        if stage.name:
+            kinds[stage.name] = type(stage) if isinstance(stage, Stage) else stage.kind
+        if isinstance(stage, Stage):
+            read.append(stage)
+    return faults
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A stage that could not be read: its name and its kind, where it has them, and what stands in it."""
+
+    name: str | None
+    kind: type[Stage] | None
+    raw: Mapping[str, object]
+
+
+def _faults_of(stage: Stage | Unread, draft: Draft) -> Iterator[tuple[str, str]]:
+    """(key, message) for one stage, given those before it."""
+    if stage.name in RESERVED:
+        yield "name", f"{stage.name!r} has a meaning of its own in recipes; choose another name"
+    if stage.name in draft.kinds:
+        yield "name", f"{stage.name!r} is already the name of an earlier stage; names must be unique"
+    read = isinstance(stage, Stage)
+    for key, value, refers in references(stage) if read else raw_references(stage.raw, stage.kind):
+        yield from _referred(key, value, refers, draft)
+    if not read:
+        return
+    if stage.gate is not None and "evaluation" not in stage.gives:
+        yield "gate", f"a {stage.kind} stage is not evaluated; put the gate on a stage that is"
+    yield from stage.faults(draft)
+
+
+def references(node: Node, prefix: str = "", *, free: bool = True) -> Iterator[tuple[str, str, Refers]]:
+    """(dotted key, value, what it refers to) of every field that names something, one for each item of a list.
+
+    `free`: also those that do not change what a stage computes.
+    """
+    left_out = frozenset() if free else marked(type(node), FREE)
+    for name, value in node:
+        refers = reference_of(type(node), name)
+        if name in left_out:
+            continue
+        if isinstance(value, Node):
+            yield from references(value, f"{prefix}{name}.", free=free)
+        elif refers is not None and value is not None:
+            for item in value if isinstance(value, tuple) else (value,):
+                yield f"{prefix}{name}", item, refers
+
+
+def raw_references(
+    raw: Mapping[str, object], model: type[BaseModel] | None, prefix: str = ""
+) -> Iterator[tuple[str, str, Refers]]:
+    """The same of a mapping that could not be read as `model`."""
+    for name, field in model.model_fields.items() if model is not None else ():
+        value, refers, inner = raw.get(name), reference_of(model, name), node_in(field.annotation)
+        if inner is not None and isinstance(value, Mapping):
+            yield from raw_references(value, inner, f"{prefix}{name}.")
+        elif refers is not None:
+            for item in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(item, str) and item:
+                    yield f"{prefix}{name}", item, refers
+
+
+def _referred(key: str, value: str, refers: Refers, draft: Draft) -> Iterator[tuple[str, str]]:
+    """The value names an earlier stage that gives what is asked for, or is one of the words that need none."""
+    if not refers.to_stage or value in refers.also or (refers.file and is_file(value)):
+        return
+    # a kind that is unknown is a fault already
+    fitting = [name for name, kind in draft.kinds.items() if kind is None or refers.to in kind.gives]
+    if value in fitting:
+        return
+    if value in draft.kinds:
+        possible = ", ".join([*refers.also, *fitting, *((".jsonl file",) if refers.file else ())]) or "none"
+        kind = draft.kinds[value].model_fields["kind"].annotation.__args__[0]
+        yield key, f"{value!r} is a stage of kind {kind}, which gives no {refers.to} (possible: {possible})"
+        return
+    listed = ", ".join(draft.kinds) or "none"
+    what = f"neither an earlier stage (earlier: {listed}) nor a .jsonl file" if refers.file else (
+        f"not an earlier stage (earlier: {listed})"
+    )  # fmt: skip
+    yield key, f"{value!r} is {what}{near(value, [*fitting, *refers.also])}"
+
+
+def micro_batch_faults(micro: int | None, batch: int, said: str) -> Iterator[tuple[str, str]]:
+    """For a stage that trains: its `micro_batch_size` must divide the batch, which is `said` by other keys."""
+    if micro is not None and batch % micro:
+        divisors = [n for n in range(1, min(batch, 4096) + 1) if batch % n == 0]
+        nearest = min(divisors, key=lambda n: abs(n - micro))
+        yield "micro_batch_size", f"{micro} does not divide {said} ({batch}); {nearest} does"

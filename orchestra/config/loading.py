@@ -1,0 +1,189 @@
+"""From a name on the command line to a validated `Recipe`: file, then scale, then overrides, each checked alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from orchestra import RECIPES
+from orchestra.config import overrides, scales
+from orchestra.config.checks import Unread, faults_between_stages
+from orchestra.config.explain import faults_from, stage_label
+from orchestra.config.faults import Fault, RecipeError, UserError
+from orchestra.config.recipe import Recipe
+from orchestra.config.stage import Stage
+from orchestra.config.words import find_files, unknown_format, unknown_words
+from orchestra.config.yamlfile import line_of, read_mapping, shown
+from orchestra.plan import machine
+from orchestra.stages import kinds
+from settings import Node, near
+
+Where = tuple[str | int, ...]
+Origins = dict[Where, str]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A scale by name, its file, and why it was chosen."""
+
+    name: str
+    path: Path | None
+    why: str = ""
+
+
+def available(folder: str = "") -> dict[str, Path]:
+    """Recipes (or, with `folder="scales"`, scales) by name: those in ./recipes first, then those of the package."""
+    found: dict[str, Path] = {}
+    for place in (Path.cwd() / "recipes" / folder, RECIPES / folder):
+        for path in sorted([*place.glob("*.yaml"), *place.glob("*.yml")]):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def find(name: str, what: str = "recipe") -> Path:
+    """The file of a recipe or scale, from its name or its path. Raises UserError with the near misses."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+        reason = "is a folder" if path.is_dir() else "there is no such file"
+        raise UserError(f"{what} {name}: {reason}{near(name, [str(other) for other in path.parent.glob('*.y*ml')])}")
+    options = available("scales" if what == "scale" else "")
+    if name in options:
+        return options[name]
+    raise UserError(f"no {what} is called {name!r} (there are: {', '.join(options) or 'none'}){near(name, options)}")
+
+
+def choose_scale(name: str | None) -> Scale:
+    """`auto` is gpu where CUDA is, embedded elsewhere; None is the recipe's own numbers. Raises UserError."""
+    if name is None or name == "none":
+        return Scale("none", None, "the recipe's own numbers")
+    if name != "auto":
+        path = find(name, "scale")
+        return Scale(path.stem, path)
+    found = machine.gpus()
+    chosen = "gpu" if found else "embedded"
+    why = f"{len(found)} x {found[0].name} here" if found else "no CUDA device here"
+    return Scale(chosen, find(chosen, "scale"), f"scale auto: {chosen}, {why}")
+
+
+def load_recipe(name: str, scale: str | None = "auto", sets: Iterable[str] = (), *, files: bool = True) -> Recipe:
+    """The recipe of that name or path at that scale, with `key=value` overrides.
+
+    `files`: also require that the local files it names exist. Raises UserError, or RecipeError with every fault.
+    """
+    path = find(name)
+    raw = read_mapping(path)
+    origins: Origins = {}
+    faults: list[Fault] = []
+    chosen = choose_scale(scale)
+    if chosen.path is not None:
+        faults += scales.apply(raw, read_mapping(chosen.path), chosen.path, origins)
+    faults += overrides.apply(raw, sets, origins)
+    if files:
+        faults += _words(raw, path)
+    faults += _between_stages(raw)
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(raw, context={"between_stages": "checked"})
+    except ValidationError as error:
+        faults += faults_from(error.errors(include_url=False), raw)
+    if faults or recipe is None:
+        raise RecipeError(sorted((_placed(fault, path, origins) for fault in faults), key=_order))
+    return recipe
+
+
+def _placed(fault: Fault, path: Path, origins: Mapping[Where, str]) -> Fault:
+    """The fault with the place that the value came from: an override, the scale, or a line of the recipe."""
+    if fault.where:
+        return fault
+    place = next((origins[fault.path[:n]] for n in range(len(fault.path), 0, -1) if fault.path[:n] in origins), None)
+    if place is None:
+        line = line_of(path, fault.path)
+        place = f"{shown(path)}:{line}" if line is not None else shown(path)
+    return Fault(fault.path, fault.message, where=place, stage=fault.stage)
+
+
+def _order(fault: Fault) -> tuple[bool, bool, int, float]:
+    """First what lies outside the stages, then stage by stage; what has a line before what is missing."""
+    in_stages, by_set = fault.path[:1] == ("stages",), fault.where.startswith("--set")
+    position = fault.path[1] if len(fault.path) > 1 and isinstance(fault.path[1], int) else -1
+    line = fault.where.rpartition(":")[2]
+    return in_stages, by_set, position, int(line) if line.isdigit() else float("inf")
+
+
+def _words(raw: dict[str, Any], path: Path) -> list[Fault]:
+    """Find what the recipe names outside itself; a fault for each that is not there."""
+    faults: list[Fault] = list(unknown_format(raw.get("problems")))
+    for at, mapping, model in _mappings(raw):
+        stage = stage_label(at, raw)
+        faults += find_files(mapping, at, model, path.parent, stage)
+        faults += unknown_words(mapping, at, model, stage)
+    return faults
+
+
+def _mappings(raw: dict[str, Any]) -> Iterator[tuple[Where, dict[str, Any], type[BaseModel]]]:
+    """Where, the mapping there and its schema: the recipe's parts, then its stages of a known kind."""
+    for key, field in Recipe.model_fields.items():
+        if isinstance(raw.get(key), dict) and isinstance(field.annotation, type) and issubclass(field.annotation, Node):
+            yield (key,), raw[key], field.annotation
+    stages = raw.get("stages")
+    for i, stage in enumerate(stages if isinstance(stages, list) else []):
+        kind = _kind(stage)
+        if kind is not None:
+            yield ("stages", i), stage, kind
+
+
+def _kind(stage: object) -> type[Stage] | None:
+    name = stage.get("kind") if isinstance(stage, dict) else None
+    return kinds().get(name) if isinstance(name, str) else None
+
+
+def _between_stages(raw: dict[str, Any]) -> list[Fault]:
+    """The faults between what can be read, whatever is wrong elsewhere."""
+    sections = {}
+    for key, field in Recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Node):
+            read = _read(field.annotation, raw[key]) if key in raw else field.get_default()
+            sections |= {key: read} if isinstance(read, Node) else {}
+    stages = raw.get("stages")
+    return faults_between_stages(sections, [_stage(one) for one in (stages if isinstance(stages, list) else [])])
+
+
+def _stage(raw: object) -> Stage | Unread:
+    kind, mapping = _kind(raw), raw if isinstance(raw, dict) else {}
+    if kind is not None:
+        # unknown keys are told of elsewhere; the rest can be judged without them
+        read = _read(kind, {key: value for key, value in mapping.items() if key in kind.model_fields})
+        if isinstance(read, Stage):
+            return read
+    name = mapping.get("name")
+    return Unread(name if isinstance(name, str) else None, kind, mapping)
+
+
+def _read(model: type[Node], raw: object) -> Node | None:
+    try:
+        return model.model_validate(raw)
+    except ValidationError:
+        return None
+
+
+def unused_scale_stages() -> list[str]:
+    """Stage names in scale files that no recipe has, which would otherwise be ignored without a word."""
+    names = set()
+    for path in available().values():
+        stages = read_mapping(path).get("stages")
+        names |= {
+            str(stage.get("name")) for stage in (stages if isinstance(stages, list) else []) if isinstance(stage, dict)
+        }
+    messages = []
+    for path in available("scales").values():
+        settings = read_mapping(path).get("stages")
+        for name in settings if isinstance(settings, dict) else ():
+            if str(name) not in names:
+                messages.append(f"{shown(path)}: stages.{name}: no recipe has a stage of that name{near(name, names)}")
+    return messages

@@ -1,0 +1,321 @@
+"""What a run would do, take and need, before it starts: tokens, seconds and bytes per stage, from formulas.
+
+Every number is a product of what the recipe says, the model's shape, and the constants below, which were measured
+(CPU: 2 cores with AVX-512; GPU: published peaks times a usual share). `orchestra run` prints plan and measurement side
+by side, so wrong constants show.
+
+    decoding     steps x (OVERHEAD + max(batch x 2 N / FLOPS, weights / BANDWIDTH)), N = parameters a token meets
+    training     tokens x N x FLOPS_PER_PARAMETER / FLOPS + micro-batches x OVERHEAD
+    memory       parameters + adapter, gradient, AdamW + activations + logits + engine (weights, KV cache) + libraries
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.sizes import activation_bytes, arithmetic_name, must_checkpoint
+from orchestra.plan.devices import GIB, Device, device_of
+from orchestra.plan.machine import Machine
+from orchestra.plan.shapes import Shape, shape_of
+from rewards.problems import Split
+
+if TYPE_CHECKING:
+    from models.settings import TrainingSettings
+    from orchestra.config.recipe import Recipe
+    from orchestra.config.stage import Stage
+
+FLOPS_FORWARD, FLOPS_TRAIN = 2.0, 4.0
+"""Per parameter and token. LoRA's backward pass needs gradients of activations only; the frozen weights get none."""
+NF4_BYTES = 0.516
+"""4 bits and the doubly quantised scales: 4.127 bits (arXiv 2305.14314)."""
+LOGIT_BYTES = 12
+"""Logits, their log-softmax and their gradient in float32, per token and word of the vocabulary."""
+TILE = (4096, 32768)
+"""Tokens and words at once: neither trainer keeps logits (TRL's ChunkedLogProbFunction; rl/logprobs.py)."""
+ENGINE_SHARE = 0.9
+"""Of vLLM's share weights may take; the rest is its activations and a KV cache worth having."""
+LENGTH_SHARE = 0.6
+"""Mean length of a completion as a share of the limit."""
+EMBEDDED_LENGTH_SHARE = 0.3
+"""The same for the shipped models, which write about 25 tokens of 96."""
+PROMPT_SHARE = 0.5
+"""Mean length of a prompt as a share of the limit."""
+EMBEDDED_PROMPT, EMBEDDED_LONGEST_PROMPT = 26, 48
+"""Tokens of the generator's prompts, on average and at most, however high the limit is."""
+ALL_PROBLEMS: Mapping[Split, int] = {"train": 7473, "test": 1319}
+"""What `None` means for a source whose size is not known: GSM8K's."""
+EMBEDDED_PROBLEMS: Mapping[Split, int] = {"train": 4000, "test": 500}
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage. `memory` is by part, in bytes; tokens are generated or trained on."""
+
+    name: str
+    kind: str
+    parent: str
+    data: str
+    beta: float | None
+    reference: str
+    steps: int | None
+    tokens: int
+    seconds: float
+    memory: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> int:
+        """Bytes in all."""
+        return sum(self.memory.values())
+
+    @property
+    def dominant(self) -> str:
+        """The part that takes most; the libraries' own share, which no recipe changes, aside."""
+        parts = {name: size for name, size in self.memory.items() if name != "libraries"}
+        return max(parts, key=lambda name: parts[name]) if parts else ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe's stages on a device, and whether they fit the machine we are on."""
+
+    recipe: str
+    scale: str
+    machine: str
+    device: str
+    stages: tuple[StagePlan, ...]
+    fits: bool
+    reason: str
+
+    @property
+    def seconds(self) -> float:
+        """In all."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def peak(self) -> int:
+        """Bytes in all in the stage that needs most."""
+        return max((stage.peak for stage in self.stages), default=0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `stages` is a list with `name`, `seconds`, `tokens`, `memory_gib`, ..."""
+        stages = [
+            {**dataclasses.asdict(stage), "seconds": round(stage.seconds, 1), "peak_bytes": stage.peak,
+             "dominant": stage.dominant}
+            for stage in self.stages
+        ]  # fmt: skip
+        return {
+            **dataclasses.asdict(self),
+            "seconds": round(self.seconds, 1),
+            "peak_bytes": self.peak,
+            "stages": stages,
+        }
+
+
+def _lines(source: str) -> int:
+    """Problems in a local .jsonl file, 0 where there is none."""
+    path = Path(source).expanduser()
+    if path.suffix != ".jsonl" or not path.is_file():
+        return 0
+    with open(path, "rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
+class Unknown(Exception):
+    """Nothing is known about the model's shape."""
+
+
+class Estimator:
+    """The formulas, for one recipe on one device."""
+
+    def __init__(self, recipe: Recipe, device: Device) -> None:
+        """Raises Unknown."""
+        self.recipe, self.device = recipe, device
+        self.base = self.shape(recipe.model.base)
+        shipped = recipe.model.base.startswith("embedded/")
+        self.length_share = EMBEDDED_LENGTH_SHARE if shipped else LENGTH_SHARE
+        limit = recipe.rollouts.max_prompt_tokens
+        generated = shipped and recipe.problems.train == "embedded"
+        self.prompt = min(limit, EMBEDDED_PROMPT) if generated else int(limit * PROMPT_SHARE)
+        self.longest_prompt = min(limit, EMBEDDED_LONGEST_PROMPT) if generated else limit
+
+    @staticmethod
+    def shape(model: str) -> Shape:
+        """Raises Unknown."""
+        shape = shape_of(model)
+        if shape is None:
+            raise Unknown(model)
+        return shape
+
+    def training_problems(self, at_most: int | None = None) -> int:
+        """How many training problems a stage asks that limits them itself, or as the recipe does."""
+        own = self.recipe.problems
+        return _count(own.train, "train", at_most or own.train_limit)
+
+    def held_out(self, stage: Stage) -> str:
+        """A stage's held-out problems in words, such as `embedded (500)`."""
+        source, limit = stage.held_out(self.recipe)
+        return f"{source} ({_count(source, 'test', limit):,})"
+
+    def generate(self, shape: Shape, sequences: int, limit: int) -> tuple[int, float]:
+        """Tokens and seconds for so many completions cut off at `limit`."""
+        device = self.device
+        tokens = int(sequences * limit * self.length_share)
+        batch = min(sequences, device.concurrency)
+        steps = max(limit, math.ceil(tokens / batch)) if sequences else 0
+        compute = tokens * 2 * shape.active_parameters / device.decode_flops
+        read = steps * shape.active_parameters * self._bytes(self.recipe.rollouts.dtype) / device.bandwidth
+        return tokens, steps * device.decode_overhead + max(compute, read)
+
+    def train(self, tokens: int, micro_batches: int, passes: float) -> float:
+        """Seconds to train on so many tokens; `passes` are FLOPs per parameter and token."""
+        flops = tokens * self.base.active_parameters * passes
+        return flops / self.device.train_flops + micro_batches * self.device.train_overhead
+
+    def evaluation(self, stage: Stage) -> tuple[int, float]:
+        """Tokens and seconds of a stage's evaluation, sampled and greedy; none where it has none."""
+        if "evaluation" not in stage.gives:
+            return 0, 0.0
+        settings = stage.evaluation(self.recipe)
+        passes = settings.samples + (1 if settings.greedy else 0)
+        source, limit = stage.held_out(self.recipe)
+        problems = _count(source, "test", limit)
+        return self.generate(self.base, problems * passes, settings.max_completion_tokens)
+
+    def with_evaluation(self, stage: Stage, tokens: int, seconds: float) -> tuple[int, float]:
+        """Tokens and seconds of a stage's own work and of the evaluation that follows."""
+        more_tokens, more_seconds = self.evaluation(stage)
+        return tokens + more_tokens, seconds + more_seconds
+
+    def row(
+        self,
+        stage: Stage,
+        work: tuple[int, float],
+        memory: Mapping[str, int],
+        *,
+        data: str = "",
+        parent: str | None = None,
+        steps: int | None = None,
+        beta: float | None = None,
+        reference: str = "",
+    ) -> StagePlan:
+        """A stage's plan.
+
+        Args:
+            work: tokens and seconds; what every stage takes to load and write is added.
+            memory: bytes by part.
+            data, parent: what it works on, and with whose policy (None: that of its parents).
+        """
+        if parent is None and stage.written:
+            parent = ", ".join(self.recipe.parents_of(stage.name)) or "base"
+        tokens, seconds = work[0], work[1] + self.device.stage
+        return StagePlan(stage.name, stage.kind, parent or "", data, beta, reference, steps, tokens, seconds, memory)
+
+    def serving(self, teacher: Shape | None = None) -> dict[str, int]:
+        """Bytes by part while completions are sampled, from a teacher or else from the policy."""
+        device, number = self.device, self._bytes(self.recipe.rollouts.dtype)
+        weights = (teacher or self.base).parameters * number
+        share = int(self.recipe.rollouts.gpu_memory_utilization * device.memory)
+        teachers = len(self._teachers())
+        if not device.cuda:
+            # every engine stays until the end of the run
+            others = [self.shape(name).parameters * number for name in self._teachers()]
+            resident = self.base.parameters * number + sum(others) - weights
+            return {"libraries": device.libraries, "engine weights": weights, "other engines": resident,
+                    "KV": (1 + teachers) * GIB}  # fmt: skip
+        # one teacher's engine is put to rest, a second one stays, and the base's is there all the time
+        resident = (teachers if teacher is not None else max(teachers - 1, 0)) * share
+        return {"libraries": device.libraries, "engine weights": weights, "other engines": resident,
+                "KV": max(share - weights, 0)}  # fmt: skip
+
+    def too_large(self) -> str | None:
+        """What to say where vLLM has no room for a model's KV cache in its share of a GPU."""
+        rollouts, number = self.recipe.rollouts, self._bytes(self.recipe.rollouts.dtype)
+        share = rollouts.gpu_memory_utilization * self.device.memory
+        for name in (self.recipe.model.base, *sorted(self._teachers())):
+            weights = self.shape(name).parameters * number
+            if self.device.cuda and rollouts.engine != "transformers" and weights > ENGINE_SHARE * share:
+                return (
+                    f"{name} takes {weights / GIB:.1f} GiB in vLLM, whose share is {share / GIB:.1f}; raise "
+                    f"rollouts.gpu_memory_utilization ({rollouts.gpu_memory_utilization:g})"
+                )
+        return None
+
+    def training(self, settings: TrainingSettings, tokens: int) -> tuple[dict[str, int], bool]:
+        """Bytes by part while a stage trains beside the engine with so many tokens in a forward pass, and whether it
+        computes activations twice."""
+        base, model = self.base, self.recipe.model
+        # a CPU's autocast keeps float32 beside what it casts
+        number = self._bytes(model.dtype) if self.device.cuda else 4
+        adapter = base.adapter_parameters(model.lora.rank, model.lora.targets)
+        parts = self.serving() | {
+            "parameters": self.frozen(number),
+            "adapter and gradient": adapter * 12,  # itself, its gradient, the reference's copy
+            "optimizer": adapter * 8,
+            "logits": min(TILE[0], tokens) * min(TILE[1], base.vocab) * LOGIT_BYTES,
+        }
+        kept = {
+            again: activation_bytes(
+                tokens, hidden=base.hidden, mlp=base.mlp, layers=base.layers, number=number, checkpointing=again
+            )
+            for again in (False, True)
+        }
+        again = settings.gradient_checkpointing
+        if again is None:
+            again = self.device.cuda and must_checkpoint(kept[False], self.device.memory - sum(parts.values()))
+        return parts | {"activations": kept[again]}, again
+
+    def frozen(self, number: int) -> int:
+        """The trainer's base, with so many bytes per number that is not quantised."""
+        block = NF4_BYTES if self.recipe.model.quantize == "nf4" else number
+        return int(self.base.block_parameters * block + self.base.embedding_parameters * number)
+
+    def _bytes(self, dtype: str) -> int:
+        """Per number in arithmetic of this kind."""
+        return 2 if arithmetic_name(dtype, cuda=self.device.cuda) == "bfloat16" else 4
+
+    def _teachers(self) -> set[str]:
+        return {model for stage in self.recipe.stages for model in stage.other_models()}
+
+
+def _count(source: str, split: Split, limit: int | None) -> int:
+    """How many problems there are; a guess for sources that are not at hand."""
+    if source == "embedded":
+        return limit or EMBEDDED_PROBLEMS[split]  # the generator makes as many as are asked for
+    return min(_lines(source) or ALL_PROBLEMS[split], limit or 10**9)
+
+
+def estimate(recipe: Recipe, machine: Machine, scale: str = "none") -> Plan:
+    """Plan a recipe. Where a model's shape is not known the plan has no stages and says so in `reason`."""
+    device = device_of(machine, scale)
+    try:
+        estimator = Estimator(recipe, device)
+        stages = tuple(stage.plan(estimator) for stage in recipe.all_stages)
+    except Unknown as error:
+        reason = (
+            f"the shape of {error} is not known here (no config.json at hand); fetch the model once, then plan again"
+        )
+        return Plan(recipe.name, scale, str(machine), device.name, (), False, reason)
+    needed = max(stages, key=lambda stage: stage.peak)
+    fits, reason = True, f"{needed.peak / GIB:.1f} of {device.memory / GIB:.0f} GiB in stage {needed.name!r}"
+    if scale == "gpu" and not machine.gpus:
+        fits, reason = False, f"no CUDA device here; on {device.name}: {reason}"
+    elif (too_large := estimator.too_large()) is not None:
+        fits, reason = False, too_large
+    elif needed.peak > device.memory:
+        fits, reason = False, f"{reason}: {needed.dominant} takes most; lower {remedy(needed)}"
+    return Plan(recipe.name, scale, str(machine), device.name, stages, fits, reason)
+
+
+def remedy(stage: StagePlan) -> str:
+    """The keys that lower the dominant part of a stage's memory."""
+    return {
+        "logits": f"stages.{stage.name}.micro_batch_size or max_completion_tokens",
+        "activations": f"stages.{stage.name}.micro_batch_size or max_completion_tokens",
+        "KV": "rollouts.gpu_memory_utilization",
+        "other engines": "rollouts.gpu_memory_utilization",
+    }.get(stage.dominant, "model.base (a smaller one)")

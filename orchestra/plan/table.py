@@ -1,0 +1,106 @@
+"""A plan as a table, and beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from orchestra.plan.devices import GIB
+from orchestra.plan.estimate import Plan, StagePlan
+from orchestra.run.ledger import StageResult
+from orchestra.run.progress import clock
+
+PARTS = ("parameters", "adapter and gradient", "optimizer", "activations", "logits", "engine weights", "KV",
+         "other engines", "merged model", "libraries")  # fmt: skip
+SHORT = {"parameters": "params", "adapter and gradient": "adapter", "optimizer": "optim", "activations": "activ",
+         "engine weights": "engine", "other engines": "others", "merged model": "merged",
+         "libraries": "libs"}  # fmt: skip
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print what is done and what it takes, then the memory, then the verdict."""
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    say(f"{plan.recipe} at scale {plan.scale}, planned for {plan.device}; this machine: {plan.machine}")
+    if plan.stages:
+        console.print(_work(plan.stages))
+        say("memory in GiB")
+        console.print(_memory(plan.stages))
+        say(f"time about {clock(plan.seconds)}, memory about {plan.peak / GIB:.1f} GiB")
+    say(f"{'fits this machine' if plan.fits else 'does not fit this machine'}: {plan.reason}")
+
+
+def _work(stages: tuple[StagePlan, ...]) -> Table:
+    rows = [
+        (
+            stage.name,
+            stage.kind,
+            "" if stage.beta is None else f"{stage.beta:g}",
+            stage.reference,
+            "" if stage.steps is None else f"{stage.steps:,}",
+            _short(stage.tokens) if stage.tokens else "",
+            clock(stage.seconds),
+            stage.parent.rsplit("/", 1)[-1],
+            stage.data.rsplit("/", 1)[-1],
+        )
+        for stage in stages
+    ]
+    columns = ("stage", "kind", "beta", "reference", "steps", "tokens", "time", "parent", "data")
+    return _table(columns, rows, left=("stage", "kind", "parent", "data", "reference"), shrinks=("parent", "data"))
+
+
+def _memory(stages: tuple[StagePlan, ...]) -> Table:
+    parts = [part for part in PARTS if any(stage.memory.get(part) for stage in stages)]
+    columns = ("stage", "in all", "most", *(SHORT.get(part, part) for part in parts))
+    rows = [
+        (
+            stage.name,
+            f"{stage.peak / GIB:.1f}",
+            SHORT.get(stage.dominant, stage.dominant),
+            *(_gib(stage.memory.get(part)) for part in parts),
+        )
+        for stage in stages
+    ]
+    return _table(columns, rows, left=("stage", "most"))
+
+
+def _table(
+    columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: tuple[str, ...], shrinks: tuple[str, ...] = ()
+) -> Table:
+    """A table that a narrow terminal cuts in the columns of `shrinks` only."""
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for at, column in enumerate(columns):
+        width = None if column in shrinks else max(len(column), *(len(row[at]) for row in rows))
+        made.add_column(column, justify="left" if column in left else "right", no_wrap=True, min_width=width)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def _gib(size: int | None) -> str:
+    if size is None:
+        return ""
+    return f"{size / GIB:.1f}" if size >= GIB / 20 or size == 0 else "<0.1"
+
+
+def _short(number: float) -> str:
+    """`1234567` -> `1.2 M`."""
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.1f} {letter}"
+    return f"{number:.0f}"
+
+
+def beside(planned: Mapping[str, float], results: tuple[StageResult, ...], planned_peak: int, peak: int | None) -> str:
+    """One line: what the stages took against their plan."""
+    done = [result for result in results if result.name in planned]
+    if not done:
+        return "no stage was planned"
+    expected, took = sum(planned[result.name] for result in done), sum(result.seconds for result in done)
+    line = f"time: planned {clock(expected)}, measured {clock(took)} ({took / max(expected, 1e-9) - 1:+.0%})"
+    if peak is not None:
+        line += f"; memory: planned {planned_peak / GIB:.1f} GiB, measured {peak / GIB:.1f} GiB"
+    return line

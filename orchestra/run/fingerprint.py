@@ -1,0 +1,116 @@
+"""What a stage's outcome depends on: settings, inputs, code. Libraries' versions are recorded in run.json instead."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from models.paths import model_path
+from orchestra.config.checks import references
+from orchestra.config.recipe import Recipe
+from orchestra.config.stage import EVALUATION, OUTPUTS, Stage
+from orchestra.config.words import is_local
+from orchestra.run.code import closure
+from orchestra.run.ledger import Fingerprint, LedgerEntry, sha256_of
+from settings import FREE, Node, Refers, marked, reference_of
+
+WEIGHTS_LIMIT = 2**30
+"""Bytes of a local model that are hashed whole; of larger ones the files' names and sizes count."""
+
+
+def fingerprint(recipe: Recipe, stage: Stage, entries: Mapping[str, LedgerEntry]) -> Fingerprint:
+    """The fingerprint of a stage, given the finished stages before it. Raises OSError where an input is missing."""
+    inputs = dict(_inputs(recipe, stage, entries))
+    files = frozenset(value for _, value, refers in _referred(recipe, stage) if is_local(value, refers))
+    config = dict(_flat("stage", stage)) | {"seed": recipe.seed}
+    for key in reads(stage):
+        config |= dict(_flat(key, _part(recipe, key)))
+    if "evaluation" in stage.gives:
+        config |= dict(_flat("evaluate", stage.evaluation(recipe)))
+    config = {key: _without_folder(value, files) for key, value in config.items()}
+    return Fingerprint(config, inputs, closure(type(stage).__module__, recipe.problems.domain))
+
+
+def reads(stage: Stage) -> tuple[str, ...]:
+    """The parts of the recipe that decide the stage's outcome, evaluation included."""
+    return (*stage.reads, *(EVALUATION if "evaluation" in stage.gives else ()))
+
+
+def hashed_outputs(stage: Stage, folder: Path) -> dict[str, str]:
+    """sha256 of what a stage wrote for later ones, and of whatever else its kind names, where it exists."""
+    names = [*(name for given in sorted(stage.gives) for name in OUTPUTS.get(given, ())), *stage.outputs]
+    return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}
+
+
+def _part(recipe: Recipe, key: str) -> object:
+    value: object = recipe
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _flat(prefix: str, value: object) -> Iterator[tuple[str, Any]]:
+    """Dotted key and plain value; keys that do not change the outcome are left out."""
+    if not isinstance(value, Node):
+        yield prefix, list(value) if isinstance(value, tuple) else value
+        return
+    free = marked(type(value), FREE)
+    for key in (*type(value).model_fields, *(value.__pydantic_extra__ or {})):
+        if key not in free:
+            yield from _flat(f"{prefix}.{key}", getattr(value, key))
+
+
+def _without_folder(value: Any, files: frozenset[str]) -> Any:
+    """Files count by their content; where they lie does not matter."""
+    if isinstance(value, list):
+        return [_without_folder(item, files) for item in value]
+    return Path(value).name if isinstance(value, str) and value in files else value
+
+
+def _inputs(recipe: Recipe, stage: Stage, entries: Mapping[str, LedgerEntry]) -> Iterator[tuple[str, str]]:
+    """The sha256 of every input by a name for people."""
+    parents = recipe.parents_of(stage.name)
+    for parent in parents:
+        yield from _given(parent, "policy", entries)
+    for key, value, refers in _referred(recipe, stage):
+        if value in refers.also:
+            continue
+        if refers.to == "model":
+            digest = _local_model(value)
+            if digest is not None:
+                yield f"{key} {value}", digest
+        elif is_local(value, refers):
+            yield f"{key} ({Path(value).name})", sha256_of(Path(value))
+        elif refers.to_stage and value not in parents:
+            yield from _given(value, refers.to, entries)
+
+
+def _given(name: str, what: str, entries: Mapping[str, LedgerEntry]) -> Iterator[tuple[str, str]]:
+    output = OUTPUTS[what][0]
+    yield f"{Path(output).parts[0]} of stage {name}", entries[name].outputs[output]
+
+
+def _referred(recipe: Recipe, stage: Stage) -> Iterator[tuple[str, str, Refers]]:
+    """(key, value, what it refers to) of everything outside the recipe that the stage's settings name."""
+    yield from references(stage, free=False)
+    for key in reads(stage):
+        section, _, name = key.rpartition(".")
+        if isinstance(part := _part(recipe, key), Node):
+            yield from references(part, f"{key}.", free=False)
+        elif part is not None and (refers := reference_of(type(_part(recipe, section)), name)) is not None:
+            yield key, part, refers
+
+
+@cache
+def _local_model(name: str) -> str | None:
+    """A digest of a model in a local folder or in the package; None for one of the Hub."""
+    folder = Path(model_path(name)).expanduser()
+    if not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".jinja"))
+    small = sum(path.stat().st_size for path in files) <= WEIGHTS_LIMIT
+    parts = [f"{path.name} {sha256_of(path) if small else path.stat().st_size}" for path in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

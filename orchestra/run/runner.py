@@ -1,0 +1,314 @@
+"""Runs a recipe: one folder per stage, finished stages skipped, everything else one clear message.
+
+What a stage does is in `orchestra/stages/`; here is when it runs, what is recorded, and how it may end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestra.config.faults import UserError, is_user_error
+from orchestra.config.recipe import Recipe
+from orchestra.config.stage import Stage
+from orchestra.plan.machine import peak_memory
+from orchestra.run import folder as run_folder
+from orchestra.run import gates, processes
+from orchestra.run.fingerprint import fingerprint, hashed_outputs
+from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult, sha256_of, write_json
+from orchestra.run.progress import Progress, chatter_to
+from orchestra.work.context import StageContext
+from settings import near
+
+if TYPE_CHECKING:
+    from orchestra.work.resources import Resources
+
+
+class StageError(UserError):
+    """A stage ended early. `exit_code` is the process's."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Fields:
+        results: of the finished stages in order, the base first; verdict: NO-GO where a gate stopped the recipe.
+    """
+
+    run_dir: Path
+    results: tuple[StageResult, ...]
+    verdict: str = "GO"
+
+
+@dataclass
+class Run:
+    """One run of a recipe in one folder.
+
+    Fields:
+        plan: what was planned, kept in run.json for the report.
+    """
+
+    recipe: Recipe
+    run_dir: Path
+    scale: str = "none"
+    source: str = ""
+    sets: tuple[str, ...] = ()
+    plan: Mapping[str, Any] | None = None
+    progress: Progress = field(default_factory=lambda: Progress(quiet=processes.rank() != 0))
+    _resources: Resources | None = None
+
+    def start(self, restart_from: str | None = None) -> Outcome:
+        """Run what is not finished. Raises UserError (and StageError) with a message for the user."""
+        first = processes.rank() == 0
+        with contextlib.ExitStack() as stack:
+            with _disk_errors(self.run_dir):
+                if first:
+                    stack.enter_context(run_folder.locked(self.run_dir))
+                    ledger = Ledger(self.run_dir)
+                    self._prepare(ledger, restart_from)
+                processes.barrier()
+                ledger = Ledger(self.run_dir)
+                if first:
+                    self._note_versions()
+            stack.callback(self._close)
+            stack.enter_context(_sigterm_as_interrupt())
+            verdict = "GO"
+            for index, stage in enumerate(self.recipe.all_stages):
+                try:
+                    result = self._stage(index, stage, ledger)
+                except KeyboardInterrupt:
+                    message = f"stopped in stage {stage.name!r}; the same command goes on from its last checkpoint"
+                    raise StageError(message, 130) from None
+                if result.gate == gates.NO_GO:
+                    verdict = gates.NO_GO
+                    break
+            return Outcome(self.run_dir, self._results(ledger), verdict)
+
+    # before the stages
+
+    def _prepare(self, ledger: Ledger, restart_from: str | None) -> None:
+        names = [stage.name for stage in self.recipe.all_stages]
+        if restart_from is not None:
+            if restart_from not in names:
+                hint = f"(stages: {', '.join(names)}){near(restart_from, names)}"
+                raise UserError(f"--restart-from {restart_from}: no such stage {hint}")
+            target = run_folder.set_aside(self.run_dir, ledger, names.index(restart_from))
+            if target is not None:
+                self.progress.say(f"stages from {restart_from!r} on are set aside in {target}")
+        gone = frozenset(name for name in ledger.entries if name not in names)
+        if gone:
+            target = run_folder.set_aside(self.run_dir, ledger, 100, gone)
+            self.progress.say(f"no longer in the recipe: {', '.join(sorted(gone))}; set aside in {target}")
+
+    def _note_versions(self) -> None:
+        about = run_folder.about(self.recipe, self.scale, self.source, self.sets) | {"plan": self.plan}
+        old = run_folder.read_json(self.run_dir / "run.json").get("versions", {})
+        changed = [
+            f"{name} {old[name]} -> {new}" for name, new in about["versions"].items() if old.get(name, new) != new
+        ]
+        if changed:
+            self.progress.say(f"other versions than this run began with: {', '.join(changed)}")
+        write_json(self.run_dir / "run.json", about)
+
+    # one stage
+
+    def _stage(self, index: int, stage: Stage, ledger: Ledger) -> StageResult:
+        with _disk_errors(self.run_dir):
+            place = run_folder.stage_folder(self.run_dir, index, stage.name)
+            label = f"[{index}/{len(self.recipe.stages)}] {stage.name}"
+            now = fingerprint(self.recipe, stage, ledger.entries)
+            entry = ledger.entries.get(stage.name)
+            if entry is not None:
+                self._must_be_same(stage, place, entry, now)
+                self.progress.say(f"{label}: finished before")
+            else:
+                entry = self._adopted(stage, place, now)
+                if entry is None:
+                    self._begin(stage, place, now)
+                    self.progress.say(f"{label}: {stage.summary(self.recipe)}")
+                    entry = self._execute(stage, place, ledger, now)
+                    self.progress.say(f"    {gates.sentence(entry.result)}")
+                if processes.rank() == 0:
+                    write_json(place / "result.json", entry.result.to_json())
+                    ledger.record(entry)
+                processes.barrier()
+                if processes.rank() != 0:
+                    ledger.entries = Ledger(self.run_dir).entries
+            if processes.rank() == 0:
+                shutil.rmtree(place / "checkpoints", ignore_errors=True)
+            return self._judged(stage, place, ledger)
+
+    def _must_be_same(self, stage: Stage, place: Path, entry: LedgerEntry, now: Fingerprint) -> None:
+        """A finished stage is as its ledger entry says, or the user is told what changed."""
+        remedy = f"run again with --restart-from {stage.name} (the old stages are set aside, not deleted)"
+        changes = now.changes_since(entry.fingerprint)
+        if entry.folder != place.name:
+            changes.insert(0, f"its place in the recipe {entry.folder[:2]} -> {place.name[:2]}")
+        if changes:
+            raise UserError(f"stage {stage.name!r} is finished, but since then changed: {_listed(changes)}; {remedy}")
+        for name, digest in entry.outputs.items():
+            path = place / name
+            if not path.is_file() or sha256_of(path) != digest:
+                what = "is not what the stage wrote" if path.is_file() else "is missing"
+                raise UserError(f"stage {stage.name!r} is finished, but {path} {what}; put it back, or {remedy}")
+
+    def _adopted(self, stage: Stage, place: Path, now: Fingerprint) -> LedgerEntry | None:
+        """A stage that was finished but not yet recorded when the process was killed."""
+        config = run_folder.read_json(place / "config.json")
+        result = run_folder.read_json(place / "result.json")
+        if not result or config.get("digest") != now.digest:
+            return None
+        return LedgerEntry(place.name, now, hashed_outputs(stage, place), StageResult.from_json(result))
+
+    def _begin(self, stage: Stage, place: Path, now: Fingerprint) -> None:
+        """Make the folder; what a killed run left in it stays only if it was begun with the same settings."""
+        if processes.rank() == 0:
+            place.mkdir(exist_ok=True)
+            old = run_folder.read_json(place / "config.json")
+            if old and old.get("digest") != now.digest:
+                changes = now.changes_since(Fingerprint(old["config"], old["inputs"], old["code"]))
+                raise UserError(
+                    f"stage {stage.name!r} was begun, but since then changed: {_listed(changes)}; "
+                    f"run again with --restart-from {stage.name} (what it has so far is set aside, not deleted)"
+                )
+            config = {"stage": stage.model_dump(mode="json"), "digest": now.digest, **dataclasses.asdict(now)}
+            write_json(place / "config.json", config)
+        processes.barrier()
+
+    def _execute(self, stage: Stage, place: Path, ledger: Ledger, now: Fingerprint) -> LedgerEntry:
+        suffix = f"-{processes.rank()}" if processes.rank() else ""
+        log = place / f"log{suffix}.txt"
+        start = time.monotonic()
+        try:
+            with chatter_to(log):
+                if self._resources is None:
+                    from orchestra.work.resources import Resources
+
+                    self._resources = Resources(self.recipe)
+                context = StageContext(
+                    recipe=self.recipe,
+                    stage=stage,
+                    folder=place,
+                    run_dir=self.run_dir,
+                    earlier={name: self.run_dir / entry.folder for name, entry in ledger.entries.items()},
+                    parents=self.recipe.parents_of(stage.name),
+                    resources=self._resources,
+                    progress=self.progress,
+                )
+                result = stage.run(context)
+        except Exception as error:  # the one place where anything that a stage may raise becomes a message
+            _append_traceback(log, error)
+            raise _explained(error, stage, log) from error
+        extra = result.extra | {"peak_memory_bytes": float(peak_memory())}
+        result = dataclasses.replace(result, seconds=result.seconds or time.monotonic() - start, extra=extra)
+        return LedgerEntry(place.name, now, hashed_outputs(stage, place), result)
+
+    # after a stage
+
+    def _judged(self, stage: Stage, place: Path, ledger: Ledger) -> StageResult:
+        """The stage's result with its gate's verdict, which is judged anew in every run: a gate may be changed."""
+        entry = ledger.entries[stage.name]
+        results = {name: other.result for name, other in ledger.entries.items()}
+        verdict = gates.judge(self.recipe, stage, results)
+        gate = verdict.word if verdict is not None else None
+        if gate != entry.result.gate:
+            entry = dataclasses.replace(entry, result=dataclasses.replace(entry.result, gate=gate))
+            if processes.rank() == 0:
+                write_json(place / "result.json", entry.result.to_json())
+                ledger.record(entry)
+            else:
+                ledger.entries[stage.name] = entry
+        if verdict is not None:
+            self.progress.say(f"    gate: {verdict.sentence}")
+            if verdict.word == gates.NO_GO:
+                self.progress.say(f"    {gates.best_so_far(self.run_dir, ledger.entries)}")
+        return entry.result
+
+    def _results(self, ledger: Ledger) -> tuple[StageResult, ...]:
+        return tuple(
+            ledger.entries[stage.name].result for stage in self.recipe.all_stages if stage.name in ledger.entries
+        )
+
+    def _close(self) -> None:
+        if self._resources is not None:
+            with chatter_to(self.run_dir / "log.txt"):
+                self._resources.close()
+
+
+def _listed(changes: list[str], limit: int = 8) -> str:
+    rest = f" and {len(changes) - limit} more" if len(changes) > limit else ""
+    return ", ".join(changes[:limit]) + rest
+
+
+def _explained(error: Exception, stage: Stage, log: Path) -> StageError:
+    if _disk_full(error):
+        return StageError(_no_space(log.parent))
+    if is_user_error(error):
+        return StageError(f"stage {stage.name!r}: {error}")
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else text[:297] + "..."
+    return StageError(f"stage {stage.name!r} failed: {type(error).__name__}: {text}\nthe whole story is in {log}")
+
+
+def _append_traceback(log: Path, error: Exception) -> None:
+    with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:  # the disk may be what is full
+        file.write("\n" + "".join(traceback.format_exception(error)))
+
+
+def _disk_full(error: BaseException) -> bool:
+    """Whether this, or what caused it, is a full disk; libraries in Rust and C++ only say so in words."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(seen) or "os error 28" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _no_space(place: Path) -> str:
+    return f"the disk with {place} is full; make room and run the same command, finished stages are kept"
+
+
+@contextlib.contextmanager
+def _disk_errors(place: Path) -> Iterator[None]:
+    """Our own files, too, may not fit the disk or not be writable."""
+    try:
+        yield
+    except OSError as error:
+        if _disk_full(error):
+            raise StageError(_no_space(place)) from error
+        raise StageError(f"{error.filename or place}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """A polite kill ends a run like Ctrl-C does."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        old = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread: the signal is not ours
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)

@@ -1,0 +1,44 @@
+"""base: stage 00 of every run, the evaluation of the untrained base as it is trained on, that is quantised."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from orchestra.config.stage import Gives, Stage
+from settings import Slug
+
+if TYPE_CHECKING:
+    from orchestra.config.recipe import Recipe
+    from orchestra.plan.estimate import Estimator, StagePlan
+    from orchestra.run.ledger import StageResult
+    from orchestra.work.context import StageContext
+
+
+class BaseStage(Stage):
+    """The evaluation of the untrained base. Not written in a recipe."""
+
+    written: ClassVar[bool] = False
+    gives: ClassVar[frozenset[Gives]] = frozenset({"evaluation"})
+    reads: ClassVar[tuple[str, ...]] = ("model.base", "model.quantize", "model.dtype")
+
+    kind: Literal["base"] = "base"
+    name: Slug = "base"
+
+    def plan(self, estimator: Estimator) -> StagePlan:
+        tokens, seconds = estimator.evaluation(self)
+        started = (tokens, seconds + estimator.device.start)
+        return estimator.row(self, started, estimator.serving(), data=estimator.held_out(self))
+
+    def summary(self, recipe: Recipe) -> str:
+        return f"evaluate {recipe.model.base}"
+
+    def run(self, context: StageContext) -> StageResult:
+        from orchestra.work.policies import evaluated, measured, serve, start_policy
+
+        served = serve(context, start_policy(context))
+        if served.engine.kind != "vllm":
+            context.progress.say(
+                "    vLLM is not used here: completions come from transformers' generate, which is slower"
+            )
+        evaluation, asked = evaluated(context)
+        return measured(context, evaluation, context.result(left_out=asked.left_out))

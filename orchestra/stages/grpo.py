@@ -1,0 +1,172 @@
+"""grpo: the policy is optimised for the reward, under a KL penalty that never falls from stage to stage."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from orchestra.config.checks import micro_batch_faults
+from orchestra.config.stage import Draft, Gives, Stage
+from rl.settings import GrpoSettings
+
+if TYPE_CHECKING:
+    from models.reference import Reference
+    from peft import PeftModel
+
+    from orchestra.config.recipe import Recipe
+    from orchestra.plan.estimate import Estimator, StagePlan
+    from orchestra.report.data import StageRecord
+    from orchestra.report.parts import Part, Tile
+    from orchestra.run.ledger import StageResult
+    from orchestra.work.context import StageContext
+
+# (metric, title, unit, whether it is a share)
+COURSES = (
+    ("reward", "Reward", "mean per completion", False),
+    ("kl", "KL to the reference", "nats per token (k3 estimate)", False),
+    ("entropy", "Entropy of the policy", "nats per token", False),
+    ("completion_length", "Completion length", "tokens", False),
+    ("truncated", "Truncated completions", "share cut off at the limit", True),
+    ("zero_variance_groups", "Groups without a signal", "all right or all wrong", True),
+)
+
+
+class GrpoStage(Stage, GrpoSettings):
+    """The policy is optimised for the reward (TRL GRPOTrainer; arXiv 2402.03300)."""
+
+    gives: ClassVar[frozenset[Gives]] = frozenset({"policy", "evaluation"})
+    reads: ClassVar[tuple[str, ...]] = ("model", "problems", "reward", "rollouts")
+
+    kind: Literal["grpo"]
+    """grpo"""
+
+    def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
+        before = self._grpo_before(draft)
+        if before is not None and self.beta < before.beta:
+            yield "beta", f"{self.beta:g} is less than {before.beta:g} in stage {before.name!r}; beta must not fall"
+        if (rollouts := draft.sections.get("rollouts")) is not None:
+            own = rollouts.overridden_by(self)
+            batch = own.group_size * own.prompts_per_step
+            yield from micro_batch_faults(self.micro_batch_size, batch, "group_size x prompts_per_step")
+
+    def _grpo_before(self, draft: Draft) -> GrpoStage | None:
+        """The nearest grpo stage among those whose policy it builds on."""
+        stage: Stage | None = self
+        while (stage := draft.parent_of(stage)) is not None:
+            if isinstance(stage, GrpoStage):
+                return stage
+        return None
+
+    def longest_completion(self, recipe: Recipe) -> int:
+        return max(super().longest_completion(recipe), recipe.rollouts.overridden_by(self).max_completion_tokens)
+
+    def plan(self, estimator: Estimator) -> StagePlan:
+        from models.sizes import completions_at_once
+        from orchestra.plan.estimate import FLOPS_FORWARD, FLOPS_TRAIN
+
+        rollouts = estimator.recipe.rollouts.overridden_by(self)
+        batch, limit = rollouts.group_size * rollouts.prompts_per_step, rollouts.max_completion_tokens
+        micro = completions_at_once(self.micro_batch_size, batch, limit, cuda=estimator.device.cuda)
+        generated, sampling = estimator.generate(estimator.base, batch, limit)
+        memory, again = estimator.training(self, micro * (estimator.longest_prompt + limit))
+        passes = (FLOPS_TRAIN + again * FLOPS_FORWARD) * self.num_iterations
+        passes += FLOPS_FORWARD if self.beta > 0 else 0.0
+        optimising = estimator.train(
+            batch * estimator.prompt + generated, self.num_iterations * math.ceil(batch / micro), passes
+        )
+        work = estimator.with_evaluation(self, self.steps * generated, self.steps * (sampling + optimising))
+        return estimator.row(
+            self, work, memory, data=estimator.recipe.problems.train, steps=self.steps, beta=self.beta,
+            reference=self.reference,
+        )  # fmt: skip
+
+    def summary(self, recipe: Recipe) -> str:
+        (parent,) = recipe.parents_of(self.name) or ("base",)
+        return f"grpo from {parent}, {self.steps} steps, beta {self.beta:g}, reference {self.reference}"
+
+    @classmethod
+    def report(cls, record: StageRecord) -> Iterator[Part]:
+        from orchestra.report.parts import Course
+
+        for key, title, note, share in COURSES:
+            yield Course(key, title, note, share=share)
+
+    @classmethod
+    def headline(cls, evaluated: Sequence[StageRecord]) -> Iterator[Tile]:
+        """What GRPO added: the last grpo stage against the last policy before it that was trained otherwise."""
+        from orchestra.report.parts import tile_of_gain
+
+        last = next((at for at, record in reversed(list(enumerate(evaluated))) if record.kind == "grpo"), None)
+        before = [r for r in evaluated[:last] if r.gives("imitation")] if last is not None else []
+        if before:
+            yield from tile_of_gain("GRPO", before[-1], evaluated[last])
+
+    def run(self, context: StageContext) -> StageResult:
+        from orchestra.work.policies import start_policy, steps_on, trained
+        from rl.train import train_grpo
+
+        recipe, resources = context.recipe, context.resources
+        rollouts = recipe.rollouts.overridden_by(self)
+        asked = resources.train()
+        policy = start_policy(context)
+        with context.progress.bar(f"{self.name}: optimise", self.steps, "steps") as bar:
+            outcome = train_grpo(
+                policy,
+                resources.tokenizer(),
+                asked,
+                resources.domain.rewards(recipe.reward, resources.format, rollouts.max_completion_tokens),
+                resources.served(),
+                self,
+                rollouts,
+                context.folder,
+                reference=self._reference(context, policy),
+                seed=context.seed,
+                report_to=recipe.report_to,
+                on_step=steps_on(bar, "reward"),
+            )
+        course = read_steps(context.folder / "metrics.jsonl")
+        if self.beta:
+            self._check_start(course[0].get("kl"))
+        result = context.result(engine_mismatch=outcome.engine_mismatch, base_sha256=outcome.base_sha256)
+        # a further iteration over the same rollouts has no tokens of its own
+        tokens = int(max(line.get("num_tokens", 0) for line in course))
+        result = replace(result, beta=self.beta, kl=last_quarter(course, "kl") if self.beta else None)
+        return trained(context, policy, result, steps=self.steps, tokens=tokens)
+
+    def _reference(self, context: StageContext, policy: PeftModel) -> Reference:
+        """What `reference:` names: the base, this stage's start, or an earlier stage's policy."""
+        from models.reference import Reference
+
+        from models.adapters import adapter_tensors, read_adapter
+
+        if self.reference == "base":
+            return Reference(self.reference, None)
+        if self.reference == "start":
+            return Reference(self.reference, adapter_tensors(policy))
+        return Reference(self.reference, read_adapter(context.adapter_of(self.reference)))
+
+    def _check_start(self, first_kl: float | None) -> None:
+        """With `start` as the reference the first step's KL is 0 within rounding, or it is not the start."""
+        from models.training import TrainingError
+
+        if self.reference == "start" and first_kl is not None and abs(first_kl) > 1e-3:
+            raise TrainingError(
+                f"KL to the stage's own start is {first_kl:.2g} at the first step; it must be 0, "
+                "so the reference is wrong"
+            )
+
+
+def read_steps(path: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def last_quarter(steps: Sequence[Mapping[str, float]], key: str) -> float | None:
+    """Mean of a metric over the last quarter of the steps that have it."""
+    values = [line[key] for line in steps if line.get(key) is not None]
+    tail = values[-max(1, len(values) // 4) :]
+    return sum(tail) / len(tail) if tail else None

@@ -1,0 +1,94 @@
+"""sft: the student imitates traces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from orchestra.config.checks import micro_batch_faults
+from orchestra.config.stage import Draft, Gives, Stage
+from sft.settings import SftSettings
+
+if TYPE_CHECKING:
+    from orchestra.config.recipe import Recipe
+    from orchestra.plan.estimate import Estimator, StagePlan
+    from orchestra.report.data import StageRecord
+    from orchestra.report.parts import Part
+    from orchestra.run.ledger import StageResult
+    from orchestra.work.context import StageContext
+    from sft.distill import Trace
+
+
+class SftStage(Stage, SftSettings):
+    """The student imitates traces (TRL SFTTrainer; loss on the completion only)."""
+
+    gives: ClassVar[frozenset[Gives]] = frozenset({"policy", "imitation", "evaluation"})
+    reads: ClassVar[tuple[str, ...]] = ("model", "rollouts.max_completion_tokens")
+
+    kind: Literal["sft"]
+    """sft"""
+
+    def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
+        yield from micro_batch_faults(self.micro_batch_size, self.batch_size, "batch_size")
+
+    def plan(self, estimator: Estimator) -> StagePlan:
+        from models.sizes import traces_at_once
+        from orchestra.plan.estimate import FLOPS_FORWARD, FLOPS_TRAIN
+
+        limit = estimator.recipe.rollouts.max_completion_tokens
+        micro = traces_at_once(self.micro_batch_size, self.batch_size, cuda=estimator.device.cuda)
+        longest = self.max_length or estimator.longest_prompt + limit
+        examples = self.steps * self.batch_size
+        tokens = int(examples * (estimator.prompt + limit * estimator.length_share))
+        memory, again = estimator.training(self, micro * longest)
+        passes = FLOPS_TRAIN + again * FLOPS_FORWARD
+        seconds = estimator.train(tokens, self.steps * math.ceil(self.batch_size / micro), passes)
+        return estimator.row(
+            self, estimator.with_evaluation(self, tokens, seconds), memory, data=", ".join(self.data), steps=self.steps
+        )
+
+    def summary(self, recipe: Recipe) -> str:
+        return f"sft on {', '.join(self.data)}, {self.steps} steps"
+
+    @classmethod
+    def report(cls, record: StageRecord) -> Iterator[Part]:
+        from orchestra.report.parts import Course
+
+        yield Course("loss", f"Loss of {record.name}", "nats per token", joined=False)
+
+    def run(self, context: StageContext) -> StageResult:
+        from models.prompts import render_prompt
+        from orchestra.work.policies import start_policy, steps_on, trained
+        from sft.train import train_sft
+
+        resources, rollouts = context.resources, context.recipe.rollouts
+        tokenizer = resources.tokenizer()
+        traces = [trace for source in self.data for trace in _traces(context, source)]
+        policy = start_policy(context)
+        with context.progress.bar(f"{self.name}: imitate", self.steps, "steps") as bar:
+            outcome = train_sft(
+                policy,
+                tokenizer,
+                [render_prompt(tokenizer, resources.format.messages(trace.question)) for trace in traces],
+                [trace.completion for trace in traces],
+                self,
+                context.folder,
+                max_length=self.max_length or rollouts.max_prompt_tokens + rollouts.max_completion_tokens,
+                seed=context.seed,
+                report_to=context.recipe.report_to,
+                on_step=steps_on(bar, "loss"),
+            )
+        passes = self.steps * self.batch_size / outcome.examples
+        tokens = round(outcome.completion_tokens * passes)
+        result = context.result(examples=outcome.examples, too_long=outcome.too_long, epochs=passes)
+        return trained(context, policy, result, steps=self.steps, tokens=tokens)
+
+
+def _traces(context: StageContext, source: str) -> list[Trace]:
+    from sft.distill import read_traces, traces_of_solutions
+
+    if source in context.earlier:
+        return read_traces(context.earlier[source] / "traces.jsonl")
+    resources = context.resources
+    return traces_of_solutions(resources.problems(source, "train"), resources.format, resources.tokenizer(), source)

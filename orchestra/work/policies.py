@@ -1,0 +1,169 @@
+"""Policies as stages hand them on: loaded from a stage's folder, served by the engine, evaluated, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from models.engines.protocol import Sampling
+from models.reference import Reference
+
+from evals.divergence import mean_kl
+from evals.evaluate import Evaluation, compare, evaluate
+from models.adapters import load_adapter, new_adapter, read_adapter, save_adapter
+from models.base import free_memory, load_base, trained_arithmetic
+from models.training import StepListener
+from orchestra.work.context import ADAPTER, StageContext
+from orchestra.work.resources import stage_seed
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from models.engines.serving import Served
+    from orchestra.run.ledger import StageResult
+    from orchestra.run.progress import Bar
+    from rewards.problems import Asked
+
+EVALUATION = "evaluation.json"
+KL_PROBLEMS = 32
+LOGITS = 2**27  # at once, of each policy: half a GiB in float32
+
+
+def start_policy(context: StageContext) -> PeftModel:
+    """The parent's policy on a freshly loaded base, or a new adapter where the parent is the base."""
+    model = context.recipe.model
+    free_memory()
+    base = load_base(model.base, model.quantize, model.dtype)
+    if context.parent is not None:
+        return load_adapter(base, context.adapter_of(context.parent))
+    return new_adapter(base, model.lora, seed=context.seed)
+
+
+def serve(context: StageContext, policy: PeftModel) -> Served:
+    """The run's engine, serving this policy (raises EngineError where it does not)."""
+    served = context.resources.served()
+    served.push(policy)
+    return served
+
+
+def evaluated(context: StageContext) -> tuple[Evaluation, Asked]:
+    """Evaluate what the engine serves on the stage's held-out problems and write evaluation.json."""
+    resources, settings = context.resources, context.stage.evaluation(context.recipe)
+    asked = resources.test(context.stage)
+    if asked.left_out:
+        context.progress.say(f"    {asked.left_out} test problems are too long for the model and left out")
+    passes = 2 if settings.greedy and settings.temperature else 1
+    with context.progress.bar(f"{context.stage.name}: evaluate", passes * len(asked.problems), "problems") as bar:
+        evaluation = evaluate(
+            resources.engine(),
+            asked,
+            settings,
+            resources.domain,
+            resources.format,
+            seed=context.recipe.seed,
+            stop_token_ids=(resources.tokenizer().eos_token_id,),
+            progress=bar.advance,
+        )
+    (context.folder / EVALUATION).write_text(evaluation.to_json())
+    return evaluation, asked
+
+
+def measured(context: StageContext, evaluation: Evaluation, result: StageResult) -> StageResult:
+    """The result with the evaluation's numbers and the paired differences to the stage before and to the base."""
+    sampled = evaluation.sampled
+    result = replace(
+        result,
+        accuracy=sampled.accuracy.estimate,
+        low=sampled.accuracy.low,
+        high=sampled.accuracy.high,
+        greedy_accuracy=evaluation.greedy.accuracy.estimate if evaluation.greedy else None,
+        mean_length=sampled.mean_length,
+        format_rate=sampled.format_rate,
+        truncation_rate=sampled.truncation_rate,
+        tokens=result.tokens + evaluation.tokens,
+        extra=result.extra | {f"pass@{k}": value for k, value in evaluation.pass_at_k.items()},
+    )
+    before = _evaluations_before(context)
+    comparable = [(name, other) for name, other in before if set(other.problem_ids) == set(evaluation.problem_ids)]
+    if comparable:
+        previous = compare(evaluation, comparable[-1][1], seed=context.recipe.seed)
+        result = replace(
+            result,
+            difference=previous.difference,
+            difference_low=previous.low,
+            difference_high=previous.high,
+            p_value=previous.p_value,
+            extra=result.extra | {"compared_to": comparable[-1][0]},
+        )
+    base = dict(comparable).get("base")
+    if base is not None:
+        to_base = compare(evaluation, base, seed=context.recipe.seed)
+        result = replace(result, base_difference=to_base.difference, base_p_value=to_base.p_value)
+    return result
+
+
+def _evaluations_before(context: StageContext) -> list[tuple[str, Evaluation]]:
+    found = [(name, folder / EVALUATION) for name, folder in context.earlier.items()]
+    return [(name, Evaluation.from_json(path.read_text())) for name, path in found if path.is_file()]
+
+
+def trained(context: StageContext, policy: PeftModel, result: StageResult, *, steps: int, tokens: int) -> StageResult:
+    """Save what was trained, evaluate it and say how far it went from base and SFT policy.
+
+    Args:
+        result: what the stage has to say of its training.
+        steps, tokens: optimizer steps, and tokens generated or trained on.
+    """
+    sha256 = save_adapter(policy, context.folder / ADAPTER)
+    serve(context, policy)
+    evaluation, asked = evaluated(context)
+    extra = result.extra | divergences(context, policy, asked)
+    result = replace(result, extra=extra, steps=steps, tokens=tokens, adapter_sha256=sha256)
+    return measured(context, evaluation, result)
+
+
+def divergences(context: StageContext, policy: PeftModel, asked: Asked) -> dict[str, float]:
+    """KL (nats a token, exact over the vocabulary) to the base and to the SFT policy, on the policy's own samples."""
+    resources, recipe = context.resources, context.recipe
+    prompts = asked.tokens[:KL_PROBLEMS]
+    sampling = Sampling(
+        context.stage.evaluation(recipe).max_completion_tokens,
+        temperature=1.0,
+        top_p=1.0,
+        stop_token_ids=(resources.tokenizer().eos_token_id,),
+    )
+    seeds = [stage_seed(recipe, f"kl-{i}") for i in range(len(prompts))]
+    groups = resources.engine().generate(prompts, sampling, seeds)
+    sequences = [(prompt, group[0].token_ids) for prompt, group in zip(prompts, groups, strict=True)]
+    found = {"kl_to_base": _kl(policy, Reference("base", None), sequences)}
+    imitated = next((s.name for s in recipe.stages if "imitation" in s.gives and s.name in context.earlier), None)
+    if imitated is not None:
+        reference = Reference(imitated, read_adapter(context.adapter_of(imitated)))
+        reference.replace(policy)
+        found["kl_to_sft"] = _kl(policy, reference, sequences)
+    return found
+
+
+def _kl(policy: PeftModel, reference: Reference, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> float:
+    policy.eval()
+
+    def reference_logits(ids: torch.Tensor, attention_mask: torch.Tensor) -> object:
+        with reference.active(policy):
+            return policy(ids, attention_mask=attention_mask)
+
+    longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
+    rows = max(1, min(8, LOGITS // (longest * policy.config.vocab_size)))
+    with trained_arithmetic(policy):
+        return mean_kl(policy, reference_logits, sequences, batch_size=rows, device=policy.device).kl
+
+
+def steps_on(bar: Bar, shown: str) -> StepListener:
+    """Keeps a bar at the trainer's step and shows one of its metrics."""
+
+    class Listener(StepListener):
+        def __call__(self, step: int, line: Mapping[str, float] | None) -> None:
+            bar.at(step, f"{shown} {line[shown]:.3f}" if line is not None and shown in line else None)
+
+    return Listener()

@@ -1,0 +1,285 @@
+"""Loading: files, scales and overrides, and what is said about every mistake."""
+
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestra.config import loading as load
+from orchestra.config.faults import RecipeError, UserError
+from orchestra.config.loading import choose_scale, load_recipe, unused_scale_stages
+from orchestra.config.yamlfile import parse
+from orchestra.plan import machine
+
+TEXT = """\
+name: mine
+model: {base: embedded/student}
+problems: {train: embedded, test: embedded}
+stages:
+  - {name: traces, kind: distill, teacher: embedded/teacher}
+  - {name: imitate, kind: sft, data: traces, steps: 100, learning_rate: 1e-4}
+  - {name: explore, kind: grpo, steps: 200, learning_rate: 1e-5}
+"""
+BOMB = "a0: &a0 [1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9)
+)
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """written(text) -> path, in a working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text, name="mine.yaml"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return f"./{name}"
+
+    return write
+
+
+def faults(name, scale=None, sets=()):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(name, scale, sets)
+    return str(error.value).splitlines()
+
+
+def test_exponents_are_numbers(written):
+    assert load_recipe(written(TEXT), None).stages[1].learning_rate == 1e-4
+
+
+def test_every_mistake_at_once_with_file_line_stage_key_and_remedy(written):
+    text = TEXT.replace("steps: 200", "stps: 200, reference: imitat").replace("name: mine", "name: mine\nsed: 4")
+    lines = faults(written(text + "rollouts: {group_size: 1}\n"))
+    assert lines == [
+        "mine.yaml:2: sed: unknown key; did you mean 'seed'?",
+        "mine.yaml:9: rollouts.group_size: 1 must be at least 2",
+        "mine.yaml:8: stage 'explore': reference: 'imitat' is not an earlier stage (earlier: traces, imitate); "
+        "did you mean 'imitate'?",
+        "mine.yaml:8: stage 'explore': steps: missing; optimizer steps",
+        "mine.yaml:8: stage 'explore': stps: unknown key; did you mean 'steps'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("# only a comment", "is empty"),
+        ("- a\n- b", "holds a list; a mapping"),
+        ("just text", "holds a text"),
+        ("name: a\nname: b", 'bad.yaml:2: found duplicate key "name"; keep one of the two'),
+        ("name: [1, 2", "bad.yaml:1: not YAML"),
+        ("name: a\n\tseed: 1", "bad.yaml:2: "),
+        ("name: a\n---\nname: b", "a second document"),
+        ("name: !!python/object:os.system x", "bad.yaml:1: a tag"),
+        ("name: !!timestamp x", "bad.yaml"),
+        ("name: 'open", "not YAML"),
+        ("name: *nowhere", "not YAML"),
+        ("? [a, b]\n: 1", "is not a possible key"),
+        ("name: 2020-01-01", "is a date or binary"),
+        ("name: &a [*a]", "an alias"),
+        (b"name: \xff\xfe", "byte 6 is not UTF-8"),
+        (b"name: a\x00b", "is not YAML"),
+        ("a: " + "[" * 3000 + "]" * 3000, "nested"),
+        ("x: " + "y" * 1_000_000, "is 1,000,003 bytes; a recipe has at most 262,144"),
+        ("a: {<<: [{b: 1}], <<: 3}", "bad.yaml"),
+        (BOMB, "holds more than 20,000 values"),
+    ],
+)  # fmt: skip
+def test_what_is_not_a_recipe_is_one_message(written, text, said):
+    lines = faults(written(text, "bad.yaml"))
+    assert len(lines) == 1 and lines[0].startswith("bad.yaml") and said in lines[0], lines
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("steps: 200", "steps: '200'", "'200' is text; a whole number is needed; remove the quotes"),
+        ("steps: 200", "steps: 200.0", "200.0 is a decimal number; a whole number is needed"),
+        ("steps: 200", "steps: yes", "'yes' is text; a whole number is needed"),
+        ("steps: 200", "steps: true", "True is a truth value; a whole number is needed"),
+        ("steps: 200", "steps: null", "has no value; a whole number is needed"),
+        ("steps: 200", "steps: 0", "0 must be more than 0"),
+        ("steps: 200", "steps: [200]", "[200] is a list; a whole number is needed"),
+        ("steps: 200", "steps: 99999999999999999999", "must be at most"),
+        ("kind: grpo", "kind: gpro", "'gpro' is not one of distill, evaluate, export, grpo, sft; did you mean 'grpo'?"),
+        ("kind: grpo, ", "", "kind: missing; one of"),
+        ("kind: grpo", "kind: [grpo]", "is not one of distill"),
+        ("name: explore", "name: Explore", "use lower-case letters"),
+        ("name: explore", "name: 'größe'", "use lower-case letters"),
+        ("name: explore, ", "", "stage number 3: name: missing"),
+        ("1e-5", ".nan", "nan is not a finite number"),
+        ("model: {base: embedded/student}", "model: embedded/student", "a mapping (`key: value`) is needed with base"),
+        ("model: {base: embedded/student}", "model: {}", "model.base: missing; hub id"),
+        ("model: {base: embedded/student}", "model: {base: ''}", "model.base: must not be empty"),
+        ("  - {name: traces", "  - 5\n  - {name: traces", "stage number 1: 5 is a whole number; a mapping"),
+        ("train: embedded", "train: nowhere.jsonl", "problems.train: 'nowhere.jsonl': no such file"),
+        ("train: embedded", "train: embeded", "problems.train: 'embeded' is neither `embedded` nor a .jsonl file"),
+        ("test: embedded", "test: embedded, format: think-boxd", "is not a format (there are: think-boxed"),
+        ("base: embedded/student", "base: embedded/studnt", "did you mean 'embedded/student'?"),
+        ("base: embedded/student", "base: /nowhere/at/all", "is not a folder with a model"),
+        ("teacher: embedded/teacher", "teacher: embedded/theacher", "teacher: 'embedded/theacher' is not shipped"),
+        ("train: embedded", "train: .", "problems.train: '.': is a folder"),
+        ("data: traces", "data: more/traces.jsonl", "stage 'imitate': data: 'more/traces.jsonl': no such file"),
+        ("name: mine", "name: mine\nreward: {file: mine.py}", "reward.file: 'mine.py': no such file"),
+    ],
+)  # fmt: skip
+def test_messages(written, old, new, said):
+    assert old in TEXT
+    lines = faults(written(TEXT.replace(old, new)))
+    assert any(said in line for line in lines), lines
+    assert all(line.startswith("mine.yaml") for line in lines)
+
+
+def test_local_files_are_found_beside_the_recipe_too(written, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "train.jsonl").write_text("{}")
+    recipe = load_recipe(written(TEXT.replace("train: embedded", "train: train.jsonl"), "sub/mine.yaml"), None)
+    assert os.path.samefile(recipe.problems.train, tmp_path / "sub" / "train.jsonl")
+
+
+def test_which_recipe(written, tmp_path):
+    (tmp_path / "recipes").mkdir()
+    written(TEXT, "recipes/mine.yaml")
+    assert load_recipe("mine", None).name == "mine"
+    with pytest.raises(UserError, match="did you mean 'mine'"):
+        load_recipe("mien", None)
+    with pytest.raises(UserError, match="there is no such file"):
+        load_recipe("./nothing.yaml", None)
+    with pytest.raises(UserError, match="is a folder"):
+        load_recipe("./recipes/", None)
+    with pytest.raises(UserError, match="did you mean 'embedded'"):
+        load_recipe("mine", "embeded")
+
+
+# overrides
+
+
+@pytest.mark.parametrize(
+    ("sets", "get", "value"),
+    [
+        (["seed=2"], lambda recipe: recipe.seed, 2),
+        (["stages.explore.beta=1e-3"], lambda recipe: recipe.stages[2].beta, 1e-3),
+        (["model.lora.rank=8"], lambda recipe: recipe.model.lora.rank, 8),
+        (["stages.*.steps=3"], lambda recipe: [stage.steps for stage in recipe.stages[1:]], [3, 3]),
+        (["stages.explore.gate.min_difference=-0.5"], lambda recipe: recipe.stages[2].gate.min_difference, -0.5),
+        (["model.lora.targets=[q_proj]"], lambda recipe: recipe.model.lora.targets, ("q_proj",)),
+        (["evaluate.samples=2", "evaluate.pass_at_k=[1, 2]"], lambda recipe: recipe.evaluate.pass_at_k, (1, 2)),
+        (["stages.explore.steps=1", "stages.explore.steps=2"], lambda recipe: recipe.stages[2].steps, 2),
+        (["problems.train_limit="], lambda recipe: recipe.problems.train_limit, None),
+    ],
+)
+def test_set(written, sets, get, value):
+    assert get(load_recipe(written(TEXT), None, sets)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed", "write it as key=value"),
+        ("=3", "write it as key=value"),
+        ("stages..beta=3", "write it as key=value"),
+        ("seed=x", "--set seed=x: seed: 'x' is text; a whole number is needed"),
+        ("sed=2", "sed: unknown key; did you mean 'seed'?"),
+        ("seed.x=2", "seed is 17, which has no keys"),
+        (
+            "stages.explor.beta=0",
+            "no stage is called 'explor' (stages: traces, imitate, explore); did you mean 'explore'?",
+        ),
+        ("stages.explore=3", "name a key of the stage too"),
+        ("stages.*.stepz=3", "no such stage has the key 'stepz'; did you mean 'steps'?"),
+        ("stages.explore.betta=3", "stage 'explore': betta: unknown key; did you mean 'beta'?"),
+        ("stages.explore.beta=[", "not YAML"),
+        ("stages.explore.beta=!mine 3", "a tag"),
+        ("stages=3", "3 is a whole number; a list is needed"),
+        ("model=3", "a mapping (`key: value`) is needed"),
+        ("problems.train=/nowhere/x.jsonl", "problems.train: '/nowhere/x.jsonl': no such file"),
+    ],
+)
+def test_wrong_set(written, text, said):
+    lines = faults(written(TEXT + "seed: 17\n"), None, [text])
+    assert len(lines) == 1 and lines[0].startswith("--set") and said in lines[0], lines
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=40), st.text(max_size=30))
+def test_no_override_ends_in_anything_but_a_message(key, value):
+    try:
+        load_recipe("40d", "embedded", [f"{key}={value}", f"stages.explore.{key}={value}"])
+    except UserError as error:
+        assert str(error)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(alphabet=st.sampled_from(list("ab:-[]{}&*!#|>'\"%@`,? \n\t0é🙂")), max_size=60))
+def test_no_text_ends_in_anything_but_a_message(text):
+    try:
+        parse(text, "here")
+    except RecipeError as error:
+        assert str(error).startswith("here")
+
+
+# scales
+
+
+def scale_of(written, text):
+    return written(text, "scales/tiny.yaml")
+
+
+def test_a_scale_casts_the_recipe(written):
+    path = scale_of(written, "kinds: {grpo: {steps: x 0.15, learning_rate: x 30}}\nstages: {imitate: {steps: 7}}\n"
+                             "model: {base: other/base, lora: {rank: 8}}\n")  # fmt: skip
+    recipe = load_recipe(written(TEXT), path)
+    assert (recipe.stages[2].steps, recipe.stages[2].learning_rate, recipe.stages[1].steps) == (30, 3e-4, 7)
+    assert (recipe.model.base, recipe.model.lora.rank) == ("other/base", 8)
+    assert load_recipe(written(TEXT), path, ["stages.explore.steps=4"]).stages[2].steps == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kinds: {grpo: {beta: 0.1}}", "tiny.yaml:1: kinds.grpo.beta: a scale says how big, never what is learned"),
+        ("kinds: {grpo: {bta: 0.1}}", "kinds.grpo.bta: unknown key"),
+        ("kinds: {gpro: {steps: 1}}", "kinds.gpro: not a kind of stage; one of distill, evaluate, export, grpo, sft; "
+                                      "did you mean 'grpo'?"),
+        ("reward: {format: 0.5}", "a scale has the sections model, problems, rollouts, evaluate, kinds, stages"),
+        ("seed: 3", "a scale has the sections"),
+        ("problems: {format: boxed}", "never what is learned"),
+        ("model: {lora: {dropout: 0.1}}", "never what is learned"),
+        ("model: 3", "3 is not a mapping"),
+        ("kinds: [1]", "[1] is not a mapping"),
+        ("stages: {explore: 3}", "3 is not a mapping"),
+        ("rollouts: {group_size: 1}", "tiny.yaml (rollouts.group_size): rollouts.group_size: 1 must be at least 2"),
+        ("kinds: {sft: {max_length: x 2}}", "the recipe has none here"),
+        ("kinds: {sft: {steps: x y}}", "'x y' is text; a whole number is needed"),
+    ],
+)  # fmt: skip
+def test_a_scale_says_how_big_never_what_is_learned(written, text, said):
+    lines = faults(written(TEXT), scale_of(written, text))
+    assert any(said in line for line in lines), lines
+
+
+def test_scale_auto(monkeypatch):
+    monkeypatch.setattr(machine, "gpus", lambda: ())
+    assert choose_scale("auto").name == "embedded" and "no CUDA device" in choose_scale("auto").why
+    monkeypatch.setattr(machine, "gpus", lambda: (machine.Gpu("H100", 2**36),))
+    assert choose_scale("auto").name == "gpu" and "1 x H100" in choose_scale("auto").why
+
+
+def test_no_gpu_where_none_is_visible(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    machine.gpus.cache_clear()
+    assert machine.gpus() == ()
+    machine.gpus.cache_clear()
+
+
+def test_shipped_scales_name_only_stages_that_exist(written):
+    assert unused_scale_stages() == []
+    written("stages: {nowhere: {steps: 3}}", "recipes/x.yaml")
+    (load.Path.cwd() / "recipes" / "scales").mkdir()
+    written("stages: {explor: {steps: 3}}", "recipes/scales/odd.yaml")
+    (load.Path.cwd() / "recipes" / "x.yaml").write_text(TEXT)
+    assert any("stages.explor: no recipe has a stage of that name" in line for line in unused_scale_stages())

@@ -1,0 +1,179 @@
+"""The planner: shapes against published counts, formulas against hand-worked numbers, verdicts, speed."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from models.sizes import activation_bytes
+from models.training import checkpoints_activations
+from orchestra.config.loading import load_recipe
+from orchestra.plan import estimate as planning
+from orchestra.plan import shapes
+from orchestra.plan.devices import GIB, device_of
+from orchestra.plan.estimate import Estimator, estimate
+from orchestra.plan.machine import Gpu, Machine
+from orchestra.plan.table import beside, show
+from orchestra.run.ledger import StageResult
+
+LAPTOP = Machine(cores=2, memory=24 * GIB, gpus=())
+SMALL = Machine(cores=2, memory=2 * GIB, gpus=())
+H100 = Machine(cores=16, memory=128 * GIB, gpus=(Gpu("NVIDIA H100 80GB HBM3", 80 * GIB),))
+LITTLE_GPU = Machine(cores=8, memory=32 * GIB, gpus=(Gpu("NVIDIA GeForce RTX 3090", 24 * GIB),))
+
+
+@pytest.mark.parametrize(
+    ("model", "billions"),
+    [
+        ("Qwen/Qwen2.5-0.5B", 0.494),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1.54),
+        ("Qwen/Qwen2.5-3B", 3.09),
+        ("Qwen/Qwen2.5-7B", 7.62),
+        ("Qwen/Qwen2.5-14B-Instruct", 14.8),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1.78),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7.62),
+    ],
+)
+def test_known_shapes_have_their_published_size(model, billions):
+    assert shapes.shape_of(model).parameters / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_shapes_from_a_config_at_hand(tmp_path, monkeypatch):
+    config = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+              "intermediate_size": 16, "vocab_size": 100, "tie_word_embeddings": True}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shape = shapes.shape_of(str(tmp_path))
+    # q 8x8, k and v 8x4, o 8x8, three times 8x16, in 2 blocks; a tied embedding
+    assert shape.block_parameters == 2 * (64 + 2 * 32 + 64 + 3 * 128) and shape.parameters == 2 * 576 + 800
+    assert shape.adapter_parameters(2, ["q_proj", "down_proj", "no_such"]) == 2 * (2 * 16 + 2 * 24)
+    assert shape.kv_per_token == 2 * 2 * 1 * 4
+    cached = tmp_path / "hub" / "models--some--model" / "snapshots" / "abc"
+    cached.mkdir(parents=True)
+    (cached / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert shapes.shape_of("some/model") == shape
+    (cached / "config.json").write_text("{}")
+    assert shapes.shape_of("some/model") is None
+
+
+@pytest.mark.parametrize("model", ["someone/unknown-70b", "Qwen/Qwen2.5-999B", "gpt2"])
+def test_an_unknown_model_is_said_to_be_unknown(model):
+    recipe = load_recipe("40d", "gpu", [f"model.base={model}"])
+    made = estimate(recipe, H100, "gpu")
+    assert not made.fits and made.stages == () and model in made.reason
+
+
+def test_every_stage_is_planned():
+    made = estimate(load_recipe("40d", "embedded"), LAPTOP, "embedded")
+    assert [stage.name for stage in made.stages] == [
+        "base",
+        "traces",
+        "imitate",
+        "explore",
+        "consolidate",
+        "polish",
+        "release",
+    ]
+    explore = made.stages[3]
+    assert (explore.parent, explore.beta, explore.reference, explore.steps) == ("imitate", 0.0, "start", 30)
+    assert made.fits and made.seconds < 480 and made.peak < 6 * GIB
+    assert json.loads(json.dumps(made.to_json()))["stages"][3]["seconds"] == pytest.approx(explore.seconds, abs=0.1)
+
+
+def test_tokens_by_hand():
+    recipe = load_recipe(
+        "40d", "embedded", ["stages.traces.problems=100", "stages.traces.samples=3", "stages.traces.max_tokens=50"]
+    )
+    traces = estimate(recipe, LAPTOP).stages[1]
+    assert traces.tokens == 100 * 3 * 50 * planning.EMBEDDED_LENGTH_SHARE
+
+
+def test_logits_by_hand():
+    recipe = load_recipe("40d", "gpu", ["stages.explore.micro_batch_size=2"])
+    parts = recipe.stage("explore").plan(Estimator(recipe, device_of(H100, "gpu"))).memory
+    # 2 x 2048 tokens, of the vocabulary 32,768 words at once, 12 bytes each
+    assert parts["logits"] == 4096 * 32768 * 12
+    assert parts["optimizer"] == 8 * shapes.QWEN["3b"].adapter_parameters(32, recipe.model.lora.targets)
+
+
+def test_more_of_everything_takes_more():
+    def seconds(*sets):
+        return estimate(load_recipe("40d", "embedded", sets), LAPTOP).stages[4].seconds
+
+    base = seconds()
+    for setting in ("stages.consolidate.steps=60", "rollouts.group_size=16", "evaluate.samples=16",
+                    "rollouts.max_completion_tokens=200", "stages.consolidate.num_iterations=2"):  # fmt: skip
+        assert seconds(setting) > base, setting
+
+
+def test_activations_dominate_large_micro_batches_and_the_remedy_says_so():
+    sets = ["stages.*.micro_batch_size=32", "stages.imitate.gradient_checkpointing=false"]
+    made = estimate(load_recipe("40d", "gpu", sets), H100, "gpu")
+    assert not made.fits and "activations takes most; lower stages.imitate.micro_batch_size" in made.reason
+
+
+def test_an_engine_needs_room_for_its_cache():
+    """The 7B teacher has 7.62e9 parameters of 2 bytes, 14.2 GiB; 0.35 of 40 GiB is 14.0."""
+    machine = Machine(16, 128 * GIB, (Gpu("NVIDIA A100", 40 * GIB),))
+    made = estimate(load_recipe("40d", "gpu"), machine, "gpu")
+    assert not made.fits and "Qwen-7B takes 14.2 GiB in vLLM, whose share is 14.0" in made.reason
+    assert "gpu_memory_utilization (0.35)" in made.reason
+    assert estimate(load_recipe("40d", "gpu", ["rollouts.gpu_memory_utilization=0.42"]), machine, "gpu").fits
+
+
+def test_a_teacher_stands_beside_the_bases_engine():
+    traces = estimate(load_recipe("40d", "gpu"), H100, "gpu").stages[1].memory
+    assert traces["other engines"] == int(0.35 * 80 * GIB) == traces["engine weights"] + traces["KV"]
+    # a teacher of the base's own shape is a teacher all the same; a `self` teacher is the base's engine
+    for teacher, others in (("Qwen/Qwen2.5-3B-Instruct", int(0.35 * 80 * GIB)), ("self", 0)):
+        made = estimate(load_recipe("40d", "gpu", [f"stages.traces.teacher={teacher}"]), H100, "gpu")
+        assert made.stages[1].memory["other engines"] == others
+
+
+def test_verdicts():
+    assert estimate(load_recipe("40d", "gpu"), H100, "gpu").fits
+    assert not estimate(load_recipe("40d", "gpu"), LITTLE_GPU, "gpu").fits
+    here = estimate(load_recipe("40d", "gpu"), LAPTOP, "gpu")
+    assert not here.fits and "no CUDA device here" in here.reason and here.stages
+    assert not estimate(load_recipe("40d", "embedded"), SMALL, "embedded").fits
+
+
+def test_activations_by_hand():
+    """3B: a block keeps 16 x 2048 + 3 x 11008 = 65,792 numbers of 2 bytes a token, 36 blocks 4.7 MB; the block's input
+    alone is 2048. A pass of 4 x 2,560 tokens takes 48.5 GB, with checkpointing 2.9 GB."""
+    per_token = 36 * 65_792 * 2
+    assert activation_bytes(1, hidden=2048, mlp=11008, layers=36, number=2, checkpointing=False) == per_token
+    again = activation_bytes(1, hidden=2048, mlp=11008, layers=36, number=2, checkpointing=True)
+    assert again == (36 * 2048 + 65_792) * 2
+
+    def stage(memory, setting=None):
+        recipe = load_recipe("40d", "gpu", [f"stages.explore.gradient_checkpointing={setting}"] if setting else [])
+        machine = Machine(16, 128 * GIB, (Gpu("NVIDIA H200", memory * GIB),))
+        made = recipe.stage("explore").plan(Estimator(recipe, device_of(machine, "gpu")))
+        tokens = 4 * (512 + 2048)
+        return made.memory["activations"] // tokens, made.seconds
+
+    assert stage(141)[0] == per_token  # of 141 GiB the engine leaves 92
+    assert stage(48)[0] == again  # of 48 GiB it leaves 31
+    assert stage(141, "true")[0] == again and stage(48, "false")[0] == per_token
+    # a further forward pass: 8 FLOPs per parameter and token instead of 6
+    assert stage(141, "true")[1] > stage(141)[1]
+
+
+def test_on_a_cpu_activations_are_kept_unless_asked():
+    assert not checkpoints_activations(None, None, 10**9) and checkpoints_activations(True, None, 1)
+
+
+def test_a_plan_is_shown_with_its_numbers(tmp_path):
+    made = estimate(load_recipe("40d", "gpu"), LAPTOP, "gpu")
+    with open(tmp_path / "out", "w", encoding="utf-8") as file:
+        show(made, Console(file=file, width=200))
+    text = (tmp_path / "out").read_text()
+    for word in ("consolidate", "0.001", "logits", "KV", "optim", "params", "does not fit this machine"):
+        assert word in text
+
+
+def test_planned_beside_measured():
+    results = (StageResult("a", "sft", seconds=120.0), StageResult("b", "grpo", seconds=30.0))
+    line = beside({"a": 100.0, "b": 50.0, "c": 1000.0}, results, 2 * GIB, 3 * GIB)
+    assert line == "time: planned 2:30, measured 2:30 (+0%); memory: planned 2.0 GiB, measured 3.0 GiB"

@@ -1,0 +1,117 @@
+"""The import closure by which a fingerprint knows a stage's code, on a copy of the program whose files are edited."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PACKAGES = ("orchestra", "sft", "rl", "evals", "models", "rewards", "settings", "recipes")
+STAGES = ["base", "distill", "evaluate", "export", "grpo", "sft"]
+PROGRAM = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from orchestra.run.code import closure
+kinds = ("base", "distill", "evaluate", "export", "grpo", "sft")
+print(json.dumps({kind: closure(f"orchestra.stages.{kind}", "math") for kind in kinds}))
+heavy = sorted({"torch", "trl", "vllm", "sympy"} & set(sys.modules))
+assert not heavy, f"walking imported {heavy}"
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("program")
+    for package in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+    return folder
+
+
+def closures(folder: Path) -> dict[str, dict[str, str]]:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", PROGRAM, str(folder)], capture_output=True, text=True, timeout=60, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def before(copy):
+    return closures(copy)
+
+
+def changed(copy: Path, before: dict, file: str, more: str = "\nADDED = 1\n") -> list[str]:
+    """The kinds whose code is another after this is added to a file; the file is then put back."""
+    path = copy / file
+    text = path.read_text()
+    path.write_text(text + more)
+    try:
+        after = closures(copy)
+    finally:
+        path.write_text(text)
+    return [kind for kind in STAGES if after[kind] != before[kind]]
+
+
+@pytest.mark.parametrize(
+    ("file", "kinds"),
+    [
+        ("orchestra/stages/grpo.py", ["grpo"]),
+        ("orchestra/stages/distill.py", ["distill"]),
+        ("rl/trainer.py", ["grpo"]),
+        ("rl/batches.py", ["grpo"]),
+        ("sft/train.py", ["sft"]),
+        ("sft/distill.py", ["distill", "sft"]),
+        ("evals/statistics.py", [kind for kind in STAGES if kind not in ("export",)]),
+        ("rewards/math/domain.py", STAGES),
+        ("orchestra/work/resources.py", STAGES),
+        ("models/base.py", STAGES),
+        ("orchestra/report/page.py", []),
+        ("orchestra/report/charts.py", []),
+        ("orchestra/plan/estimate.py", []),
+        ("orchestra/config/checks.py", []),
+        ("orchestra/run/runner.py", []),
+        ("orchestra/cli.py", []),
+    ],
+)
+def test_what_an_edit_changes(copy, before, file, kinds):
+    assert changed(copy, before, file) == kinds
+
+
+def test_comments_and_docstrings_change_nothing(copy, before):
+    assert changed(copy, before, "orchestra/stages/grpo.py", "\n# a remark\n'''and a text'''\n") == []
+
+
+def test_a_helper_counts_as_soon_as_it_is_imported(copy, before):
+    (copy / "rl" / "helper.py").write_text("def helped():\n    from rl import further\n")
+    (copy / "rl" / "further.py").write_text("")
+    assert changed(copy, before, "rl/helper.py") == []
+    path = copy / "rl" / "batches.py"
+    text = path.read_text()
+    path.write_text(text + "\n\ndef late():\n    import rl.helper\n")
+    try:
+        own = closures(copy)
+        assert {"rl.helper", "rl.further"} <= set(own["grpo"]) and "rl.helper" not in own["sft"]
+        assert changed(copy, own, "rl/further.py") == ["grpo"]
+    finally:
+        path.write_text(text)
+
+
+def test_what_only_type_checkers_import_does_not_count(copy, before):
+    more = "\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sft.distill\nelse:\n    import sft.train\n"
+    path = copy / "rl" / "kl.py"
+    text = path.read_text()
+    path.write_text(text + more)
+    try:
+        found = set(closures(copy)["grpo"])
+    finally:
+        path.write_text(text)
+    assert "sft.train" in found and "sft.distill" not in found
+
+
+def test_the_children_that_compare_formulas_count(before):
+    """Started as a process of their own, not imported."""
+    assert any("symbolic" in name and "work" in name for name in before["grpo"])

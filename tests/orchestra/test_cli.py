@@ -1,0 +1,156 @@
+"""The command line as a user meets it: exit codes, messages, JSON."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_stages import STAGES, Fake
+
+from orchestra import cli, cli_export
+from orchestra.run.ledger import Ledger
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def orchestra(tmp_path, monkeypatch, capfd):
+    """orchestra("check") -> (exit code, standard output, standard error), in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["orchestra", *arguments])
+        code = cli.main()
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Stages that pretend."""
+    one = Fake().instead(monkeypatch)
+    monkeypatch.setattr(cli_export, "export_run", lambda run_dir, to: f"{run_dir} exported to {to}")
+    return one
+
+
+def test_check(orchestra):
+    code, out, _ = orchestra("check")
+    assert code == 0 and "40d at scale embedded: 6 stages, valid" in out
+
+
+def test_check_reports_everything_once(orchestra, tmp_path):
+    (tmp_path / "bad.yaml").write_text("name: bad\nsed: 1\n")
+    code, out, err = orchestra("check", "./bad.yaml", "40d")
+    assert code == 1 and "40d at scale gpu" in out
+    assert err.startswith("orchestra: bad.yaml:2: sed: unknown key; did you mean 'seed'?")
+    assert err.count("bad.yaml:2: sed") == 1 and "stages: missing" in err and "Traceback" not in err
+
+
+def test_check_takes_less_than_a_second():
+    """Of processor time, which other work on the machine does not lengthen."""
+    text = (
+        "import sys, time; from orchestra.cli import main; sys.argv = ['orchestra', 'check']; code = main()\n"
+        "print(time.process_time(), file=sys.stderr); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", text]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0 and float(done.stderr.split()[-1]) < 1.0
+
+
+def test_plan(orchestra):
+    code, out, _ = orchestra("plan", "40d", "--scale", "embedded")
+    assert code == 0 and "consolidate" in out and "memory in GiB" in out and "fits this machine" in out
+    code, out, _ = orchestra("plan", "40d", "--scale", "gpu", "--json")
+    assert [stage["name"] for stage in json.loads(out)["stages"]] == STAGES
+
+
+def test_run_show_report_export(orchestra, fake, tmp_path):
+    code, out, err = orchestra("run", "40d", "--scale", "embedded", "--set", "seed=3")
+    assert code == 0, err
+    assert fake.calls == STAGES
+    run_dir = tmp_path / "runs" / "40d-embedded"
+    assert "[3/6] explore: grpo from imitate, 30 steps, beta 0, reference start" in out
+    assert "time: planned" in out and "report" in out
+    about = json.loads((run_dir / "run.json").read_text())
+    assert about["seed"] == 3 and about["scale"] == "embedded" and about["versions"]["python"]
+    assert about["set"] == ["seed=3"]
+    code, out, _ = orchestra("show", "40d-embedded", "--json")
+    rows = json.loads(out)
+    assert [row["name"] for row in rows] == STAGES
+    keys = {"name", "kind", "accuracy", "low", "high", "difference", "p_value", "beta", "kl", "steps", "seconds",
+            "adapter_sha256"}  # fmt: skip
+    assert all(keys <= set(row) for row in rows)
+    for name in ("40d-embedded", "runs/40d-embedded", "40d", str(run_dir)):
+        code, out, _ = orchestra("show", name)
+        assert code == 0 and "consolidate" in out and "best:" in out
+    code, out, _ = orchestra("export", "40d-embedded", "--to", "there")
+    assert code == 0 and "exported to there" in out
+    start = time.monotonic()
+    code, out, _ = orchestra("run", "40d", "--scale", "embedded", "--set", "seed=3")
+    assert code == 0 and out.count("finished before") == len(STAGES) and fake.calls == STAGES
+    assert time.monotonic() - start < 10
+
+
+def test_a_gate_has_an_exit_code_of_its_own(orchestra, fake):
+    fake.accuracy = {"imitate": 0.9, "explore": 0.1}
+    code, out, _ = orchestra("run", "40d", "--scale", "embedded", "--set", "stages.explore.gate.against=imitate")
+    assert code == 3 and "NO-GO" in out and "best so far: 'imitate'" in out
+
+
+def test_a_failing_stage_is_one_message(orchestra, fake):
+    fake.fail = {"explore": ValueError("nan loss")}
+    code, _, err = orchestra("run", "40d", "--scale", "embedded")
+    assert code == 1 and "Traceback" not in err
+    assert err.startswith("orchestra: stage 'explore' failed: ValueError: nan loss\nthe whole story is in")
+    assert "explore" not in Ledger(Path("runs/40d-embedded")).entries
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "40e"], "did you mean '40d'?"),
+        (["run", "40d", "--scale", "gpuu"], "did you mean 'gpu'?"),
+        (["run", "40d", "--scale", "embedded", "--set", "stages.polsh.beta=1"], "did you mean 'polish'?"),
+        (["run", "40d", "--scale", "embedded", "--restart-from", "polsh"], "did you mean 'polish'?"),
+        (["show", "nothing"], "there is no run 'nothing'"),
+        (["report", "nothing"], "there is no run 'nothing'"),
+        (["plan", "40d", "--set", "seed"], "write it as key=value"),
+        (["run", "/dev/null"], "/dev/null"),
+    ],
+)
+def test_wrong_arguments_are_one_message(orchestra, fake, arguments, said):
+    code, _, err = orchestra(*arguments)
+    assert code == 1 and said in err and "Traceback" not in err and fake.calls == []
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["run"], ["run", "40d", "--nonsense"]])
+def test_wrong_usage(orchestra, arguments):
+    code, _, err = orchestra(*arguments)
+    assert code == 2 and "Traceback" not in err
+
+
+def test_schema(orchestra, tmp_path):
+    code, _, _ = orchestra("schema", "--to", "here.json")
+    assert code == 0 and json.loads((tmp_path / "here.json").read_text())["title"] == "Recipe"
+
+
+def test_help_names_every_command(orchestra):
+    code, out, _ = orchestra("--help")
+    assert code == 0 and all(word in out for word in ("check", "plan", "run", "show", "report", "export", "schema"))
+
+
+# arithmetic
+
+
+@pytest.mark.parametrize(("cuda", "dtype"), [(False, "float32"), (True, "bfloat16")])
+def test_a_run_knows_its_arithmetic(cuda, dtype):
+    """`auto` means another thing on another machine, where the run may go on or be exported."""
+    from orchestra.cli_run import _settled
+    from orchestra.config.loading import load_recipe
+
+    settled = _settled(load_recipe("40d", "embedded", ["rollouts.dtype=float32"]), cuda)
+    assert (settled.model.dtype, settled.rollouts.dtype) == (dtype, "float32")
