@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from models.settings import Lora
 from models.sizes import completions_at_once
 
 BETA = 0.01
-LORA = {"rank": 16, "alpha": 32}
+LORA = Lora(rank=16, alpha=32.0)
 KEYS = ("step", "rollout", "sync", "reward", "logprob", "optimise")
 
 

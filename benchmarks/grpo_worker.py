@@ -93,7 +93,7 @@ def _model(case: Case, setting: Setting, folder: Path):
 
     name = model_name(case, folder)
     base = load_base(name, setting.quantize, "bfloat16" if setting.bf16 else "float32")
-    return name, new_adapter(base, **LORA, seed=1), load_tokenizer(name)
+    return name, new_adapter(base, LORA, seed=1), load_tokenizer(name)
 
 
 def model_name(case: Case, folder: Path) -> str:
@@ -150,7 +150,8 @@ def _ours(case: Case, setting: Setting, folder: Path, turns, clock: Clock, count
 
     import rl.trainer
     from models.adapters import adapter_tensors
-    from models.engine import EngineSettings, start_engine
+    from models.engines.start import Capacity, start_engine
+    from models.settings import Serving
     from rl.kl import Reference
     from rl.train import GrpoSettings, build_trainer
     from rl.trainer import Objective
@@ -158,12 +159,11 @@ def _ours(case: Case, setting: Setting, folder: Path, turns, clock: Clock, count
     name, model, tokenizer = _model(case, setting, folder)
     problems, prompts, rewards = _task(case, tokenizer)
     engine = start_engine(
-        "vllm",
         name,
-        EngineSettings(
+        Serving(engine="vllm", dtype="bfloat16" if setting.bf16 else "float32", gpu_memory_utilization=0.4),
+        Capacity(
             max_model_len=case.max_completion_tokens + 256,
-            dtype="bfloat16" if setting.bf16 else "float32",
-            lora_rank=LORA["rank"] if setting.sync == "adapter" else 0,
+            lora_rank=LORA.rank if setting.sync == "adapter" else 0,
         ),
     )
     objective = Objective(BETA, Reference("start", adapter_tensors(model)))

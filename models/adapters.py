@@ -6,13 +6,15 @@ move at all (its spacing there is 5e-4).
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from models.base import ModelError, hash_tensor
+from models.engines.protocol import ADAPTER_CONFIG, ADAPTER_TENSORS, AdapterFiles
+from models.settings import Lora
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -20,27 +22,22 @@ if TYPE_CHECKING:
 
 POLICY = "default"
 REFERENCE = "reference"
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class AdapterError(ModelError):
     """An adapter file that is missing, incomplete or made for another model."""
 
 
-def new_adapter(
-    base: "PreTrainedModel",
-    *,
-    rank: int,
-    alpha: float,
-    dropout: float = 0.0,
-    targets: Sequence[str] = LINEAR_LAYERS,
-    seed: int = 0,
-) -> "PeftModel":
+def new_adapter(base: "PreTrainedModel", lora: Lora, *, seed: int) -> "PeftModel":
     """Put a fresh LoRA adapter (B = 0, so the policy starts as the base; arXiv 2106.09685) on a frozen base."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -60,7 +57,7 @@ def load_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
     try:
         config = LoraConfig.from_pretrained(_existing(folder))
     except (TypeError, ValueError) as error:
-        raise AdapterError(f"{folder}/adapter_config.json is not readable: {error}") from error
+        raise AdapterError(f"{folder}/{ADAPTER_CONFIG} is not readable: {error}") from error
     config.inference_mode = False
     model = get_peft_model(base, config)
     write_adapter(model, read_adapter(folder), source=str(folder))
@@ -116,7 +113,7 @@ def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = _existing(folder) / "adapter_model.safetensors"
+    path = _existing(folder) / ADAPTER_TENSORS
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -126,12 +123,22 @@ def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
 def save_adapter(model: "PeftModel", folder: Path) -> str:
     """Save the policy's adapter in PEFT's format; returns its hash."""
     model.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False)
-    config_file = folder / "adapter_config.json"
-    config = json.loads(config_file.read_text())
+    (folder / ADAPTER_CONFIG).write_bytes(_config(model))
+    return adapter_sha256(adapter_tensors(model))
+
+
+def adapter_files(model: "PeftModel") -> AdapterFiles:
+    """The policy's adapter as `save_adapter` would write it, without a folder."""
+    from safetensors.torch import save
+
+    return AdapterFiles(_config(model), save(adapter_tensors(model), metadata={"format": "pt"}))
+
+
+def _config(model: "PeftModel") -> bytes:
+    config = model.peft_config[POLICY].to_dict() | {"inference_mode": True}
     # PEFT leaves a set's order to the hash seed: written sorted, the same adapter is the same file
     config["target_modules"] = sorted(config["target_modules"])
-    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    return adapter_sha256(adapter_tensors(model))
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
 def adapter_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -144,8 +151,8 @@ def adapter_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    if not (folder / "adapter_config.json").is_file():
-        raise AdapterError(f"{folder} holds no adapter (adapter_config.json is missing)")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise AdapterError(f"{folder} holds no adapter ({ADAPTER_CONFIG} is missing)")
     return folder
 
 

@@ -9,18 +9,16 @@ import gc
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from models.settings import Arithmetic, Quantize
 from models.sizes import arithmetic_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Quantize = Literal["nf4", "none"]
-Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 class ModelError(ValueError):
@@ -54,7 +52,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def arithmetic(dtype: Dtype) -> torch.dtype:
+def arithmetic(dtype: Arithmetic) -> torch.dtype:
     """What a recipe's `dtype` means on this machine."""
     return getattr(torch, arithmetic_name(dtype, cuda=torch.cuda.is_available()))
 
@@ -70,7 +68,7 @@ def trained_arithmetic(model: nn.Module) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=arithmetic_of(model) == torch.bfloat16)
 
 
-def load_base(name: str, quantize: Quantize = "nf4", dtype: Dtype = "auto") -> "PreTrainedModel":
+def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedModel":
     """Load a causal LM as a frozen base.
 
     Args:

@@ -4,7 +4,7 @@ W' = dequantize(W) + (alpha / rank) B A, in float32, cast once. The trainer's ow
 4-bit base and unmerging drifts by many times the adapter's effect (see README, "What is not silently wrong").
 """
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,50 +12,64 @@ import torch
 from torch import nn
 
 from models.adapters import POLICY, load_adapter
-from models.base import Dtype, Quantize, arithmetic, dequantized, load_base, load_tokenizer, model_path
+from models.base import arithmetic, dequantized, load_base, load_tokenizer, model_path
+from models.engines.protocol import Weight, Weights
+from models.settings import Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def folded_weights(
-    model: nn.Module, adapter: str | None = POLICY, dtype: torch.dtype = torch.float32
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of every linear layer that is quantised or adapted, folded, one layer at a time.
+def folded_weights(model: nn.Module, adapter: str | None = POLICY, dtype: torch.dtype = torch.float32) -> Weights:
+    """Every linear layer that is quantised or adapted, folded; nothing is computed before the weights are gone through.
 
     Names are those of the base's own checkpoint. A layer's bias follows its weight, since vLLM rebuilds a layer only
     from all of its parts. `adapter=None` gives the dequantised base.
     """
+    weights = []
     for name, module in model.named_modules():
         adapted = hasattr(module, "lora_A")
         linear = module.base_layer if adapted else module
         if not adapted and (name.endswith(".base_layer") or type(module).__name__ != "Linear4bit"):
             continue
         key = name.replace("base_model.model.", "", 1)
-        with torch.no_grad():
-            weight = dequantized(linear)
-            if adapted and adapter is not None and adapter in module.lora_A:
-                down, up = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-                weight.addmm_(up.float(), down.float(), alpha=module.scaling[adapter])
-            yield f"{key}.weight", weight.to(dtype)
-            if linear.bias is not None:
-                yield f"{key}.bias", linear.bias.detach().to(dtype, copy=True)
+        shape = (linear.out_features, linear.in_features)
+        weights.append(Weight(f"{key}.weight", shape, dtype, partial(_folded, module, adapter, dtype)))
+        if linear.bias is not None:
+            weights.append(Weight(f"{key}.bias", tuple(linear.bias.shape), dtype, partial(_bias, linear, dtype)))
+    return Weights(tuple(weights))
 
 
-def merged_model(
-    base: str, quantize: Quantize, adapter: Path | None, dtype: torch.dtype, trained_in: Dtype = "auto"
-) -> "PreTrainedModel":
+@torch.no_grad()
+def _folded(module: nn.Module, adapter: str | None, dtype: torch.dtype) -> torch.Tensor:
+    if not hasattr(module, "lora_A"):
+        return dequantized(module).to(dtype)
+    weight = dequantized(module.base_layer)
+    if adapter is not None and adapter in module.lora_A:
+        down, up = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        weight.addmm_(up.float(), down.float(), alpha=module.scaling[adapter])
+    return weight.to(dtype)
+
+
+def _bias(linear: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    return linear.bias.detach().to(dtype, copy=True)
+
+
+def merged_model(model: Model, adapter: Path | None, dtype: torch.dtype) -> "PreTrainedModel":
     """A plain model whose weights are the dequantised base with the adapter folded in.
 
     The base is loaded fresh with the quantisation it was trained on: merging into the unquantised checkpoint gives
-    another model than the one that was trained. So it is with `trained_in`, the recipe's `model.dtype`: what is not
-    quantised was trained on as rounded to it.
+    another model than the one that was trained. So it is with `model.dtype`: what is not quantised was trained on as
+    rounded to it.
+
+    Args:
+        dtype: of the merged weights.
     """
     from transformers import AutoModelForCausalLM
 
-    frozen = load_base(base, quantize, trained_in)
+    frozen = load_base(model.base, model.quantize, model.dtype)
     policy = load_adapter(frozen, adapter) if adapter is not None else frozen
-    plain = AutoModelForCausalLM.from_pretrained(model_path(base), dtype=arithmetic(trained_in)).float()
+    plain = AutoModelForCausalLM.from_pretrained(model_path(model.base), dtype=arithmetic(model.dtype)).float()
     own = dict(plain.named_parameters())
     with torch.no_grad():
         for name, tensor in folded_weights(policy):

@@ -9,6 +9,7 @@ from pydantic import Field
 from settings import FREE, SIZE, Count, Names, Node, NotNegative, Positive, Refers, Share, Text, TopP
 
 Arithmetic = Literal["auto", "bfloat16", "float32"]
+Quantize = Literal["nf4", "none"]
 
 
 class Lora(Node):
@@ -29,7 +30,7 @@ class Model(Node):
 
     base: Annotated[Text, SIZE, Refers("model")]
     """Hub id, local folder, or `embedded/student`, which ships with the package."""
-    quantize: Literal["nf4", "none"] = "nf4"
+    quantize: Quantize = "nf4"
     """4-bit NF4 with double quantisation (arXiv 2305.14314), or none."""
     dtype: Annotated[Arithmetic, SIZE] = "auto"
     """Arithmetic of the trainer. auto: bfloat16 on a GPU, float32 on a CPU."""

@@ -20,6 +20,7 @@ from models.training import (
     checkpoints_activations,
     reporting,
 )
+from sft.settings import SftSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,35 +29,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 METRIC_NAMES = {"mean_token_accuracy": "token_accuracy"}
-
-
-@dataclass(frozen=True)
-class SftSettings:
-    """Plain arguments of an SFT stage; names are TRL's where a value goes straight into TRL.
-
-    Fields:
-        steps: optimizer steps.
-        batch_size: traces per step over all processes.
-        micro_batch_size: traces per forward pass; None: see models/sizes.py.
-        gradient_checkpointing: None: where a GPU's memory asks for it (models/training.py).
-        max_length: examples with more tokens (prompt and completion) are left out, not cut.
-        packing: several traces in one row; needs an attention that keeps them apart.
-    """
-
-    steps: int
-    learning_rate: float
-    batch_size: int
-    max_length: int
-    micro_batch_size: int | None = None
-    gradient_checkpointing: bool | None = None
-    lr_scheduler_type: str = "cosine"
-    warmup_ratio: float = 0.05
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    packing: bool = False
-    save_steps: int = 20
-    seed: int = 0
-    report_to: str = "none"
 
 
 @dataclass(frozen=True)
@@ -88,42 +60,48 @@ class ImitationTrainer(AdapterTrainer, SFTTrainer):
 
 
 def train_sft(
-    model: "PeftModel",
+    policy: "PeftModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[str],
     completions: Sequence[str],
     settings: SftSettings,
     folder: Path,
+    *,
+    max_length: int,
+    seed: int,
+    report_to: str,
     on_step: StepListener | None = None,
 ) -> SftOutcome:
-    """Train the policy in `model` on (prompt, completion) pairs, resuming from the folder's last complete checkpoint.
+    """Train the policy on (prompt, completion) pairs, resuming from the folder's last complete checkpoint.
 
     Args:
         prompts: rendered as for rollouts and evaluation; `completions` are without the end token, which is added.
         folder: gets metrics.jsonl and checkpoints/.
+        max_length: tokens; `settings.max_length`, or what rollouts allow where that is None.
+        report_to: see models/training.py, `reporting`.
 
     Raises:
         TrainingError: nothing to train on, NaN, a changed base.
     """
     rows = [_example(tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
-    fitting = [row for row in rows if len(row["input_ids"]) <= settings.max_length]
+    fitting = [row for row in rows if len(row["input_ids"]) <= max_length]
     if not fitting:
-        raise TrainingError(f"all {len(rows)} examples are longer than max_length ({settings.max_length} tokens)")
+        raise TrainingError(f"all {len(rows)} examples are longer than max_length ({max_length} tokens)")
     from datasets import Dataset
 
-    before = base_sha256(model)
+    before = base_sha256(policy)
     probe = Probe.of_prompts([row["input_ids"] for row in fitting])
-    report_to, callbacks = reporting(settings.report_to, folder)
+    trl_reports_to, callbacks = reporting(report_to, folder)
     trainer = ImitationTrainer(
-        model=model,
-        args=_arguments(settings, model, report_to, folder / "checkpoints"),
+        model=policy,
+        args=_arguments(settings, policy, folder / "checkpoints", max_length, seed, trl_reports_to),
         dataset=Dataset.from_list(fitting),
         tokenizer=tokenizer,
         probe=probe,
         callbacks=[MetricsFile(folder / "metrics.jsonl", METRIC_NAMES, on_step=on_step), *callbacks],
     )
     trainer.train_or_resume(settings.steps)
-    if base_sha256(model) != before:
+    if base_sha256(policy) != before:
         raise TrainingError("the frozen base changed while the policy was trained")
     tokens = sum(label != IGNORED for row in fitting for label in row["labels"])
     return SftOutcome(len(fitting), len(rows) - len(fitting), tokens, before)
@@ -136,7 +114,9 @@ def _example(tokenizer: "PreTrainedTokenizerBase", prompt: str, completion: str)
     return {"input_ids": asked + answer, "labels": [IGNORED] * len(asked) + answer}
 
 
-def _arguments(settings: SftSettings, model: "PeftModel", report_to: str, checkpoints: Path) -> SFTConfig:
+def _arguments(
+    settings: SftSettings, policy: "PeftModel", checkpoints: Path, max_length: int, seed: int, report_to: str
+) -> SFTConfig:
     from accelerate import PartialState
 
     cuda = torch.cuda.is_available()
@@ -148,30 +128,31 @@ def _arguments(settings: SftSettings, model: "PeftModel", report_to: str, checkp
     local = settings.batch_size // world
     micro = traces_at_once(settings.micro_batch_size, local, cuda=cuda)
     return SFTConfig(
-        output_dir=str(checkpoints),
+        # what is learned
         max_steps=settings.steps,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
+        max_length=max_length,
+        packing=settings.packing,
+        seed=seed,
+        data_seed=seed,
+        # how it is computed
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=local // micro,
-        max_length=settings.max_length,
-        packing=settings.packing,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        bf16=arithmetic_of(model) == torch.bfloat16,
-        gradient_checkpointing=checkpoints_activations(
-            settings.gradient_checkpointing, model, micro * settings.max_length
-        ),
-        logging_steps=1,
-        logging_nan_inf_filter=False,
+        gradient_checkpointing=checkpoints_activations(settings.gradient_checkpointing, policy, micro * max_length),
+        bf16=arithmetic_of(policy) == torch.bfloat16,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        # what is kept and told
+        output_dir=str(checkpoints),
         save_strategy="steps",
         save_steps=settings.save_steps,
         save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
         report_to=report_to,
         disable_tqdm=True,
-        use_cpu=not cuda,
-        dataloader_pin_memory=cuda,
     )

@@ -34,13 +34,18 @@ def tokenizer(tiny_path):
     return load_tokenizer(str(tiny_path))
 
 
+def _start(kind, path):
+    from models.engines.start import Capacity, start_engine
+    from models.settings import Serving
+
+    return start_engine(str(path), Serving(engine=kind, dtype="float32"), Capacity(max_model_len=192, max_num_seqs=64))
+
+
 @pytest.fixture(scope="session")
 def vllm_engine(tiny_path):
     """vLLM on the tiny model. Whoever uses it pushes weights first: it serves what the test before it left."""
     pytest.importorskip("vllm", reason="vLLM is not installed here")
-    from models.engine import EngineSettings, start_engine
-
-    engine = start_engine("vllm", str(tiny_path), EngineSettings(max_model_len=192, max_num_seqs=64, dtype="float32"))
+    engine = _start("vllm", tiny_path)
     yield engine
     engine.close()
 
@@ -48,10 +53,6 @@ def vllm_engine(tiny_path):
 @pytest.fixture
 def transformers_engine(tiny_path):
     """transformers' own generate on the tiny model."""
-    from models.engine import EngineSettings, start_engine
-
-    engine = start_engine(
-        "transformers", str(tiny_path), EngineSettings(max_model_len=192, max_num_seqs=64, dtype="float32")
-    )
+    engine = _start("transformers", tiny_path)
     yield engine
     engine.close()

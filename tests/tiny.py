@@ -1,12 +1,15 @@
 """A random two-layer Qwen2 with the shipped tokenizer: small enough to load, train and serve in seconds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from models.adapters import adapter_tensors, new_adapter, write_adapter
 from models.base import load_base, load_tokenizer
+from models.engines.protocol import Sampling, Weight, Weights
+from models.settings import Lora
+from models.training import Probe
 
 HIDDEN, LAYERS, MLP, VOCABULARY = 64, 2, 128, 512
 # end tokens beside the tokenizer's own, so that random completions end early now and then
@@ -56,7 +59,7 @@ def policy(
     checkpoint: Path, *, quantize: str = "nf4", dtype: str = "float32", rank: int = 4, noise: float = 0.1, seed: int = 1
 ):
     """A policy on a freshly loaded base. Its B is random, so that it differs from the base; `noise=0` keeps B = 0."""
-    model = new_adapter(load_base(str(checkpoint), quantize, dtype), rank=rank, alpha=2 * rank, seed=seed)
+    model = new_adapter(load_base(str(checkpoint), quantize, dtype), Lora(rank=rank, alpha=2.0 * rank), seed=seed)
     if noise:
         nudge(model, noise, seed)
     return model
@@ -79,6 +82,21 @@ def prompts(tokenizer, questions: Sequence[str] = QUESTIONS) -> list[str]:
 
 def tokens(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=False).input_ids
+
+
+def probe(tokenizer) -> Probe:
+    """The shipped questions, as serving is checked on them."""
+    return Probe.of_prompts(tokens(tokenizer, prompts(tokenizer)))
+
+
+def sampling(max_tokens: int, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, **others) -> Sampling:
+    """The policy itself, unless told otherwise."""
+    return Sampling(max_tokens, temperature, top_p, top_k, **others)
+
+
+def weights(pairs: Iterable[tuple[str, torch.Tensor]]) -> Weights:
+    """Tensors that there are already, as an engine takes them."""
+    return Weights(tuple(Weight(name, tuple(x.shape), x.dtype, lambda x=x: x) for name, x in pairs))
 
 
 def next_token_logprobs(model, ids: Sequence[int]) -> torch.Tensor:

@@ -44,7 +44,7 @@ class Schedule:
 
 
 def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
-    """A Qwen2 with random weights and an output matrix of its own (see `sync` in models/engine.py for why)."""
+    """A Qwen2 with random weights and an output matrix of its own: vLLM on a CPU would serve a tied one stale."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden,

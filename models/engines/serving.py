@@ -16,19 +16,19 @@ that small.
 """
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
-from models.adapters import save_adapter
-from models.base import arithmetic_of
-from models.engine import Engine, EngineError
+from models.adapters import adapter_files
+from models.base import arithmetic, arithmetic_of
+from models.engines.protocol import Engine, EngineError
+from models.engines.start import engine_kind
 from models.merge import folded_weights
+from models.settings import Quantize, Serving
 from models.training import Probe, TrainingError, mean_difference
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ RESOLVED = 3.0
 LARGEST_MISS = 0.4
 
 Logprobs = Sequence[Sequence[float]]
+Sync = Literal["folded", "adapter"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,22 @@ class Way:
         return self.resolved(rounded) and abs(self.share - 1) > LARGEST_MISS
 
 
+def which_sync(serving: Serving, quantize: Quantize) -> Sync:
+    """What an engine of these settings gets after a step.
+
+    `auto`: folded weights, which cost something at a sync and nothing per token (benchmarks/grpo_step.md has both
+    measured); but the adapter where folding would lose it, in bfloat16 on a base whose values are on bfloat16's grid
+    already.
+
+    Args:
+        quantize: of the trained base.
+    """
+    if serving.sync != "auto":
+        return serving.sync
+    coarse = arithmetic(serving.dtype) == torch.bfloat16 and quantize == "none"
+    return "adapter" if coarse and engine_kind(serving) == "vllm" else "folded"
+
+
 class Served:
     """An engine and the policy that it serves; one per engine and run, so that its history goes on over the stages.
 
@@ -92,7 +109,7 @@ class Served:
         mismatch: at the last push, mean absolute difference of log-probabilities, nats a token.
     """
 
-    def __init__(self, engine: Engine, sync: Literal["folded", "adapter"], probe: Probe) -> None:
+    def __init__(self, engine: Engine, sync: Sync, probe: Probe) -> None:
         self.engine, self.sync, self.probe = engine, sync, probe
         self.mismatch = math.nan
         self._before: Logprobs | None = None
@@ -145,10 +162,7 @@ class Served:
             return
         if not self.engine.serves_adapters:
             self.engine.sync_folded(folded_weights(model, adapter=None))
-        memory = Path("/dev/shm")
-        with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-            save_adapter(model, Path(folder))
-            self.engine.sync_adapter(Path(folder))
+        self.engine.sync_adapter(adapter_files(model))
 
     def _score(self) -> Logprobs:
         return self.engine.score(self.probe.prompts, self.probe.completions)

@@ -16,7 +16,7 @@ PROJECTIONS = 7  # q, k, v, o, gate, up, down
 
 @pytest.fixture
 def base(tiny_path):
-    return load_base(str(tiny_path))
+    return load_base(str(tiny_path), "nf4", "auto")
 
 
 def values(model):
@@ -34,11 +34,11 @@ def test_every_linear_layer_but_the_head_is_4_bit_and_frozen(base):
     assert len(names) == tiny.LAYERS * PROJECTIONS
     assert not any("lm_head" in name or "embed" in name for name in names)
     assert not any(parameter.requires_grad for parameter in base.parameters())
-    assert not list(quantized_layers(load_base("embedded/student", "none")))
+    assert not list(quantized_layers(load_base("embedded/student", "none", "auto")))
 
 
 def test_dequantised_values_are_nf4_levels_near_the_checkpoints(base, tiny_path):
-    plain = dict(load_base(str(tiny_path), "none").named_parameters())
+    plain = dict(load_base(str(tiny_path), "none", "auto").named_parameters())
     # NF4 has 16 levels per block of 64 weights; the widest gap of its levels is 0.30 of the block's largest weight, so
     # no value is off by more than half of that (and a little: the scales themselves are quantised to 8 bit)
     for name, value in values(base).items():
@@ -90,7 +90,7 @@ def test_without_the_flag_an_eval_forward_corrupts_them(base):
 
 def test_the_hash_is_of_the_base_alone(tiny_path, base):
     bare = base_sha256(base)
-    assert base_sha256(load_base(str(tiny_path))) == bare, "the same checkpoint, loaded twice"
+    assert base_sha256(load_base(str(tiny_path), "nf4", "auto")) == bare, "the same checkpoint, loaded twice"
     model = tiny.policy(tiny_path)
     assert base_sha256(model) == bare, "an adapter is not part of it"
     add_reference(model, adapter_tensors(model), "here")
@@ -121,7 +121,7 @@ def test_one_changed_bit_changes_the_hash(base, what):
 def test_the_shipped_models_are_found_by_name():
     assert model_path("embedded/student").endswith("models/embedded/student")
     assert model_path("Qwen/Qwen2.5-3B") == "Qwen/Qwen2.5-3B"
-    assert load_base("embedded/student").config.model_type == "qwen2"
+    assert load_base("embedded/student", "nf4", "auto").config.model_type == "qwen2"
 
 
 def test_the_tokenizer_is_the_shipped_one(tiny_path):
@@ -149,7 +149,7 @@ def test_a_tokenizer_without_pad_pads_with_its_end(tiny_path, tmp_path):
         load_tokenizer(str(folder))
 
 
-@pytest.mark.parametrize("load", [load_base, load_tokenizer])
+@pytest.mark.parametrize("load", [lambda name: load_base(name, "nf4", "auto"), load_tokenizer])
 @pytest.mark.parametrize("name", ["no-such/model", "embedded/studnet", "/no/such/folder"])
 def test_a_missing_model_is_one_clear_line(load, name):
     with pytest.raises(ModelError) as caught:
@@ -178,5 +178,5 @@ def test_a_damaged_model_is_one_clear_line(tiny_path, tmp_path, damage, quantize
     else:
         weights.unlink()
     with pytest.raises(ModelError) as caught:
-        load_base(str(folder), quantize)
+        load_base(str(folder), quantize, "auto")
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)

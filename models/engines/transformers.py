@@ -1,29 +1,30 @@
 """transformers' own generate as the engine: for machines without vLLM (macOS), slower but the same protocol."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
 from models.base import arithmetic, load_tokenizer, model_path
-from models.engine import Completion, EngineError, EngineSettings, Sampling, Tokens, Weights
+from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights
+from models.engines.start import Capacity
+from models.settings import Serving
 
 
 class TransformersEngine:
-    """A plain, unquantised copy of the model, fed with folded weights; see models/engine.py for the protocol."""
+    """A plain, unquantised copy of the model, fed with folded weights; see protocol.py."""
 
     kind = "transformers"
     serves_adapters = False
 
-    def __init__(self, model: str, settings: EngineSettings) -> None:
+    def __init__(self, model: str, serving: Serving, capacity: Capacity) -> None:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         cuda = torch.cuda.is_available()
-        self.dtype = arithmetic(settings.dtype)
+        self.dtype = arithmetic(serving.dtype)
         self._model = AutoModelForCausalLM.from_pretrained(model_path(model), dtype=self.dtype).eval()
         self._model.to("cuda" if cuda else "cpu")
         self._tokenizer = load_tokenizer(model)
-        self._batch = settings.max_num_seqs
+        self._batch = capacity.max_num_seqs
         declared = self._model.generation_config.eos_token_id
         self._eos = {self._tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
         # a checkpoint's own habits (repetition_penalty, top_k) would make it another policy than the one that trains
@@ -108,7 +109,7 @@ class TransformersEngine:
                 raise EngineError(f"the engine's model has no weight '{name}'; it is not the base that is trained")
             own[name].copy_(tensor)
 
-    def sync_adapter(self, folder: Path) -> None:
+    def sync_adapter(self, adapter: AdapterFiles) -> None:
         raise EngineError("rollouts.sync: 'adapter' needs vLLM; the transformers engine takes 'folded'")
 
     def rest(self) -> None:

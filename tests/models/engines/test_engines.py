@@ -1,15 +1,20 @@
 """Both engines: the policy's own log-probabilities before and after a sync, the same greedy tokens, seeded samples."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
 
-from models.engine import EngineError, EngineSettings, Sampling, start_engine
+from models.adapters import adapter_files
+from models.engines.protocol import AdapterFiles, EngineError
+from models.engines.start import Capacity, start_engine
 from models.merge import folded_weights
-from rl.rollouts import push_policy
+from models.settings import Serving
 
-GREEDY = Sampling(16, temperature=0.0, stop_token_ids=tiny.MORE_ENDS)
-SAMPLED = Sampling(24, n=3, logprobs=True, stop_token_ids=tiny.MORE_ENDS)
+GREEDY = tiny.sampling(16, temperature=0.0, stop_token_ids=tiny.MORE_ENDS)
+SAMPLED = tiny.sampling(24, n=3, logprobs=True, stop_token_ids=tiny.MORE_ENDS)
+ROOM = Capacity(max_model_len=192, max_num_seqs=64)
 SEEDS = [11, 222, 3333, 44, 555, 6666]
 ENGINES = ["vllm_engine", "transformers_engine"]
 # an engine that is collected takes vLLM's process-wide groups away from the others
@@ -30,7 +35,7 @@ def policy(tiny_path):
 def engine(request, policy):
     """Each engine in turn, serving the policy."""
     made = request.getfixturevalue(request.param)
-    push_policy(made, policy, "folded")
+    made.sync_folded(folded_weights(policy))
     return made
 
 
@@ -70,7 +75,7 @@ def texts(groups):
 def test_the_checkpoint_is_served_until_the_first_sync(transformers_engine, tiny_path, prompts):
     from models.base import load_base
 
-    assert_serves(transformers_engine, load_base(str(tiny_path), "none"), prompts)
+    assert_serves(transformers_engine, load_base(str(tiny_path), "none", "float32"), prompts)
 
 
 def test_log_probabilities_are_the_policys_after_every_sync(engine, tiny_path, prompts, policy):
@@ -78,12 +83,12 @@ def test_log_probabilities_are_the_policys_after_every_sync(engine, tiny_path, p
     other = tiny.policy(tiny_path, seed=9)
     with pytest.raises(AssertionError):
         assert_serves(engine, other, prompts)
-    push_policy(engine, other, "folded")
+    engine.sync_folded(folded_weights(other))
     assert_serves(engine, other, prompts)
     engine.sync_folded(folded_weights(other, adapter=None))
     with other.disable_adapter():
         assert_serves(engine, other, prompts)
-    push_policy(engine, policy, "folded")
+    engine.sync_folded(folded_weights(policy))
     assert_serves(engine, policy, prompts)
 
 
@@ -93,7 +98,7 @@ def test_a_sync_only_reads_the_trainers_tensors(engine, policy):
 
     before = base_sha256(policy), adapter_sha256(adapter_tensors(policy))
     for _ in range(5):
-        push_policy(engine, policy, "folded")
+        engine.sync_folded(folded_weights(policy))
     engine.generate([[1, 2, 3]], GREEDY)
     assert (base_sha256(policy), adapter_sha256(adapter_tensors(policy))) == before
 
@@ -105,7 +110,7 @@ def test_greedy_tokens_are_the_policys(engine, policy, prompts):
 
 def test_both_engines_say_the_same_greedily(vllm_engine, transformers_engine, policy, prompts):
     for engine in (vllm_engine, transformers_engine):
-        push_policy(engine, policy, "folded")
+        engine.sync_folded(folded_weights(policy))
     ours, theirs = (engine.generate(prompts, GREEDY) for engine in (vllm_engine, transformers_engine))
     assert ours == theirs
 
@@ -114,11 +119,11 @@ def test_sampled_log_probabilities_are_as_drawn(engine, policy, prompts):
     for group, prompt in zip(engine.generate(prompts, SAMPLED, SEEDS), prompts, strict=True):
         for completion in group:
             assert completion.logprobs == pytest.approx(logprobs_of(policy, prompt, completion.token_ids), abs=1e-4)
-    cold = Sampling(24, temperature=0.5, logprobs=True)
+    cold = tiny.sampling(24, temperature=0.5, logprobs=True)
     ((completion,),) = engine.generate(prompts[:1], cold, [5])
     assert completion.logprobs == pytest.approx(logprobs_of(policy, prompts[0], completion.token_ids, 0.5), abs=1e-4)
     # of two tokens left, the log-probabilities are renormalised: both together are 1
-    narrow = Sampling(1, top_k=2, logprobs=True, n=32)
+    narrow = tiny.sampling(1, top_k=2, logprobs=True, n=32)
     (group,) = engine.generate(prompts[:1], narrow, [5])
     seen = {completion.token_ids[0]: completion.logprobs[0] for completion in group}
     top = tiny.next_token_logprobs(policy, prompts[0])[-1].topk(2)
@@ -129,7 +134,7 @@ def test_sampled_log_probabilities_are_as_drawn(engine, policy, prompts):
 
 def test_samples_follow_the_distribution(engine, policy, prompts):
     """First tokens of 600 draws against the exact distribution: as far off as chance makes them, and no further."""
-    (group,) = engine.generate(prompts[:1], Sampling(1, n=600), [77])
+    (group,) = engine.generate(prompts[:1], tiny.sampling(1, n=600), [77])
     exact = tiny.next_token_logprobs(policy, prompts[0])[-1].exp()
     counts = torch.bincount(torch.tensor([c.token_ids[0] for c in group]), minlength=tiny.VOCABULARY) / 600
     distance = (counts - exact).abs().sum() / 2
@@ -149,7 +154,7 @@ def test_seeds_decide(engine, prompts):
 
 
 def test_vllm_samples_do_not_depend_on_the_rest_of_the_batch(vllm_engine, policy, prompts):
-    push_policy(vllm_engine, policy, "folded")
+    vllm_engine.sync_folded(folded_weights(policy))
     together = texts(vllm_engine.generate(prompts, SAMPLED, SEEDS))
     for i, prompt in enumerate(prompts):
         assert texts(vllm_engine.generate([prompt], SAMPLED, [SEEDS[i]])) == [together[i]]
@@ -162,9 +167,9 @@ def test_vllm_samples_do_not_depend_on_the_rest_of_the_batch(vllm_engine, policy
 
 def test_a_long_call_before_changes_nothing(vllm_engine, policy, prompts):
     """The prefix cache starts empty at each call, so a resumed process samples what the uninterrupted one did."""
-    push_policy(vllm_engine, policy, "folded")
+    vllm_engine.sync_folded(folded_weights(policy))
     first = vllm_engine.generate(prompts, SAMPLED, SEEDS)
-    vllm_engine.generate([[*p, *p] for p in prompts], Sampling(40, n=4), SEEDS)
+    vllm_engine.generate([[*p, *p] for p in prompts], tiny.sampling(40, n=4), SEEDS)
     vllm_engine.score(prompts, prompts)
     assert vllm_engine.generate(prompts, SAMPLED, SEEDS) == first
 
@@ -177,7 +182,7 @@ def test_seeded_sampling_leaves_torchs_random_numbers_alone(transformers_engine,
 
 
 def test_unseeded_calls_differ(engine, prompts):
-    draws = [texts(engine.generate(prompts[:1], Sampling(24, n=2))) for _ in range(2)]
+    draws = [texts(engine.generate(prompts[:1], tiny.sampling(24, n=2))) for _ in range(2)]
     assert draws[0] != draws[1]
 
 
@@ -205,7 +210,7 @@ def test_completions_end_for_a_reason(engine, prompts, tokenizer):
             assert completion.text == tokenizer.decode(ids, skip_special_tokens=True)
             assert len(completion.logprobs) == len(ids)
     assert finishes == {"stop", "length"}, "both ways of ending occur"
-    assert engine.generate(prompts[:1], Sampling(4), [1])[0][0].logprobs is None
+    assert engine.generate(prompts[:1], tiny.sampling(4), [1])[0][0].logprobs is None
 
 
 def test_progress_counts_every_prompt_once(engine, prompts):
@@ -223,9 +228,9 @@ def test_the_models_own_sampling_habits_are_not_used(tiny_path, tmp_path, policy
     file = folder / "generation_config.json"
     habits = {"repetition_penalty": 1.5, "top_k": 3, "temperature": 0.3, "do_sample": True}
     file.write_text(json.dumps(json.loads(file.read_text()) | habits))
-    engine = start_engine("transformers", str(folder), EngineSettings(max_model_len=192))
-    push_policy(engine, policy, "folded")
-    ((completion,),) = engine.generate(prompts[:1], Sampling(24, logprobs=True), [5])
+    engine = start_engine(str(folder), Serving(engine="transformers"), Capacity(max_model_len=192))
+    engine.sync_folded(folded_weights(policy))
+    ((completion,),) = engine.generate(prompts[:1], tiny.sampling(24, logprobs=True), [5])
     assert completion.logprobs == pytest.approx(logprobs_of(policy, prompts[0], completion.token_ids), abs=1e-4)
     ((greedy,),) = engine.generate(prompts[:1], GREEDY)
     assert greedy.token_ids == greedy_of(policy, prompts[0], GREEDY)
@@ -240,8 +245,8 @@ def own_engine(request):
     """Starts a further vLLM engine in this process; only the process's end may close one of several."""
     pytest.importorskip("vllm", reason="vLLM is not installed here")
 
-    def start(path, **settings):
-        engine = start_engine("vllm", str(path), EngineSettings(max_model_len=192, max_num_seqs=64, **settings))
+    def start(path, lora_rank=0):
+        engine = start_engine(str(path), Serving(engine="vllm"), replace(ROOM, lora_rank=lora_rank))
         KEPT_ALIVE.append(engine)
         return engine
 
@@ -251,24 +256,30 @@ def own_engine(request):
 def test_tied_embeddings_are_right_after_a_sync(own_engine, tied_path, prompts):
     """vLLM's CPU build keeps a prepacked copy of the output matrix, which a reload of the embedding would not reach."""
     engine, model = own_engine(tied_path), tiny.policy(tied_path)
-    push_policy(engine, model, "folded")
+    engine.sync_folded(folded_weights(model))
     assert_serves(engine, model, prompts)
     tiny.nudge(model, 0.1)
-    push_policy(engine, model, "folded")
+    engine.sync_folded(folded_weights(model))
     assert_serves(engine, model, prompts)
     assert texts(engine.generate(prompts, GREEDY)) == [[greedy_of(model, prompt, GREEDY)] for prompt in prompts]
 
 
-def test_the_adapter_alone(own_engine, tiny_path, prompts):
+def test_the_adapter_alone(own_engine, tiny_path, prompts, monkeypatch):
+    folders, write = [], AdapterFiles.write
+    monkeypatch.setattr(AdapterFiles, "write", lambda files, folder: folders.append(folder) or write(files, folder))
     engine, model = own_engine(tiny_path, lora_rank=4), tiny.policy(tiny_path)
     assert not engine.serves_adapters
     for version in range(3):
-        push_policy(engine, model, "adapter")
+        if not engine.serves_adapters:
+            engine.sync_folded(folded_weights(model, adapter=None))
+        engine.sync_adapter(adapter_files(model))
+        assert not folders[-1].exists(), "nothing is left behind"
         assert engine.serves_adapters
         assert_serves(engine, model, prompts)
         greedy = texts(engine.generate(prompts, GREEDY))
         assert greedy == [[greedy_of(model, prompt, GREEDY)] for prompt in prompts]
         tiny.nudge(model, 0.1, seed=version)
+    assert len(set(folders)) == 3
     sampled = engine.generate(prompts, SAMPLED, SEEDS)
     assert texts(engine.generate(prompts, SAMPLED, SEEDS)) == texts(sampled)
 
@@ -279,7 +290,7 @@ def test_the_adapter_alone(own_engine, tiny_path, prompts):
 def test_what_cannot_start_says_so_in_one_line(tmp_path):
     for kind in ("transformers", "vllm"):
         with pytest.raises(Exception) as caught:
-            start_engine(kind, str(tmp_path / "nothing"), EngineSettings(max_model_len=64))
+            start_engine(str(tmp_path / "nothing"), Serving(engine=kind), ROOM)
         assert caught.value.user_message and "\n" not in str(caught.value)
         assert "nothing" in str(caught.value)
 
@@ -292,32 +303,32 @@ def test_vllm_failing_to_start_names_the_way_around(tiny_path, monkeypatch):
 
     monkeypatch.setattr(vllm, "LLM", broken)
     with pytest.raises(EngineError) as caught:
-        start_engine("vllm", str(tiny_path), EngineSettings(max_model_len=64))
+        start_engine(str(tiny_path), Serving(engine="vllm"), ROOM)
     message = str(caught.value)
     assert "no room for the KV cache" in message and "rollouts.engine=transformers" in message and "\n" not in message
 
 
 def test_without_vllm_auto_takes_transformers_and_vllm_is_refused(tiny_path, monkeypatch):
-    monkeypatch.setattr("models.engine.vllm_available", lambda: False)
-    assert start_engine("auto", str(tiny_path), EngineSettings(max_model_len=64)).kind == "transformers"
+    monkeypatch.setattr("models.engines.start.vllm_available", lambda: False)
+    assert start_engine(str(tiny_path), Serving(engine="auto"), ROOM).kind == "transformers"
     with pytest.raises(EngineError, match="not installed"):
-        start_engine("vllm", str(tiny_path), EngineSettings(max_model_len=64))
+        start_engine(str(tiny_path), Serving(engine="vllm"), ROOM)
 
 
-def test_transformers_refuses_an_adapter(transformers_engine, tmp_path):
+def test_transformers_refuses_an_adapter(transformers_engine):
     with pytest.raises(EngineError, match=r"rollouts\.sync"):
-        transformers_engine.sync_adapter(tmp_path)
+        transformers_engine.sync_adapter(AdapterFiles(b"", b""))
 
 
 def test_a_rank_that_vllm_cannot_serve(tiny_path):
     pytest.importorskip("vllm", reason="vLLM is not installed here")
     with pytest.raises(EngineError, match=r"model\.lora\.rank: 600 is more than vLLM serves"):
-        start_engine("vllm", str(tiny_path), EngineSettings(max_model_len=64, lora_rank=600))
+        start_engine(str(tiny_path), Serving(engine="vllm"), replace(ROOM, lora_rank=600))
 
 
 def test_weights_that_do_not_fit_are_refused(transformers_engine):
     with pytest.raises(EngineError, match="no_such") as caught:
-        transformers_engine.sync_folded([("model.layers.0.mlp.no_such.weight", torch.zeros(2, 2))])
+        transformers_engine.sync_folded(tiny.weights([("model.layers.0.mlp.no_such.weight", torch.zeros(2, 2))]))
     assert "\n" not in str(caught.value)
 
 
@@ -330,15 +341,15 @@ def test_a_reload_that_fails_is_one_line(vllm_engine, monkeypatch):
     monkeypatch.setattr(vllm_engine, "_broken", None)  # put back at the end
     monkeypatch.setattr(vllm_engine._llm, "collective_rpc", broken)
     with pytest.raises(EngineError, match="could not take the policy's weights") as caught:
-        vllm_engine.sync_folded([])
+        vllm_engine.sync_folded(tiny.weights([]))
     assert "\n" not in str(caught.value)
     # vLLM would wait forever for what a failed call left behind
     with pytest.raises(EngineError, match="serves nothing more"):
-        vllm_engine.generate([[1, 2, 3]], Sampling(4))
+        vllm_engine.generate([[1, 2, 3]], tiny.sampling(4))
 
 
 def test_a_prompt_that_is_too_long_is_one_line(vllm_engine):
     with pytest.raises(EngineError) as caught:
-        vllm_engine.generate([[1, 2], [1] * 300, [3, 4]], Sampling(4))
+        vllm_engine.generate([[1, 2], [1] * 300, [3, 4]], tiny.sampling(4))
     assert "192 tokens" in str(caught.value) and "\n" not in str(caught.value)
-    assert len(vllm_engine.generate([[1, 2, 3]], Sampling(4), [1])[0][0].token_ids) == 4, "it goes on working"
+    assert len(vllm_engine.generate([[1, 2, 3]], tiny.sampling(4), [1])[0][0].token_ids) == 4, "it goes on working"

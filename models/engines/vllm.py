@@ -3,6 +3,7 @@
 import gc
 import io
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,47 +11,52 @@ from typing import TYPE_CHECKING
 import torch
 
 from models.base import arithmetic, free_memory, load_tokenizer, model_path
-from models.engine import Completion, EngineError, EngineSettings, Sampling, Tokens, Weights, last_line
+from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights, last_line
+from models.engines.start import Capacity
+from models.settings import Serving
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
     from vllm.lora.request import LoRARequest
 
+# KV cache on a CPU
+CPU_CACHE_GIB = 1
 
-def _prepare_process(settings: EngineSettings) -> None:
+
+def _prepare_process() -> None:
     # read by vLLM at import or engine start
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.kv_cache_gib))
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_CACHE_GIB))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
 class VllmEngine:
-    """An in-process vLLM engine; see models/engine.py for the protocol."""
+    """An in-process vLLM engine; see protocol.py."""
 
     kind = "vllm"
 
-    def __init__(self, model: str, settings: EngineSettings) -> None:
-        _prepare_process(settings)
+    def __init__(self, model: str, serving: Serving, capacity: Capacity) -> None:
+        _prepare_process()
         import vllm
 
         cuda = torch.cuda.is_available()
         free_memory()
         threads = torch.get_num_threads()
-        self.dtype = arithmetic(settings.dtype)
-        lora = {"enable_lora": True, "max_lora_rank": _lora_rank(settings.lora_rank)} if settings.lora_rank else {}
+        self.dtype = arithmetic(serving.dtype)
+        lora = {"enable_lora": True, "max_lora_rank": _lora_rank(capacity.lora_rank)} if capacity.lora_rank else {}
         self._llm = vllm.LLM(
             model_path(model),
             dtype=str(self.dtype).removeprefix("torch."),
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
+            max_model_len=capacity.max_model_len,
+            max_num_seqs=capacity.max_num_seqs,
             # compiling costs 40 s on a CPU, more than an embedded run would win back
             enforce_eager=not cuda,
-            gpu_memory_utilization=settings.memory if cuda else 0.92,
+            gpu_memory_utilization=serving.gpu_memory_utilization if cuda else 0.92,
             enable_prefix_caching=True,
             # a prompt cut into chunks makes vLLM rewind the seeded generators, which a CPU's cannot
             enable_chunked_prefill=cuda,
-            max_num_batched_tokens=None if cuda else max(8192, settings.max_model_len),
+            max_num_batched_tokens=None if cuda else max(8192, capacity.max_model_len),
             # log-probabilities as drawn: after temperature and truncation
             logprobs_mode="processed_logprobs",
             generation_config="vllm",
@@ -58,7 +64,7 @@ class VllmEngine:
             # several processes: each has an engine of its own, beside a process group that is not vLLM's
             distributed_executor_backend="external_launcher" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
             disable_log_stats=True,
-            enable_sleep_mode=cuda and settings.temporary,
+            enable_sleep_mode=cuda and capacity.temporary,
             **lora,
         )
         # vLLM freezes all that lives when it starts, a trainer's policy too, which then could never be freed
@@ -69,7 +75,7 @@ class VllmEngine:
         self._adapter: LoRARequest | None = None
         self._versions = 0
         self._broken: str | None = None
-        self._temporary = settings.temporary
+        self._temporary = capacity.temporary
 
     def generate(
         self,
@@ -153,14 +159,19 @@ class VllmEngine:
             raise EngineError(self._broken) from error
         self._llm.reset_prefix_cache()
 
-    def sync_adapter(self, folder: Path) -> None:
+    def sync_adapter(self, adapter: AdapterFiles) -> None:
+        """Each time under a fresh name and id: a reloaded adapter of the same id may be served from the prefix cache
+        (vllm#42125)."""
         from vllm.lora.request import LoRARequest
 
         self._versions += 1
         previous = self._adapter
-        self._adapter = LoRARequest(f"policy-{self._versions}", self._versions, str(folder))
-        # loaded now, not at the next request, so that the folder may be deleted
-        self._llm.llm_engine.add_lora(self._adapter)
+        memory = Path("/dev/shm")
+        with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+            adapter.write(Path(folder))
+            self._adapter = LoRARequest(f"policy-{self._versions}", self._versions, folder)
+            # loaded now, not at the next request, so that the folder may be deleted
+            self._llm.llm_engine.add_lora(self._adapter)
         if previous is not None:
             self._llm.llm_engine.remove_lora(previous.lora_int_id)
         self._llm.reset_prefix_cache()

@@ -5,9 +5,10 @@ import tiny
 import torch
 
 from evals.divergence import mean_kl
-from models.adapters import POLICY, adapter_sha256, adapter_tensors, load_adapter, save_adapter
+from models.adapters import POLICY, adapter_sha256, adapter_tensors, load_adapter, new_adapter, save_adapter
 from models.base import base_sha256, dequantized, load_base, load_tokenizer
 from models.merge import folded_weights, merged_model, save_merged
+from models.settings import Lora, Model
 
 SEQUENCES = [([1, 2, 3], list(range(40 * i, 40 * i + 30))) for i in range(1, 9)]
 
@@ -65,7 +66,7 @@ def test_every_layer_is_base_plus_scaled_product(tiny_path, rank):
 
 
 def test_names_are_the_checkpoints_and_a_bias_follows_its_weight(policy, tiny_path):
-    own = dict(load_base(str(tiny_path), "none").named_parameters())
+    own = dict(load_base(str(tiny_path), "none", "auto").named_parameters())
     names = [name for name, _ in folded_weights(policy)]
     assert set(names) <= set(own)
     for i, name in enumerate(names):
@@ -74,24 +75,43 @@ def test_names_are_the_checkpoints_and_a_bias_follows_its_weight(policy, tiny_pa
 
 
 def test_an_unquantised_base_yields_what_is_adapted(tiny_path):
-    from models.adapters import new_adapter
-
-    model = new_adapter(load_base(str(tiny_path), "none"), rank=2, alpha=4, targets=["q_proj", "up_proj"])
+    model = new_adapter(
+        load_base(str(tiny_path), "none", "auto"), Lora(rank=2, alpha=4.0, targets=("q_proj", "up_proj")), seed=0
+    )
     weights = [name for name, _ in folded_weights(model) if name.endswith(".weight")]
     assert len(weights) == 2 * tiny.LAYERS and all("q_proj" in name or "up_proj" in name for name in weights)
 
 
 def test_the_bare_base_and_layers_without_adapter(tiny_path):
-    from models.adapters import new_adapter
-
-    base = load_base(str(tiny_path))
+    base = load_base(str(tiny_path), "nf4", "auto")
     bare = dict(folded_weights(base, adapter=None))
-    model = new_adapter(load_base(str(tiny_path)), rank=2, alpha=4, targets=["q_proj"])
+    model = new_adapter(load_base(str(tiny_path), "nf4", "auto"), Lora(rank=2, alpha=4.0, targets=("q_proj",)), seed=0)
     tiny.nudge(model, 0.1)
     folded = dict(folded_weights(model))
     assert folded.keys() == bare.keys()
     for name in bare:
         assert torch.equal(folded[name], bare[name]) == (not name.endswith("q_proj.weight")), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_is_announced_before_anything_is_made(policy, monkeypatch, dtype):
+    """And made one layer at a time: a base that barely fits has no room for its float32 copy."""
+    made = []
+    monkeypatch.setattr("models.merge.dequantized", lambda linear: made.append(linear) or dequantized(linear))
+    weights = folded_weights(policy, dtype=dtype)
+    assert len(weights.announced) == 10 * tiny.LAYERS and not made
+    for count, (weight, (name, tensor)) in enumerate(zip(weights.announced, weights, strict=True), 1):
+        assert (weight.name, weight.shape, weight.dtype) == (name, tuple(tensor.shape), tensor.dtype)
+        assert len(made) == sum(one.name.endswith(".weight") for one in weights.announced[:count])
+
+
+def test_weights_are_made_of_what_there_is_then(tiny_path):
+    model = tiny.policy(tiny_path)
+    weights = folded_weights(model)
+    first, again = dict(weights), dict(weights)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    tiny.nudge(model, 0.1)
+    assert not any(torch.equal(first[name], x) for name, x in weights if name.endswith(".weight"))
 
 
 def test_cast_once(policy):
@@ -152,15 +172,15 @@ def test_the_merged_and_reloaded_model_is_the_policy(path, request, tmp_path):
     checkpoint = request.getfixturevalue(path)
     policy = tiny.policy(checkpoint).eval()
     save_adapter(policy, tmp_path / "adapter")
-    merged = merged_model(str(checkpoint), "nf4", tmp_path / "adapter", torch.float32)
+    merged = merged_model(Model(base=str(checkpoint), quantize="nf4"), tmp_path / "adapter", torch.float32)
     save_merged(merged, str(checkpoint), tmp_path / "merged")
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert reloaded.dtype == torch.float32 and not hasattr(reloaded.config, "quantization_config")
     found = mean_kl(policy, reloaded, SEQUENCES)
     assert found.kl < 1e-9 and found.agreement == 1.0
-    wrong = merged_model(str(checkpoint), "none", tmp_path / "adapter", torch.float32).eval()
+    wrong = merged_model(Model(base=str(checkpoint), quantize="none"), tmp_path / "adapter", torch.float32).eval()
     assert mean_kl(policy, wrong, SEQUENCES).kl > 1e-3
-    bare = merged_model(str(checkpoint), "nf4", None, torch.float32).eval()
+    bare = merged_model(Model(base=str(checkpoint), quantize="nf4"), None, torch.float32).eval()
     assert mean_kl(policy, bare, SEQUENCES).kl > 1e-3
     tied = path == "tied_path"
     assert (reloaded.lm_head.weight.data_ptr() == reloaded.model.embed_tokens.weight.data_ptr()) == tied
@@ -168,14 +188,16 @@ def test_the_merged_and_reloaded_model_is_the_policy(path, request, tmp_path):
 
 def test_merged_in_half_precision_is_close(policy, adapter, tiny_path):
     policy.eval()
-    half = merged_model(str(tiny_path), "nf4", adapter, torch.float16)
+    half = merged_model(Model(base=str(tiny_path), quantize="nf4"), adapter, torch.float16)
     assert half.dtype == torch.float16
     assert 0 < mean_kl(policy, half.float().eval(), SEQUENCES).kl < 1e-4
 
 
 def test_what_is_written_stands_alone(tiny_path, adapter, tmp_path):
     folder = tmp_path / "merged"
-    save_merged(merged_model(str(tiny_path), "nf4", adapter, torch.bfloat16), str(tiny_path), folder)
+    save_merged(
+        merged_model(Model(base=str(tiny_path), quantize="nf4"), adapter, torch.bfloat16), str(tiny_path), folder
+    )
     names = {path.name for path in folder.iterdir()}
     assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json"} <= names
     ours, theirs = load_tokenizer(str(folder)), load_tokenizer(str(tiny_path))
@@ -184,5 +206,5 @@ def test_what_is_written_stands_alone(tiny_path, adapter, tmp_path):
 
 
 def test_policy_loaded_again_folds_to_the_same(policy, adapter, tiny_path):
-    again = dict(folded_weights(load_adapter(load_base(str(tiny_path)), adapter)))
+    again = dict(folded_weights(load_adapter(load_base(str(tiny_path), "nf4", "auto"), adapter)))
     assert all(torch.equal(again[name], tensor) for name, tensor in folded_weights(policy))

@@ -9,7 +9,8 @@ import torch
 from models.adapters import adapter_sha256, adapter_tensors
 from models.base import base_sha256
 from models.training import TrainingError
-from sft.train import IGNORED, SftSettings, _example, train_sft
+from sft.settings import SftSettings
+from sft.train import IGNORED, _example, train_sft
 
 ANSWERS = ("7", "6*7=42;42", "12-5=7", "2*9=18", "x=7", "30-11=19")
 
@@ -26,16 +27,19 @@ def rows(tokenizer):
 
 @pytest.fixture
 def imitate(tiny_path, tokenizer, rows):
-    def run(folder, stop_at=None, rows=rows, dtype="float32", **changes):
+    def run(folder, stop_at=None, rows=rows, dtype="float32", max_length=128, wild=None, **changes):
         folder.mkdir(exist_ok=True)
-        settings = {"steps": 6, "learning_rate": 1e-2, "batch_size": 6, "max_length": 128, "save_steps": 2, "seed": 4}
+        values = {"data": "traces", "steps": 6, "learning_rate": 1e-2, "batch_size": 6, "save_steps": 2}
+        settings = SftSettings(**values | changes).model_copy(update=wild)
 
         def on_step(step, line):
             if line is not None and step == stop_at:
                 raise Interrupted
 
         model = tiny.policy(tiny_path, dtype=dtype)
-        outcome = train_sft(model, tokenizer, *rows, SftSettings(**settings | changes), folder, on_step)
+        outcome = train_sft(
+            model, tokenizer, *rows, settings, folder, max_length=max_length, seed=4, report_to="none", on_step=on_step
+        )
         return model, outcome, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
     return run
@@ -129,6 +133,7 @@ def test_packed_rows_do_not_see_each_other(imitate, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops(imitate, tmp_path):
-    """A learning rate that blows the adapter up ends in one line, not in a broken adapter."""
+    """A learning rate that blows the adapter up (more than a recipe may ask for) ends in one line, not in a broken
+    adapter."""
     with pytest.raises(TrainingError, match="training stopped"):
-        imitate(tmp_path, learning_rate=1e30, lr_scheduler_type="constant", warmup_ratio=0.0)
+        imitate(tmp_path, wild={"learning_rate": 1e30}, lr_scheduler_type="constant", warmup_ratio=0.0)

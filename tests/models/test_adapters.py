@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.adapters import (
-    LINEAR_LAYERS,
     REFERENCE,
     AdapterError,
+    adapter_files,
     adapter_sha256,
     adapter_tensors,
     add_reference,
@@ -21,6 +21,7 @@ from models.adapters import (
     write_adapter,
 )
 from models.base import load_base
+from models.settings import Lora
 
 IDS = [5, 17, 99, 3, 250, 8]
 
@@ -49,12 +50,12 @@ def train_step(model, seed=0):
 
 
 def test_a_new_adapter_starts_as_the_base(tiny_path):
-    base = load_base(str(tiny_path))
+    base = load_base(str(tiny_path), "nf4", "auto")
     before = tiny.next_token_logprobs(base, IDS)
-    model = new_adapter(base, rank=4, alpha=8)
+    model = new_adapter(base, Lora(rank=4, alpha=8.0), seed=0)
     assert torch.equal(tiny.next_token_logprobs(model, IDS), before)
     tensors = adapter_tensors(model)
-    assert len(tensors) == 2 * len(LINEAR_LAYERS) * tiny.LAYERS
+    assert len(tensors) == 2 * len(Lora().targets) * tiny.LAYERS
     for name, tensor in tensors.items():
         assert tensor.dtype == torch.float32
         assert (tensor == 0).all() == ("lora_B" in name), name
@@ -74,7 +75,7 @@ def test_a_new_adapter_follows_from_its_seed_alone(tiny_path):
 
 def test_saved_and_loaded_is_the_same_to_the_bit(tiny_path, saved, tmp_path):
     folder, digest, logprobs = saved
-    model = load_adapter(load_base(str(tiny_path)), folder)
+    model = load_adapter(load_base(str(tiny_path), "nf4", "auto"), folder)
     assert adapter_sha256(adapter_tensors(model)) == digest == adapter_sha256(read_adapter(folder))
     assert torch.equal(tiny.next_token_logprobs(model, IDS), logprobs)
     assert trainable(model) == {name for name, _ in model.named_parameters() if ".lora_" in name}
@@ -84,11 +85,24 @@ def test_saved_and_loaded_is_the_same_to_the_bit(tiny_path, saved, tmp_path):
         assert (tmp_path / file).read_bytes() == (folder / file).read_bytes(), file
 
 
+def test_in_memory_it_is_the_files_that_are_saved(tiny_path, saved, tmp_path):
+    """The very bytes that PEFT writes, the config's order of sets apart; and a folder of them is an adapter."""
+    files = adapter_files(tiny.policy(tiny_path))
+    assert files.config == (saved[0] / "adapter_config.json").read_bytes()
+    assert files.tensors == (saved[0] / "adapter_model.safetensors").read_bytes()
+    tiny.policy(tiny_path).save_pretrained(str(tmp_path / "theirs"))
+    theirs = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
+    theirs["target_modules"] = sorted(theirs["target_modules"])
+    assert json.loads(files.config) == theirs
+    files.write(tmp_path)
+    assert adapter_sha256(read_adapter(tmp_path)) == saved[1]
+
+
 def test_peft_itself_reads_what_was_saved(tiny_path, saved):
     from peft import PeftModel
 
     folder, _, logprobs = saved
-    model = PeftModel.from_pretrained(load_base(str(tiny_path)), str(folder))
+    model = PeftModel.from_pretrained(load_base(str(tiny_path), "nf4", "auto"), str(folder))
     assert torch.equal(tiny.next_token_logprobs(model, IDS), logprobs)
 
 
@@ -103,7 +117,7 @@ def test_the_config_file_is_sorted(saved):
     """PEFT writes a set in the order of the process's hash seed: the same adapter would be another file each time."""
     text = (saved[0] / "adapter_config.json").read_text()
     config = json.loads(text)
-    assert config["target_modules"] == sorted(LINEAR_LAYERS)
+    assert config["target_modules"] == sorted(Lora().targets)
     assert list(config) == sorted(config)
     assert not any(isinstance(value, list) and value != sorted(value) for value in config.values())
 
@@ -155,15 +169,15 @@ def damaged(folder, to, change):
 def test_what_does_not_fit_is_one_clear_error(tiny_path, saved, tmp_path, change, message):
     folder = damaged(saved[0], tmp_path / "a", change)
     with pytest.raises(AdapterError, match=message) as caught:
-        load_adapter(load_base(str(tiny_path)), folder)
+        load_adapter(load_base(str(tiny_path), "nf4", "auto"), folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_an_adapter_for_another_model_or_none_at_all(tiny_path, saved, tmp_path):
     with pytest.raises(AdapterError, match=r"adapter_config\.json is missing"):
-        load_adapter(load_base(str(tiny_path)), tmp_path)
+        load_adapter(load_base(str(tiny_path), "nf4", "auto"), tmp_path)
     with pytest.raises(AdapterError, match="tensors are missing"):
-        load_adapter(load_base("embedded/student"), saved[0])
+        load_adapter(load_base("embedded/student", "nf4", "auto"), saved[0])
     cut = tmp_path / "cut"
     cut.mkdir()
     (cut / "adapter_config.json").write_text((saved[0] / "adapter_config.json").read_text())
@@ -174,7 +188,7 @@ def test_an_adapter_for_another_model_or_none_at_all(tiny_path, saved, tmp_path)
         read_adapter(cut)
     (cut / "adapter_config.json").write_text("{")
     with pytest.raises(AdapterError, match=r"adapter_config\.json is not readable"):
-        load_adapter(load_base(str(tiny_path)), cut)
+        load_adapter(load_base(str(tiny_path), "nf4", "auto"), cut)
 
 
 def test_a_failed_write_changes_nothing(tiny_path):
