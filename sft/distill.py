@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from models.engine import Engine, Sampling
+
 from rewards.extract import extract
 from rewards.formats import Format, split_completion
 from rewards.problems import Problem

@@ -189,7 +189,7 @@ def test_a_damaged_model_is_one_message(tmp_path):
     """A file that is cut off: found when the base is loaded, in the first stage."""
     import shutil
 
-    from models.base import model_path
+    from models.paths import model_path
 
     broken = shutil.copytree(model_path("embedded/student"), tmp_path / "broken")
     weights = broken / "model.safetensors"

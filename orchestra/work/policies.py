@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from models.engines.protocol import Sampling
 from models.reference import Reference
 
 from evals.divergence import mean_kl
 from evals.evaluate import Evaluation, compare, evaluate
 from models.adapters import load_adapter, new_adapter, read_adapter, save_adapter
 from models.base import free_memory, load_base, trained_arithmetic
+from models.engines.protocol import Sampling
 from models.training import StepListener
 from orchestra.work.context import ADAPTER, StageContext
 from orchestra.work.resources import stage_seed
@@ -132,6 +132,7 @@ def divergences(context: StageContext, policy: PeftModel, asked: Asked) -> dict[
         context.stage.evaluation(recipe).max_completion_tokens,
         temperature=1.0,
         top_p=1.0,
+        top_k=0,
         stop_token_ids=(resources.tokenizer().eos_token_id,),
     )
     seeds = [stage_seed(recipe, f"kl-{i}") for i in range(len(prompts))]
