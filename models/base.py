@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from models.paths import model_path
 from models.settings import Arithmetic, Quantize
 from models.sizes import arithmetic_name
 
@@ -25,12 +26,6 @@ class ModelError(ValueError):
     """A model that cannot be found or loaded; the message says which and what to do."""
 
     user_message = True
-
-
-def model_path(name: str) -> str:
-    """Where a model lies: `embedded/<name>` is shipped beside this file, the Hub client gets anything else as it is."""
-    shipped = Path(__file__).parent / name
-    return str(shipped) if name.startswith("embedded/") and shipped.is_dir() else name
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from models.adapters import POLICY, load_adapter
-from models.base import arithmetic, dequantized, load_base, load_tokenizer, model_path
+from models.base import arithmetic, dequantized, load_base, load_tokenizer
 from models.engines.protocol import Weight, Weights
+from models.paths import model_path
 from models.settings import Model
 
 if TYPE_CHECKING:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from models.base import arithmetic, load_tokenizer, model_path
+from models.base import arithmetic, load_tokenizer
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights
 from models.engines.start import Capacity
+from models.paths import model_path
 from models.settings import Serving
 
 

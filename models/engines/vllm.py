@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.base import arithmetic, free_memory, load_tokenizer, model_path
+from models.base import arithmetic, free_memory, load_tokenizer
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights, last_line
 from models.engines.start import Capacity
+from models.paths import model_path
 from models.settings import Serving
 
 if TYPE_CHECKING:

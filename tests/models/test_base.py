@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.adapters import adapter_tensors, add_reference
-from models.base import ModelError, base_sha256, dequantized, load_base, load_tokenizer, model_path, quantized_layers
+from models.base import ModelError, base_sha256, dequantized, load_base, load_tokenizer, quantized_layers
+from models.paths import model_path
 
 PROJECTIONS = 7  # q, k, v, o, gate, up, down
 
