@@ -1,4 +1,4 @@
-"""A kind of stage in a file of its own is checked, planned, run, resumed, shown and reported; nothing else is touched."""
+"""A kind of stage in a file of its own is checked, planned, run, resumed, shown and reported; nothing else changes."""
 
 import json
 import subprocess
