@@ -19,8 +19,8 @@ from pydantic import TypeAdapter
 
 from evals.statistics import Interval, PairedDifference, accuracy, paired_difference, pass_at_k
 from rewards.formats import Format
+from rewards.math.verifier import Verdict, verify_batch
 from rewards.problems import Problem
-from rewards.verifier import Verdict, verify_batch
 
 if TYPE_CHECKING:
     from models.engine import Completion, Engine

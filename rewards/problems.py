@@ -87,7 +87,7 @@ def load_problems(source: str, split: Split, *, limit: int | None = None, seed: 
     if limit is not None and limit < 1:
         raise ProblemError(f"problems: limit must be 1 or more, not {limit}")
     if source == EMBEDDED:
-        from rewards.generator import generate
+        from rewards.generator.draw import generate
 
         return generate(split, limit or {"train": 4000, "test": 500}[split], seed)
     path = Path(source).expanduser()

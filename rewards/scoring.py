@@ -1,7 +1,7 @@
 """Rewards in TRL's signature, made from the names and weights of a recipe.
 
     name        value                                                          source
-    correct     1 right, 0 wrong, None ungradable                              rewards.verifier
+    correct     1 right, 0 wrong, None ungradable                              rewards.math.verifier
     format      1 when the completion keeps the format's contract, else 0      rewards.formats
     length      0 up to L - c tokens, falling linearly to -1 at L, c = L / 5   DAPO, arXiv:2503.14476, eq. 13
     cosine      u right, -u wrong, u = (1 + cos(pi * length / L)) / 2          after arXiv:2502.03373, appendix C.1
@@ -25,7 +25,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from rewards.formats import Format, get_format
-from rewards.verifier import Verdict, Verifier, default_verifier
+from rewards.math.verifier import Verdict, Verifier, default_verifier
 
 RewardFunction = Callable[..., "list[float | None]"]
 SOFT_SHARE = 0.2

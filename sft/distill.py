@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from models.engine import Engine, Sampling
-from rewards.extract import extract
 from rewards.formats import Format, split_completion
+from rewards.math.extract import extract
+from rewards.math.verifier import Verdict, verify_batch
 from rewards.problems import Problem
-from rewards.verifier import Verdict, verify_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

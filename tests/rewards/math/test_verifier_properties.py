@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rewards.cases import normalised
-from rewards.compare import decide
-from rewards.extract import extract
-from rewards.realsets import _complement, _intersection, _merged, same_set
-from rewards.verifier import Verdict, Verifier, verify
+from rewards.math.cases import normalised
+from rewards.math.decide import decide
+from rewards.math.extract import extract
+from rewards.math.real_sets import _complement, _intersection, _merged, same_set
+from rewards.math.verifier import Verdict, Verifier, verify
 
 settings.register_profile("verifier", deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 settings.load_profile("verifier")

@@ -1,6 +1,6 @@
 r"""When two values are the same answer: members, order, names, chains, signs.
 
-Decided once, with reasons, tested in tests/test_verifier_policies.py:
+Decided once, with reasons, tested in tests/rewards/math/test_verifier_policies.py:
 
 - **Every value asked for, and no other.** A list or set equals another with the same members in any order, a tuple
   one in the same order; `1, 2` is not `1`, ``\pm 2`` is not 2, an interval around a number is not the number.
@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import time
 
-from rewards.leaves import Outcome, same_leaf
-from rewards.nodes import substitute
-from rewards.realsets import as_interval, is_set, pieces, same_set
-from rewards.relations import bare_values, same_relation, solves
-from rewards.structure import Grid, Group, Leaf, Relation, Union, Value, read, spelled
-from rewards.tokens import Unreadable
+from rewards.math.equal_single import Outcome, same_leaf
+from rewards.math.nodes import substitute
+from rewards.math.real_sets import as_interval, is_set, pieces, same_set
+from rewards.math.relations import bare_values, same_relation, solves
+from rewards.math.tokens import Unreadable
+from rewards.math.values import Grid, Group, Leaf, Relation, Union, Value, read, spelled
 
 SECONDS = 0.5
 

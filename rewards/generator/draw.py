@@ -13,7 +13,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 
-from rewards.families import DIFFICULTIES, FAMILIES, Family
+from rewards.generator.families import DIFFICULTIES, FAMILIES, Family
 from rewards.problems import Problem, ProblemError, Split
 
 TEST_SHARE = 5  # one problem in five belongs to the test split

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rewards.labels import is_word
-from rewards.vocabulary import CHANGES, DEGREES, HEDGES, ONE_ARGUMENT, PERCENT, SCALES
+from rewards.math.tokens import is_word
+from rewards.math.vocabulary import CHANGES, DEGREES, HEDGES, ONE_ARGUMENT, PERCENT, SCALES
 
 _UNIT_SIGNS = frozenset(["^", "/", "{", "}", "(", ")", "-", "\\cdot", "*"])
 

@@ -16,8 +16,8 @@ import math
 import zlib
 from fractions import Fraction
 
-from rewards.fields import Double, Precise, Undecided, is_real
-from rewards.nodes import contains, letters_of
+from rewards.math.arithmetics import Double, Precise, Undecided, is_real
+from rewards.math.nodes import contains, letters_of
 
 MAX_POWER = 10_000_000
 MAX_FACTORIAL = 2_500

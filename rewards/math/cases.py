@@ -8,8 +8,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rewards.extract import gold_text
-from rewards.verifier import Verdict, Verifier, default_verifier
+from rewards.math.extract import gold_text
+from rewards.math.verifier import Verdict, Verifier, default_verifier
 
 
 class CaseError(ValueError):
@@ -77,8 +77,8 @@ def explain(completion: str, gold: str, verifier: Verifier | None = None) -> Exp
 
 def normalised(text: str) -> str:
     """A text as the comparison reads it: tokens in their one spelling; as written where it cannot be read."""
-    from rewards.structure import spelled
-    from rewards.tokens import Unreadable, clean, tokenize
+    from rewards.math.tokens import Unreadable, clean, tokenize
+    from rewards.math.values import spelled
 
     try:
         return spelled(tokenize(clean(text[:4_000])))

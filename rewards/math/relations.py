@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from rewards.algebra import parse
-from rewards.nodes import letters_of, substitute
-from rewards.numeric import at_points, rational, real, same
-from rewards.structure import Leaf, Relation, Value, is_label, read
-from rewards.tokens import Unreadable
+from rewards.math.equal_expression import at_points, rational, real, same
+from rewards.math.nodes import letters_of, substitute
+from rewards.math.parser import parse
+from rewards.math.quantity_names import is_label
+from rewards.math.tokens import Unreadable
+from rewards.math.values import Leaf, Relation, Value, read
 
 _ORDER = {"<": 1, "\\leq": 1, ">": -1, "\\geq": -1}
 

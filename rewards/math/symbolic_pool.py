@@ -1,7 +1,9 @@
 """The parent's side of the symbolic pool: started at first use, asked in batches, killed when late, closed at exit.
 
-The work happens in `rewards.symbolic_worker`, a fresh interpreter started with ``python -m`` (never a fork of the
-training process, whose threads and accelerator state do not survive one, and never an import of its ``__main__``).
+The work happens in symbolic_worker.py, a fresh interpreter (never a fork of the training process, whose threads and
+accelerator state do not survive one, and never an import of its ``__main__``). The file is run, not imported, and
+imports nothing of the project: wherever the project is installed, and whatever lies in the working directory or on
+PYTHONPATH under the names of its packages, this is the worker that starts.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+WORKER = Path(__file__).resolve().with_name("symbolic_worker.py")
 START_SECONDS = 60.0
 GRACE_SECONDS = 2.0
 
@@ -103,18 +106,10 @@ class SymbolicPool:
         if self._process is not None and self._process.poll() is None:
             return
         self._kill()
-        root = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [
-            sys.executable,
-            "-m",
-            "rewards.symbolic_worker",
-            str(self.settings.slots),
-            str(self.settings.memory_mb),
-        ]
+        command = [sys.executable, "-P", str(WORKER), str(self.settings.slots), str(self.settings.memory_mb)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, start_new_session=True, bufsize=0,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, bufsize=0,
         )  # fmt: skip
         self._buffer = b""
         atexit.unregister(self.close)

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from rewards.cases import CaseError, explain, score_cases
-from rewards.extract import extract
-from rewards.verifier import Verdict, Verifier, verify, verify_batch
+from rewards.math.cases import CaseError, explain, score_cases
+from rewards.math.extract import extract
+from rewards.math.verifier import Verdict, Verifier, verify, verify_batch
 
 CORRECT, WRONG, UNGRADABLE = Verdict.CORRECT, Verdict.WRONG, Verdict.UNGRADABLE
 
@@ -65,7 +65,7 @@ def test_a_fault_of_the_verifier_is_counted_and_told(monkeypatch):
     def broken(gold, answer):
         raise TypeError("a fault")
 
-    monkeypatch.setattr("rewards.compare.decide", broken)
+    monkeypatch.setattr("rewards.math.decide.decide", broken)
     verifier = Verifier()
     with pytest.warns(UserWarning, match="a fault"):
         assert verifier.verify(r"\boxed{x}", "y") is WRONG
@@ -96,7 +96,7 @@ def test_where_the_answer_is_found(completion, answer, source):
 
 def test_importing_the_verifier_is_light():
     code = (
-        "import sys; before = set(sys.modules); import rewards.verifier; new = set(sys.modules) - before;"
+        "import sys; before = set(sys.modules); import rewards.math.verifier; new = set(sys.modules) - before;"
         "heavy = {m.split('.')[0] for m in new} & {'sympy', 'mpmath', 'torch', 'numpy', 'math_verify', 'subprocess'};"
         "sys.exit(f'heavy imports: {heavy}' if heavy else 0)"
     )

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from rewards.math.verifier import Verifier
 from rewards.scoring import RANGES, RewardError, UngradableError, build_rewards, check_weights
-from rewards.verifier import Verifier
 
 RIGHT = "<think>\n6 * 7 = 42\n</think>\n\\boxed{42}"
 WRONG = "<think>\n6 * 7 = 41\n</think>\n\\boxed{41}"

@@ -16,7 +16,7 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rewards.vocabulary import FUNCTIONS, SHORT_UNITS, UNICODE, WORDS
+from rewards.math.vocabulary import FUNCTIONS, SHORT_UNITS, UNICODE, WORDS
 
 MAX_TOKENS = 1_200
 MAX_DIGITS = 400
@@ -130,6 +130,11 @@ _TABLES = frozenset(
         "matrix pmatrix bmatrix vmatrix Vmatrix Bmatrix array cases smallmatrix aligned align align* gathered split"
     ).split()
 )
+
+
+def is_word(token) -> bool:
+    """Whether a token is words."""
+    return token.__class__ is str and token[0] == '"'
 
 
 def clean(text: str) -> str:

@@ -2,14 +2,9 @@ r"""Names of quantities, the left side of an answer such as x = 5, f(x) = ..., |
 
 from __future__ import annotations
 
-from rewards.algebra import parse
-from rewards.nodes import letters_of
-from rewards.tokens import Unreadable, closes_at, split_top
-
-
-def is_word(token) -> bool:
-    """Whether a token is words."""
-    return token.__class__ is str and token[0] == '"'
+from rewards.math.nodes import letters_of
+from rewards.math.parser import parse
+from rewards.math.tokens import Unreadable, closes_at, is_word, split_top
 
 
 def is_label(tokens: tuple) -> bool:

@@ -15,11 +15,11 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rewards.algebra import parse
-from rewards.labels import is_label, is_word
-from rewards.measures import angle, measured
-from rewards.tokens import CLOSERS, OPENERS, Based, Foreign, Table, Unreadable, closes_at, split_top
-from rewards.vocabulary import CLAUSES, EMPTY, FILLER
+from rewards.math.parser import parse
+from rewards.math.quantity_names import is_label
+from rewards.math.tokens import CLOSERS, OPENERS, Based, Foreign, Table, Unreadable, closes_at, is_word, split_top
+from rewards.math.unit_suffix import angle, measured
+from rewards.math.vocabulary import CLAUSES, EMPTY, FILLER
 
 RELATIONS = frozenset(["=", "<", ">", "\\leq", "\\geq", "\\neq", "\\approx", "\\in", "\\equiv", "\\sim"])
 _MAX_ITEMS = 400

@@ -1,6 +1,6 @@
 r"""Where the answer is: the text a completion stands by, found by scanning from its end.
 
-The policies, decided once and tested in tests/test_verifier_policies.py:
+The policies, decided once and tested in tests/rewards/math/test_verifier_policies.py:
 
 - **The think block is not the answer.** Only what follows the last ``</think>`` counts; an unclosed ``<think>`` means
   the model never got to answer. Otherwise a policy learns to put candidates where they cost nothing.

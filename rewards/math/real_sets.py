@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 
-from rewards.algebra import parse
-from rewards.nodes import letters_of, substitute
-from rewards.numeric import real
-from rewards.structure import Group, Leaf, Relation, Union, Value, is_label, read
-from rewards.tokens import Unreadable
+from rewards.math.equal_expression import real
+from rewards.math.nodes import letters_of, substitute
+from rewards.math.parser import parse
+from rewards.math.quantity_names import is_label
+from rewards.math.tokens import Unreadable
+from rewards.math.values import Group, Leaf, Relation, Union, Value, read
 
 Pieces = tuple[tuple[float, float, bool, bool], ...]
 EVERYTHING: Pieces = ((-math.inf, math.inf, False, False),)

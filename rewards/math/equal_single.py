@@ -6,12 +6,12 @@ import math
 import re
 from fractions import Fraction
 
-from rewards.nodes import contains, letters_of, substitute
-from rewards.numeric import rational, real, same
-from rewards.structure import Leaf, latex, spelled
-from rewards.tokens import Based
-from rewards.units import convert, is_unit
-from rewards.vocabulary import NUMBER_WORDS
+from rewards.math.equal_expression import rational, real, same
+from rewards.math.nodes import contains, letters_of, substitute
+from rewards.math.tokens import Based
+from rewards.math.units import convert, is_unit
+from rewards.math.values import Leaf, latex, spelled
+from rewards.math.vocabulary import NUMBER_WORDS
 
 SIGNIFICANT = 6
 _COUNTERS = frozenset("klmn")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rewards.comparison import Comparison, Overtime
-from rewards.extract import gold_text
-from rewards.structure import Grid, Group, Leaf, Relation, Union, Value, read, spelled
-from rewards.tokens import Unreadable, clean, tokenize
+from rewards.math.equal import Comparison, Overtime
+from rewards.math.extract import gold_text
+from rewards.math.tokens import Unreadable, clean, tokenize
+from rewards.math.values import Grid, Group, Leaf, Relation, Union, Value, read, spelled
 
 MAX_TEXT = 4_000
 MAX_OPEN = 400

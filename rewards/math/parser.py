@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from rewards.nodes import balanced
-from rewards.tokens import CLOSERS, MAX_DEPTH, Based, Foreign, Unreadable, closes_at, split_top
-from rewards.vocabulary import GREEK, NO_EXPRESSION, ONE_ARGUMENT
+from rewards.math.nodes import balanced
+from rewards.math.tokens import CLOSERS, MAX_DEPTH, Based, Foreign, Unreadable, closes_at, split_top
+from rewards.math.vocabulary import GREEK, NO_EXPRESSION, ONE_ARGUMENT
 
 _LOGS = {"\\ln": ("e",), "\\log": None, "\\lg": ("n", Fraction(10))}
 _CALLED = frozenset("fgh")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from rewards.cases import explain
-from rewards.verifier import Verdict, Verifier
+from rewards.math.cases import explain
+from rewards.math.verifier import Verdict, Verifier
 
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the labelled cases (../shared/data) are not here")
 COLLECTED = (
     "areal_tests", "hardverify_math", "hendrycks_tests", "lighteval_tests", "mario_tests", "math_verify_issues",

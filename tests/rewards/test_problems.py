@@ -9,8 +9,8 @@ from fractions import Fraction
 
 import pytest
 
-from rewards.families import DIFFICULTIES, FAMILIES, OPERATIONS, Draw, Steps
-from rewards.generator import NAMES, THINGS, draw_problem, generate
+from rewards.generator.draw import NAMES, THINGS, draw_problem, generate
+from rewards.generator.families import DIFFICULTIES, FAMILIES, OPERATIONS, Draw, Steps
 from rewards.problems import Problem, ProblemError, clean_gold, clean_solution, load_problems, overlapping
 
 GSM8K_ANSWER = (

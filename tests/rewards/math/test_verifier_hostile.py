@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rewards.symbolic import PoolSettings, SymbolicPool
-from rewards.verifier import Verdict, Verifier
+from rewards.math.symbolic_pool import PoolSettings, SymbolicPool
+from rewards.math.verifier import Verdict, Verifier
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 CASES = ROOT.parent / "shared" / "data" / "reward_cases" / "hostile.jsonl"
 SECONDS = 2.0
 MEGABYTES = 512
@@ -101,9 +101,9 @@ def test_the_collected_hostile_cases(verifier):
 
 def test_memory_stays_bounded_over_all_of_them():
     code = f"""
-import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_verifier_hostile import HOSTILE, memory_of
-from rewards.verifier import Verifier
+from rewards.math.verifier import Verifier
 import psutil, threading
 verifier, most, done = Verifier(), [0.0], threading.Event()
 def watch():
@@ -213,7 +213,7 @@ def test_a_script_without_a_main_guard(tmp_path):
     script.write_text(
         "import psutil\n"
         "print('started')\n"
-        "from rewards.verifier import default_verifier, verify\n"
+        "from rewards.math.verifier import default_verifier, verify\n"
         "assert verify(r'\\boxed{\\sum_{k=1}^{4} k}', '10') == 'correct'\n"
         "family = psutil.Process(default_verifier().pool.pid)\n"
         "family = [family, *family.children(recursive=True)]\n"
@@ -237,7 +237,7 @@ def test_a_script_without_a_main_guard(tmp_path):
 def test_workers_end_when_their_process_is_killed():
     code = (
         "import time\n"
-        "from rewards.verifier import default_verifier\n"
+        "from rewards.math.verifier import default_verifier\n"
         "default_verifier().warm()\n"
         "print(default_verifier().pool.pid, flush=True)\n"
         "time.sleep(60)\n"
@@ -255,7 +255,7 @@ def test_under_accelerate_launch(tmp_path):
     script.write_text(
         "import threading, time\n"
         "from accelerate import PartialState\n"
-        "from rewards.verifier import verify_batch\n"
+        "from rewards.math.verifier import verify_batch\n"
         "state = PartialState(cpu=True)\n"
         "found = []\n"
         "def work():\n"

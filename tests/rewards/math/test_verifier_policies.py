@@ -5,7 +5,7 @@ The left column is the gold, the right one what stands in the box.
 
 import pytest
 
-from rewards.verifier import Verdict, verify
+from rewards.math.verifier import Verdict, verify
 
 
 def boxed(gold, answer):

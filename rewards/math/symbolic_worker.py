@@ -1,6 +1,6 @@
 """The process that does symbolic work: one keeper without opinions, a few forked children that may hang.
 
-Run as ``python -m rewards.symbolic_worker SLOTS MEMORY_MB`` and spoken to in JSON lines over its stdin and stdout.
+Run as ``python -P symbolic_worker.py SLOTS MEMORY_MB`` and spoken to in JSON lines over its stdin and stdout.
 The keeper imports sympy and math-verify once, forks SLOTS children (a fork of a single-threaded process that never
 touched torch), hands each request to an idle child and waits. A child that is not done at the deadline is killed and
 replaced in a few milliseconds; that request is answered ``timeout`` and no other is touched. A child also arms a

@@ -11,8 +11,8 @@ import pytest
 from evals.evaluate import Evaluation, EvaluationSettings, compare, evaluate
 from models.engine import Completion, Sampling
 from rewards.formats import get_format
+from rewards.math.verifier import Verdict
 from rewards.problems import Problem
-from rewards.verifier import Verdict
 
 FORMAT = get_format("think-boxed")
 SETTINGS = EvaluationSettings(samples=4, temperature=1.0, top_p=0.9, max_completion_tokens=32, pass_at_k=(1, 4), seed=5)

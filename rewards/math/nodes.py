@@ -1,4 +1,4 @@
-"""Expressions as nodes (see rewards.algebra): walking them, building them shallow, putting one into another."""
+"""Expressions as nodes (see rewards.math.parser): walking them, building them shallow, putting one into another."""
 
 from __future__ import annotations
 

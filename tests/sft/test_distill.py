@@ -6,8 +6,8 @@ import pytest
 
 from models.engine import Completion, Sampling
 from rewards.formats import get_format
+from rewards.math.verifier import Verdict
 from rewards.problems import Problem
-from rewards.verifier import Verdict
 from sft import distill
 from sft.distill import (
     SAMPLES,

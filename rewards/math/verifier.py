@@ -12,11 +12,11 @@ from enum import StrEnum
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
-from rewards.extract import Extracted, extract, readable
+from rewards.math.extract import Extracted, extract, readable
 
 if TYPE_CHECKING:
-    from rewards.compare import Decision
-    from rewards.symbolic import PoolSettings, SymbolicPool
+    from rewards.math.decide import Decision
+    from rewards.math.symbolic_pool import PoolSettings, SymbolicPool
 
 _INTEGER = re.compile(r"[-+]?\d{1,18}")
 
@@ -69,7 +69,7 @@ class Verifier:
     @cached_property
     def pool(self) -> SymbolicPool:
         """The symbolic workers, not yet started."""
-        from rewards.symbolic import SymbolicPool
+        from rewards.math.symbolic_pool import SymbolicPool
 
         return SymbolicPool(self._settings)
 
@@ -119,7 +119,7 @@ class Verifier:
 
     def warm(self) -> None:
         """Load what comparisons need and start the symbolic workers, instead of at the first need of them."""
-        import rewards.compare  # noqa: F401
+        import rewards.math.decide  # noqa: F401
 
         self.pool.start()
 
@@ -129,7 +129,7 @@ class Verifier:
             self.pool.close()
 
     def _decide(self, gold: str, answer: str) -> Decision:
-        from rewards.compare import Decision, decide  # imported when first needed: most answers are plain integers
+        from rewards.math.decide import Decision, decide  # imported when first needed: most answers are plain integers
 
         try:
             return decide(gold, answer)
@@ -192,7 +192,7 @@ def verify(completion: str, gold: str) -> Verdict:
     """Whether the answer in ``completion`` equals ``gold``.
 
     Args:
-        completion: what the model wrote, as plain text; see `rewards.extract` for where its answer is looked for.
+        completion: what the model wrote, as plain text; see `rewards.math.extract` for where its answer is looked for.
         gold: the reference answer: a number, LaTeX, words, a list, with or without ``$`` and ``\\boxed``.
 
     Never raises for the content of either text and never hangs: a comparison that is not done at its deadline is
