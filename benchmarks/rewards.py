@@ -41,7 +41,8 @@ Grader = Callable[[str, str], bool]
 
 
 def ours() -> Grader:
-    from rewards.math.verifier import Verdict, Verifier
+    from rewards.math.verifier import Verifier
+    from rewards.verdict import Verdict
 
     verifier = Verifier()
     verifier.warm()
@@ -49,7 +50,8 @@ def ours() -> Grader:
 
 
 def ours_without_memory() -> Grader:
-    from rewards.math.verifier import Verdict, Verifier
+    from rewards.math.verifier import Verifier
+    from rewards.verdict import Verdict
 
     verifier = Verifier(remember=0)
     verifier.warm()

@@ -8,8 +8,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rewards.math.extract import gold_text
-from rewards.math.verifier import Verdict, Verifier, default_verifier
+from rewards.math.extract import extract, gold_text
+from rewards.math.verifier import Verifier, default_verifier
+from rewards.verdict import Verdict
 
 
 class CaseError(ValueError):
@@ -65,13 +66,14 @@ class CaseReport:
 def explain(completion: str, gold: str, verifier: Verifier | None = None) -> Explanation:
     """Why a completion gets its verdict. Text without any box, tag or answer phrase is taken as the answer itself."""
     judgement = (verifier or default_verifier()).judge_batch([completion], [gold])[0]
+    found = extract(completion)
     return Explanation(
         verdict=judgement.verdict.value,
-        source=judgement.extracted.source,
-        extracted=judgement.extracted.text,
+        source=found.source,
+        extracted=found.text,
         gold=normalised(gold_text(gold)),
-        answer=normalised(judgement.extracted.text),
-        rule=judgement.rule,
+        answer=normalised(found.text),
+        rule=judgement.grounds,
     )
 
 
@@ -117,7 +119,8 @@ def score_cases(path: str | Path, wrong: str | Path | None = None, verifier: Ver
         false_positive += correct and not label
         false_negative += label and not correct
         if correct != label:
-            found = {"verdict": judgement.verdict.value, "answer": judgement.extracted.text, "rule": judgement.rule}
+            answer = extract(row["completion"]).text
+            found = {"verdict": judgement.verdict.value, "answer": answer, "rule": judgement.grounds}
             disagreements.append({**row, **found})
     if wrong is not None:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in disagreements)

@@ -8,25 +8,17 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 from rewards.math.extract import Extracted, extract, readable
+from rewards.verdict import Judgement, Verdict
 
 if TYPE_CHECKING:
     from rewards.math.decide import Decision
     from rewards.math.symbolic_pool import PoolSettings, SymbolicPool
 
 _INTEGER = re.compile(r"[-+]?\d{1,18}")
-
-
-class Verdict(StrEnum):
-    """correct, wrong, or ungradable: the *gold* is empty or malformed, so nothing can be said of the completion."""
-
-    CORRECT = "correct"
-    WRONG = "wrong"
-    UNGRADABLE = "ungradable"
 
 
 @dataclass(frozen=True)
@@ -41,16 +33,6 @@ class Counts:
     errors: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """A verdict with its grounds: the answer found, the rule that decided, and whether a deadline cut it short."""
-
-    verdict: Verdict
-    extracted: Extracted
-    rule: str
-    timed_out: bool = False
-
-
 class Verifier:
     """Grades completions; remembers pairs of (gold, answer); owns the pool of symbolic workers. Thread-safe.
 
@@ -62,7 +44,7 @@ class Verifier:
     def __init__(self, pool: PoolSettings | None = None, remember: int = 65_536):
         self._settings = pool
         self._remember = remember
-        self._memory: OrderedDict[tuple[str, str], tuple[Verdict, str, bool]] = OrderedDict()
+        self._memory: OrderedDict[tuple[str, str], Judgement] = OrderedDict()
         self._lock = threading.Lock()
         self._counts = [0, 0, 0, 0, 0]
 
@@ -107,13 +89,13 @@ class Verifier:
                     if decision.open:
                         open_pairs[pair] = (decision, [index])
                         continue
-                    known = (Verdict.CORRECT if decision.equal else Verdict.WRONG, decision.rule, decision.late)
+                    known = _judgement(decision.equal, decision.rule, decision.late)
                     self._counts[3] += decision.late
                 if answer.text:
                     self._store(pair, known)
-            judgements[index] = Judgement(known[0], answer, known[1], known[2])
+            judgements[index] = known
         if open_pairs:
-            self._ask_workers(open_pairs, found, judgements)
+            self._ask_workers(open_pairs, judgements)
         self._counts[0] += len(completions)
         return judgements
 
@@ -139,7 +121,7 @@ class Verifier:
                 warnings.warn(f"verifier: {error!r} on gold {gold[:200]!r}, answer {answer[:200]!r}", stacklevel=2)
             return Decision(False, f"error: {type(error).__name__}: {error}")
 
-    def _ask_workers(self, open_pairs, found, judgements) -> None:
+    def _ask_workers(self, open_pairs, judgements) -> None:
         leaves = list(dict.fromkeys(leaf for decision, _ in open_pairs.values() for leaf in decision.open))
         outcome_of = dict(zip(leaves, self.pool.compare(leaves), strict=True))
         self._counts[2] += len(leaves)
@@ -149,12 +131,12 @@ class Verifier:
             equal = all(outcome == "equal" for outcome in outcomes)
             self._counts[3] += late
             rule = "symbolic: deadline passed" if late else f"symbolic: {', '.join(outcomes)}"
-            known = (Verdict.CORRECT if equal else Verdict.WRONG, rule, late)
+            known = _judgement(equal, rule, late)
             self._store(pair, known)
             for index in indices:
-                judgements[index] = Judgement(known[0], found[index], known[1], known[2])
+                judgements[index] = known
 
-    def _recall(self, pair: tuple[str, str]) -> tuple[Verdict, str, bool] | None:
+    def _recall(self, pair: tuple[str, str]) -> Judgement | None:
         with self._lock:
             known = self._memory.get(pair)
             if known is not None:
@@ -162,23 +144,27 @@ class Verifier:
                 self._counts[1] += 1
             return known
 
-    def _store(self, pair: tuple[str, str], known: tuple[Verdict, str, bool]) -> None:
+    def _store(self, pair: tuple[str, str], known: Judgement) -> None:
         with self._lock:
             self._memory[pair] = known
             while len(self._memory) > self._remember:
                 self._memory.popitem(last=False)
 
 
-def _settled(gold: str, answer: Extracted) -> tuple[Verdict, str, bool] | None:
-    """The verdict where nothing has to be compared, or only text and integers."""
+def _judgement(equal: bool, grounds: str, timed_out: bool = False) -> Judgement:
+    return Judgement(Verdict.CORRECT if equal else Verdict.WRONG, timed_out, grounds)
+
+
+def _settled(gold: str, answer: Extracted) -> Judgement | None:
+    """The judgement where nothing has to be compared, or only text and integers."""
     if not readable(gold):
-        return Verdict.UNGRADABLE, "the gold is empty or malformed", False
+        return Judgement(Verdict.UNGRADABLE, grounds="the gold is empty or malformed")
     if not answer.text.strip():
-        return Verdict.WRONG, f"no answer: {answer.source}", False
+        return _judgement(False, f"no answer: {answer.source}")
     if answer.text == gold:
-        return Verdict.CORRECT, "same text", False
+        return _judgement(True, "same text")
     if _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer.text):
-        return (Verdict.CORRECT if int(gold) == int(answer.text) else Verdict.WRONG), "integers", False
+        return _judgement(int(gold) == int(answer.text), "integers")
     return None
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.formats import FORMATS, boxes, get_format, split_completion
+from rewards.formats import FORMATS, boxes, split_completion
 
 THINK, BOXED = FORMATS["think-boxed"], FORMATS["boxed"]
 plain = st.text(st.characters(exclude_characters="\\{}<>"), min_size=1).filter(str.strip)
@@ -71,9 +71,3 @@ def test_split_completion_of_unusual_texts():
     assert split_completion("a</think>\\boxed{1}") == ("a", "\\boxed{1}")  # <think> stood in the prompt
     assert split_completion("<think>a") == ("a", "")
     assert split_completion("a \\boxed{1}") == ("", "a \\boxed{1}")
-
-
-def test_unknown_format_names_the_near_miss():
-    assert get_format("boxed") is BOXED
-    with pytest.raises(ValueError, match="did you mean 'think-boxed'"):
-        get_format("think_boxed")

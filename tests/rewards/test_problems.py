@@ -1,17 +1,11 @@
 """Problem sources: the generator's promises, files with every kind of fault, GSM8K's notation, overlap."""
 
 import json
-import random
-import re
-from collections import Counter
-from dataclasses import replace
-from fractions import Fraction
 
 import pytest
 
-from rewards.generator.draw import NAMES, THINGS, draw_problem, generate
-from rewards.generator.families import DIFFICULTIES, FAMILIES, OPERATIONS, Draw, Steps
-from rewards.problems import Problem, ProblemError, clean_gold, clean_solution, load_problems, overlapping
+from rewards.math.domain import DOMAIN as MATH
+from rewards.problems import Problem, ProblemError, overlapping
 
 GSM8K_ANSWER = (
     "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
@@ -19,76 +13,13 @@ GSM8K_ANSWER = (
 )
 
 
+def load(source, split, *, limit=None, seed=0):
+    return MATH.problems(source, split, limit=limit, seed=seed)
+
+
 def write_lines(path, *rows):
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
     return str(path)
-
-
-# --- the generator
-
-
-def test_generator_covers_families_domains_and_difficulties():
-    problems = generate("train", 2000, seed=3)
-    assert len({p.family for p in problems}) == len(FAMILIES) >= 12
-    assert len({p.domain for p in problems}) >= 4
-    assert {p.difficulty for p in problems} == set(DIFFICULTIES)
-    per_cell = Counter((p.family, p.difficulty) for p in problems)
-    assert len(per_cell) == len(FAMILIES) * len(DIFFICULTIES)
-
-
-def test_generator_is_deterministic_and_a_larger_count_extends_a_smaller_one():
-    assert generate("test", 300, seed=5) == generate("test", 300, seed=5)
-    assert generate("test", 300, seed=5)[:100] == generate("test", 100, seed=5)
-    assert generate("test", 100, seed=5) != generate("test", 100, seed=6)
-
-
-def test_train_and_test_are_disjoint_whatever_the_seed():
-    def bare(problem):
-        return re.sub("|".join(NAMES + THINGS), "_", problem.question)
-
-    train = [p for seed in range(3) for p in generate("train", 3000, seed)]
-    test = [p for seed in range(3) for p in generate("test", 800, seed)]
-    assert {p.id for p in train}.isdisjoint(p.id for p in test)
-    # other names and things do not make another problem
-    assert {bare(p) for p in train}.isdisjoint(bare(p) for p in test)
-
-
-def test_the_split_depends_on_the_numbers_alone():
-    rng, splits = random.Random(0), {}
-    for _ in range(3000):
-        family, numbers = FAMILIES[0], Draw({"a": rng.randint(2, 9), "b": rng.randint(2, 9), "c": 3}, Steps(), 0)
-        fixed = replace(family, draw=lambda _rng, _level, numbers=numbers: numbers)
-        _, split = draw_problem(fixed, rng.choice(DIFFICULTIES), rng)
-        splits.setdefault(tuple(numbers.numbers.values()), set()).add(split)
-    assert all(len(found) == 1 for found in splits.values())
-    assert {split for found in splits.values() for split in found} == {"train", "test"}
-
-
-def test_one_problem_in_five_is_a_test_problem():
-    rng = random.Random(0)
-    drawn = Counter(draw_problem(rng.choice(FAMILIES), rng.choice(DIFFICULTIES), rng)[1] for _ in range(5000))
-    assert 0.17 < drawn["test"] / 5000 < 0.24
-
-
-def test_every_step_of_every_solution_is_right_and_leads_to_the_gold():
-    for problem in generate("train", 3000, seed=0) + generate("test", 500, seed=0):
-        for step in problem.solution.split("\n"):
-            left, sign, right, result = re.fullmatch(r"(-?\d+)([-+*/%])(-?\d+)=(-?\d+)", step).groups()
-            assert OPERATIONS[sign](int(left), int(right)) == int(result), problem
-            assert sign != "/" or int(left) % int(right) == 0, problem
-        gold = Fraction(problem.gold)
-        assert str(gold) == problem.gold, "golds are in lowest terms"
-        if "/" in problem.gold:
-            assert 0 < gold < 1
-        elif problem.family != "common_divisor":
-            assert problem.gold == problem.solution.rsplit("=")[-1]
-
-
-def test_questions_are_unique_and_worded_in_several_ways():
-    problems = generate("train", 2000, seed=1)
-    assert len({p.question for p in problems}) == len({p.id for p in problems}) == len(problems)
-    for family in FAMILIES:
-        assert len(family.wordings) >= 2
 
 
 # --- files
@@ -103,9 +34,9 @@ def test_rows_of_a_file(tmp_path):
         {"question": "Natalia ...", "answer": GSM8K_ANSWER},
         {"question": "a line separator\u2028inside", "answer": "1,072"},
     )
-    first, second, third, fourth = load_problems(path, "train")
+    first, second, third, fourth = load(path, "train")
     assert first == Problem("mine-1", "1 + 1?", "2", None, "sums", 3)
-    assert second == Problem("x", "2 + 2?", "4", "2 + 2 = 4")
+    assert second == Problem("x", "2 + 2?", "4", "2 + 2 = 4", domain="math")
     assert third.gold == "72" and "<<" not in third.solution and "####" not in third.solution
     assert third.solution.startswith("Natalia sold 48/2 = 24 clips")
     assert (fourth.id, fourth.gold) == ("mine-5", "1072")
@@ -114,9 +45,9 @@ def test_rows_of_a_file(tmp_path):
 def test_json_list_and_limit(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps([{"question": f"{n}?", "answer": n} for n in range(50)]))
-    some = load_problems(str(path), "test", limit=10, seed=1)
+    some = load(str(path), "test", limit=10, seed=1)
     assert [p.gold for p in some] == sorted((p.gold for p in some), key=int)
-    assert some == load_problems(str(path), "test", limit=10, seed=1) != load_problems(str(path), "test", limit=10)
+    assert some == load(str(path), "test", limit=10, seed=1) != load(str(path), "test", limit=10)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +68,7 @@ def test_json_list_and_limit(tmp_path):
 def test_a_bad_line_is_named_with_its_number_and_a_remedy(tmp_path, line, words):
     path = write_lines(tmp_path / "mine.jsonl", {"id": "first", "question": "0?", "answer": 0}, line)
     with pytest.raises(ProblemError) as error:
-        load_problems(path, "train")
+        load(path, "train")
     for word in words:
         assert word in str(error.value)
 
@@ -145,7 +76,7 @@ def test_a_bad_line_is_named_with_its_number_and_a_remedy(tmp_path, line, words)
 def test_all_bad_lines_are_told_at_once(tmp_path):
     path = write_lines(tmp_path / "mine.jsonl", *['{"question": "1?"}'] * 8)
     with pytest.raises(ProblemError) as error:
-        load_problems(path, "train")
+        load(path, "train")
     assert "mine.jsonl:1:" in str(error.value) and "mine.jsonl:5:" in str(error.value)
     assert "3 more" in str(error.value)
 
@@ -161,13 +92,13 @@ def test_empty_missing_and_unknown_sources(tmp_path):
         ("embeded", ["'embeded'", "did you mean 'embedded'"]),
     ]:
         with pytest.raises(ProblemError) as error:
-            load_problems(source, "train")
+            load(source, "train")
         for word in words:
             assert word in str(error.value)
     with pytest.raises(ProblemError, match="dev"):
-        load_problems("embedded", "dev")
+        load("embedded", "dev")
     with pytest.raises(ProblemError, match="limit"):
-        load_problems("embedded", "train", limit=0)
+        load("embedded", "train", limit=0)
 
 
 # --- the Hub
@@ -184,9 +115,9 @@ def test_hub_rows_go_through_the_same_reader(monkeypatch):
 
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["main", "socratic"])
     monkeypatch.setattr(datasets, "load_dataset", load)
-    (problem,) = load_problems("openai/gsm8k", "test")
+    (problem,) = load("openai/gsm8k", "test")
     assert (problem.id, problem.gold) == ("gsm8k-test-0", "72")
-    load_problems("openai/gsm8k:socratic", "train")
+    load("openai/gsm8k:socratic", "train")
     assert asked == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", "socratic", "train")]
 
 
@@ -198,7 +129,7 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_message(monkeypatch):
 
     monkeypatch.setattr(datasets, "get_dataset_config_names", fail)
     with pytest.raises(ProblemError) as error:
-        load_problems("openai/gsm8k", "train")
+        load("openai/gsm8k", "train")
     message = str(error.value)
     assert "openai/gsm8k" in message and "reach" in message and ".jsonl" in message and "\n" not in message
 
@@ -221,12 +152,12 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_message(monkeypatch):
         ("\\frac{1}{2}", "\\frac{1}{2}"),
     ],
 )
-def test_clean_gold(answer, gold):
-    assert clean_gold(answer) == gold == clean_gold(gold)
+def test_a_gold_is_cleaned(answer, gold):
+    assert MATH.gold(answer) == gold == MATH.gold(gold)
 
 
-def test_clean_solution_keeps_the_words():
-    assert clean_solution(GSM8K_ANSWER) == (
+def test_a_clean_solution_keeps_the_words():
+    assert MATH.solution(GSM8K_ANSWER) == (
         "Natalia sold 48/2 = 24 clips in May.\nNatalia sold 48+24 = 72 clips altogether in April and May."
     )
 

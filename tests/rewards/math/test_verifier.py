@@ -8,7 +8,8 @@ import pytest
 
 from rewards.math.cases import CaseError, explain, score_cases
 from rewards.math.extract import extract
-from rewards.math.verifier import Verdict, Verifier, verify, verify_batch
+from rewards.math.verifier import Verifier, verify, verify_batch
+from rewards.verdict import Verdict
 
 CORRECT, WRONG, UNGRADABLE = Verdict.CORRECT, Verdict.WRONG, Verdict.UNGRADABLE
 
@@ -57,8 +58,8 @@ def test_pairs_are_remembered_and_forgotten():
 
 def test_no_answer_is_explained_by_its_own_reason():
     verifier = Verifier()
-    assert "unclosed think" in verifier.judge_batch(["<think>"], ["1"])[0].rule
-    assert "unclosed box" in verifier.judge_batch([r"\boxed{1"], ["1"])[0].rule
+    assert "unclosed think" in verifier.judge_batch(["<think>"], ["1"])[0].grounds
+    assert "unclosed box" in verifier.judge_batch([r"\boxed{1"], ["1"])[0].grounds
 
 
 def test_a_fault_of_the_verifier_is_counted_and_told(monkeypatch):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from rewards.math.cases import explain
-from rewards.math.verifier import Verdict, Verifier
+from rewards.math.verifier import Verifier
+from rewards.verdict import Verdict
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the labelled cases (../shared/data) are not here")

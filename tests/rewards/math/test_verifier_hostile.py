@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from rewards.math.symbolic_pool import PoolSettings, SymbolicPool
-from rewards.math.verifier import Verdict, Verifier
+from rewards.math.verifier import Verifier
+from rewards.verdict import Verdict
 
 ROOT = Path(__file__).resolve().parents[3]
 CASES = ROOT.parent / "shared" / "data" / "reward_cases" / "hostile.jsonl"

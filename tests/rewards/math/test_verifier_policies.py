@@ -5,7 +5,8 @@ The left column is the gold, the right one what stands in the box.
 
 import pytest
 
-from rewards.math.verifier import Verdict, verify
+from rewards.math.verifier import verify
+from rewards.verdict import Verdict
 
 
 def boxed(gold, answer):

@@ -11,7 +11,8 @@ from rewards.math.cases import normalised
 from rewards.math.decide import decide
 from rewards.math.extract import extract
 from rewards.math.real_sets import _complement, _intersection, _merged, same_set
-from rewards.math.verifier import Verdict, Verifier, verify
+from rewards.math.verifier import Verifier, verify
+from rewards.verdict import Verdict
 
 settings.register_profile("verifier", deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 settings.load_profile("verifier")
