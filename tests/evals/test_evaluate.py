@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from evals.evaluate import Evaluation, EvaluationSettings, compare, evaluate
+from evals.evaluate import Evaluation, compare, evaluate
+from evals.settings import Evaluate
 from models.engine import Completion, Sampling
-from rewards.formats import get_format
-from rewards.math.verifier import Verdict
-from rewards.problems import Problem
+from rewards.domain import Domain, get_domain
+from rewards.problems import Asked, Problem
+from rewards.verdict import Judgement, Verdict
 
-FORMAT = get_format("think-boxed")
-SETTINGS = EvaluationSettings(samples=4, temperature=1.0, top_p=0.9, max_completion_tokens=32, pass_at_k=(1, 4), seed=5)
+FORMAT = get_domain("math").format("think-boxed")
+SETTINGS = Evaluate(samples=4, temperature=1.0, top_p=0.9, max_completion_tokens=32, pass_at_k=(1, 4))
 
 
 @dataclass
@@ -49,16 +50,32 @@ def boxed(answer: object) -> str:
     return FORMAT.completion("so it is", str(answer))
 
 
-def by_the_box(completions: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
-    return [
-        Verdict.UNGRADABLE if not gold else Verdict.CORRECT if f"{{{gold}}}" in text else Verdict.WRONG
-        for text, gold in zip(completions, golds, strict=True)
-    ]
+class ByTheBox(Domain):
+    """Right is what holds the gold in braces."""
+
+    name = "by-the-box"
+
+    def judge(self, completions: Sequence[str], golds: Sequence[str]) -> list[Judgement]:
+        return [
+            Judgement(Verdict.UNGRADABLE if not gold else Verdict.CORRECT if f"{{{gold}}}" in text else Verdict.WRONG)
+            for text, gold in zip(completions, golds, strict=True)
+        ]
 
 
-def run(engine: ScriptedEngine, asked: list[Problem], settings: EvaluationSettings = SETTINGS, **more) -> Evaluation:
-    prompts = [[int(problem.id[1:])] for problem in asked]
-    return evaluate(engine, asked, prompts, settings, FORMAT, verify=by_the_box, **more)
+def asked_for(asked: Sequence[Problem]) -> Asked:
+    """Problem p7 is asked as the token 7."""
+    return Asked(tuple(asked), ("?",) * len(asked), tuple((int(problem.id[1:]),) for problem in asked))
+
+
+def run(
+    engine: ScriptedEngine, asked: Sequence[Problem], settings: Evaluate = SETTINGS, seed: int = 5, **more
+) -> Evaluation:
+    more = {"stop_token_ids": (), **more}
+    return evaluate(engine, asked_for(asked), settings, ByTheBox(), FORMAT, seed=seed, **more)
+
+
+def changed(settings: Evaluate, **values) -> Evaluate:
+    return Evaluate.model_validate(settings.model_dump() | values)
 
 
 def sometimes(prompt: int, k: int, sampling: Sampling) -> str:
@@ -93,7 +110,7 @@ def test_what_the_engine_is_asked():
     (prompts, sampled, seeds), (_, greedy, _) = engine.calls
     assert prompts == [0, 1, 2] and len(set(seeds)) == 3
     assert sampled == Sampling(max_tokens=32, temperature=1.0, top_p=0.9, n=4)
-    assert greedy == Sampling(max_tokens=32, temperature=0.0, n=1)
+    assert greedy == Sampling(max_tokens=32, temperature=0.0, top_p=1.0, n=1)
     assert seen == [12, 3]
 
 
@@ -101,7 +118,7 @@ def test_a_problem_keeps_its_seed_whatever_stands_beside_it():
     engine, asked = ScriptedEngine(sometimes), problems(4)
     run(engine, asked)
     run(engine, asked[::-1][:2])
-    run(engine, asked, replace(SETTINGS, seed=6))
+    run(engine, asked, seed=6)
     by_prompt = [dict(zip(prompts, seeds, strict=True)) for prompts, _, seeds in engine.calls[::2]]
     assert by_prompt[1] == {prompt: by_prompt[0][prompt] for prompt in (3, 2)}
     assert not set(by_prompt[2].values()) & set(by_prompt[0].values())
@@ -109,10 +126,12 @@ def test_a_problem_keeps_its_seed_whatever_stands_beside_it():
 
 def test_temperature_zero_decodes_once():
     engine = ScriptedEngine(sometimes)
-    settings = EvaluationSettings(samples=1, temperature=0.0, top_p=0.9, max_completion_tokens=32)
+    settings = Evaluate(samples=1, temperature=0.0, top_p=0.9, max_completion_tokens=32)
     found = run(engine, problems(4), settings)
     assert len(engine.calls) == 1 and found.greedy == found.sampled and found.tokens == found.sampled.tokens
-    assert run(engine, problems(4), replace(settings, greedy=False)).greedy is None
+    assert run(engine, problems(4), changed(settings, greedy=False)).greedy is None
+    many = run(engine, problems(4), changed(settings, samples=4))
+    assert engine.calls[-1][1].n == 1 and many.sampled.correct == found.sampled.correct, "four would be all the same"
 
 
 def test_ungradable_is_neither_right_nor_wrong():
@@ -159,23 +178,25 @@ def test_compare_pairs_by_id():
     with pytest.raises(ValueError, match="differ in 2 problems"):
         compare(after, run(ScriptedEngine(sometimes), problems(10)))
     with pytest.raises(ValueError, match="no greedy pass"):
-        compare(after, run(ScriptedEngine(sometimes), problems(12), replace(SETTINGS, greedy=False)), greedy=True)
+        compare(after, run(ScriptedEngine(sometimes), problems(12), changed(SETTINGS, greedy=False)), greedy=True)
 
 
 def test_bad_input_says_what_is_wrong():
     engine = ScriptedEngine(sometimes)
     with pytest.raises(ValueError, match="no problems"):
         run(engine, [])
+    short = replace(asked_for(problems(2)), tokens=((0,),))
     with pytest.raises(ValueError, match="2 problems but 1 prompts"):
-        evaluate(engine, problems(2), [[0]], SETTINGS, FORMAT)
+        evaluate(engine, short, SETTINGS, ByTheBox(), FORMAT, seed=0, stop_token_ids=())
     with pytest.raises(ValueError, match="1 problem ids are repeated"):
         run(engine, [*problems(2), problems(1)[0]])
-    with pytest.raises(ValueError, match="samples must be at least 1"):
-        replace(SETTINGS, samples=0)
-    with pytest.raises(ValueError, match="all the same"):
-        replace(SETTINGS, temperature=0.0)
-    with pytest.raises(ValueError, match=r"pass_at_k \[8\]"):
-        replace(SETTINGS, pass_at_k=(1, 8))
+    with pytest.raises(ValueError, match=r"pass_at_k \[4\] is outside 1\.\.1 .*temperature 0"):
+        run(engine, problems(2), changed(SETTINGS, temperature=0.0))
+    assert not engine.calls, "found before anything is generated"
+    with pytest.raises(ValueError, match="samples"):
+        changed(SETTINGS, samples=0)
+    with pytest.raises(ValueError, match="k = 8 needs at least 8 samples"):
+        changed(SETTINGS, pass_at_k=(1, 8))
 
 
 def test_an_engine_that_answers_too_little_is_noticed():
@@ -187,8 +208,14 @@ def test_an_engine_that_answers_too_little_is_noticed():
         run(Short(sometimes), problems(3))
 
 
-def test_with_the_real_verifier():
-    asked = problems(6)
+def test_what_ends_a_completion_is_handed_on():
+    engine = ScriptedEngine(sometimes)
+    run(engine, problems(2), stop_token_ids=(7, 9))
+    assert [sampling.stop_token_ids for _, sampling, _ in engine.calls] == [(7, 9), (7, 9)]
+
+
+def test_with_the_real_judge():
     engine = ScriptedEngine(lambda p, k, s: boxed(p + 1 if p else "\\frac{2}{2}"))
-    found = evaluate(engine, asked, [[at] for at in range(6)], SETTINGS, FORMAT)
+    math = get_domain("math")
+    found = evaluate(engine, asked_for(problems(6)), SETTINGS, math, FORMAT, seed=5, stop_token_ids=())
     assert found.sampled.accuracy.estimate == 1.0 and found.sampled.ungradable == 0

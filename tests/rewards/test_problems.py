@@ -109,12 +109,12 @@ def test_hub_rows_go_through_the_same_reader(monkeypatch):
 
     asked = []
 
-    def load(name, config, split):
+    def from_hub(name, config, split):
         asked.append((name, config, split))
         return [{"question": "Natalia ...", "answer": GSM8K_ANSWER}]
 
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["main", "socratic"])
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset", from_hub)
     (problem,) = load("openai/gsm8k", "test")
     assert (problem.id, problem.gold) == ("gsm8k-test-0", "72")
     load("openai/gsm8k:socratic", "train")

@@ -6,22 +6,21 @@ import sys
 
 import pytest
 
-from rewards.math.verifier import Verifier
-from rewards.scoring import RANGES, RewardError, UngradableError, build_rewards, check_weights
+from rewards.domain import get_domain
+from rewards.scoring import RANGES, RewardError, UngradableError, check_weights
+from rewards.settings import Reward
 
 RIGHT = "<think>\n6 * 7 = 42\n</think>\n\\boxed{42}"
 WRONG = "<think>\n6 * 7 = 41\n</think>\n\\boxed{41}"
 
 
-@pytest.fixture
-def verifier():
-    verifier = Verifier()
-    yield verifier
-    verifier.close()
+MATH = get_domain("math")
 
 
-def build(weights, verifier=None, **arguments):
-    return build_rewards(weights, **{"max_completion_tokens": 100, "verifier": verifier, **arguments})
+def build(weights, max_completion_tokens=100, format="think-boxed", **settings):
+    """The rewards of these weights and no others."""
+    reward = Reward(**{"correct": 0, "format": 0, **weights, **settings})
+    return MATH.rewards(reward, MATH.format(format), max_completion_tokens)
 
 
 def call(function, completions, golds, ids=None, prompts=None, **columns):
@@ -33,20 +32,20 @@ def call(function, completions, golds, ids=None, prompts=None, **columns):
     )  # fmt: skip
 
 
-def test_correct_is_one_zero_or_none(verifier):
-    (correct,) = build({"correct": 1.0}, verifier, ungradable_limit=1.0).functions
+def test_correct_is_one_zero_or_none():
+    (correct,) = build({"correct": 1.0}, ungradable_limit=1.0).functions
     assert call(correct, [RIGHT, WRONG, RIGHT], ["42", "42", ""]) == [1.0, 0.0, None]
 
 
-def test_names_weights_and_functions_stand_in_the_recipe_s_order():
-    rewards = build({"format": 0.1, "correct": 1, "length": 0.2})
-    assert rewards.names == ["format", "correct", "length"]
-    assert rewards.weights == [0.1, 1.0, 0.2]
+def test_names_weights_and_functions_stand_in_one_order():
+    rewards = build({"length": 0.2, "format": 0.1, "correct": 1})
+    assert rewards.names == ["correct", "format", "length"]
+    assert rewards.weights == [1.0, 0.1, 0.2]
     assert [function.__name__ for function in rewards.functions] == rewards.names
 
 
-def test_conversational_completions_are_read(verifier):
-    (correct,) = build({"correct": 1.0}, verifier).functions
+def test_conversational_completions_are_read():
+    (correct,) = build({"correct": 1.0}).functions
     assert call(correct, [[{"role": "assistant", "content": RIGHT}]], ["42"]) == [1.0]
 
 
@@ -85,8 +84,8 @@ def test_length_equals_trls_own():
     assert call(length, [RIGHT] * len(ids), ["42"] * len(ids), ids=ids) == pytest.approx(trl(completion_ids=ids))
 
 
-def test_cosine_prefers_short_when_right_and_long_when_wrong(verifier):
-    cosine = build({"correct": 2, "cosine": 0.5}, verifier).functions[1]
+def test_cosine_prefers_short_when_right_and_long_when_wrong():
+    cosine = build({"correct": 2, "cosine": 0.5}).functions[1]
     ids = [[0] * n for n in (0, 50, 100, 200)]
     assert call(cosine, [RIGHT] * 4, ["42"] * 4, ids=ids) == pytest.approx([1.0, 0.5, 0.0, 0.0])
     assert call(cosine, [WRONG] * 4, ["42"] * 4, ids=ids) == pytest.approx([-1.0, -0.5, 0.0, 0.0])
@@ -99,9 +98,9 @@ def test_repetition_counts_repeated_ngrams():
     assert values == [0.0, 0.0, 0.0, pytest.approx(1 / 10 - 1)]
 
 
-def test_every_value_lies_in_its_range(verifier):
+def test_every_value_lies_in_its_range():
     weights = dict.fromkeys(RANGES, 0.1) | {"correct": 1.0}
-    rewards = build(weights, verifier)
+    rewards = build(weights)
     for completion, n in itertools.product((RIGHT, WRONG, "", "\\boxed{42}"), (0, 1, 60, 99, 100, 500)):
         right = "42}" in completion
         for function in rewards.functions:
@@ -118,9 +117,9 @@ def test_every_value_lies_in_its_range(verifier):
         {"correct": 0.2, "cosine": 5.0},
     ],
 )
-def test_a_wrong_answer_never_beats_a_right_one(weights, verifier):
+def test_a_wrong_answer_never_beats_a_right_one(weights):
     """The worst right completion against the best wrong one, over forms and lengths."""
-    rewards = build(weights, verifier)
+    rewards = build(weights)
     right = ["\\boxed{42}", "\\boxed{1} so, I think, \\boxed{42}", RIGHT]
     wrong = [WRONG, "\\boxed{41}", ""]
 
@@ -175,20 +174,20 @@ CONSTANT = 3
 def test_a_users_reward_is_called_by_name(tmp_path):
     file = tmp_path / "my_rewards.py"
     file.write_text(USER)
-    rewards = build({"correct": 1.0, "politeness": 0.2}, file=file)
+    rewards = build({"correct": 1.0, "politeness": 0.2}, file=str(file))
     assert rewards.names == ["correct", "politeness"]
     assert rewards.functions[1].__name__ == "politeness"
     assert call(rewards.functions[1], ["please", "no"], ["1", "1"]) == [0.5, None]
-    values = call(build({"correct": 1.0, "whole": 0.2}, file=file).functions[1], ["a"], ["1"])
+    values = call(build({"correct": 1.0, "whole": 0.2}, file=str(file)).functions[1], ["a"], ["1"])
     assert values == [1.0] and type(values[0]) is float
 
 
 def test_a_users_file_is_loaded_only_when_named(tmp_path):
     file = tmp_path / "my_rewards.py"
     file.write_text("raise SystemExit('loaded')")
-    build({"correct": 1.0}, file=file)
+    build({"correct": 1.0}, file=str(file))
     with pytest.raises(SystemExit):
-        build({"correct": 1.0, "mine": 0.1}, file=file)
+        build({"correct": 1.0, "mine": 0.1}, file=str(file))
 
 
 @pytest.mark.parametrize(
@@ -197,53 +196,61 @@ def test_a_users_file_is_loaded_only_when_named(tmp_path):
 def test_a_users_values_are_checked(tmp_path, name, message):
     file = tmp_path / "my_rewards.py"
     file.write_text(USER)
-    function = build({"correct": 1.0, name: 0.2}, file=file).functions[1]
+    function = build({"correct": 1.0, name: 0.2}, file=str(file)).functions[1]
     with pytest.raises(RewardError, match=message):
         call(function, ["a", "b"], ["1", "1"])
 
 
 @pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"correct": 1, "formt": 0.1}, "did you mean 'format'"),
+        ({"correct": 1, "mine": 0.1}, "functions of your own need"),
+    ],
+)
+def test_an_unknown_component_without_a_file_is_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        build(weights)
+
+
+@pytest.mark.parametrize(
     ("weights", "source", "message"),
     [
-        ({"correct": 1, "formt": 0.1}, None, "did you mean 'format'"),
-        ({"correct": 1, "mine": 0.1}, None, "give `file:`"),
         ({"correct": 1, "mine": 0.1}, "", "does not define mine"),
         ({"correct": 1, "CONSTANT": 0.1}, USER, "does not define CONSTANT .it defines: politeness"),
         ({"correct": 1, "mine": 0.1}, "import nothing_of_that_name", "could not be imported: ModuleNotFoundError"),
     ],
 )
 def test_a_users_mistakes_are_named(tmp_path, weights, source, message):
-    file = None
-    if source is not None:
-        file = tmp_path / "my_rewards.py"
-        file.write_text(source)
+    file = tmp_path / "my_rewards.py"
+    file.write_text(source)
     with pytest.raises(RewardError, match=message):
-        build(weights, file=file)
+        build(weights, file=str(file))
     assert "user_rewards_my_rewards" not in sys.modules
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(RewardError, match=r"gone\.py does not exist"):
-        build({"correct": 1, "mine": 0.1}, file=tmp_path / "gone.py")
+        build({"correct": 1, "mine": 0.1}, file=str(tmp_path / "gone.py"))
 
 
-def test_counts_are_logged(verifier):
-    (correct,) = build({"correct": 1.0}, verifier, ungradable_limit=1.0).functions
+def test_counts_are_logged():
+    (correct,) = build({"correct": 1.0}, ungradable_limit=1.0).functions
     logged = {}
     hang = r"\boxed{\int_0^{\infty} \frac{\sin(x^3) e^{-x^2}}{1+x^x} dx}"
     call(correct, [RIGHT, hang, RIGHT], ["42", "5", ""], log_metric=lambda name, value: logged.update({name: value}))
     assert logged == {"verifier/ungradable": 1.0, "verifier/timeouts": 1.0}
 
 
-def test_too_many_ungradable_golds_stop_the_run(verifier):
-    (correct,) = build({"correct": 1.0}, verifier, ungradable_limit=0.1).functions
+def test_too_many_ungradable_golds_stop_the_run():
+    (correct,) = build({"correct": 1.0}, ungradable_limit=0.1).functions
     assert call(correct, [RIGHT] * 64, ["42"] * 58 + [""] * 6) == [1.0] * 58 + [None] * 6  # 6 of 64 are within 10 %
     with pytest.raises(UngradableError, match=r"12 of 84 .*problem p-7.*ungradable_limit"):
         call(correct, [RIGHT] * 20, ["42"] * 14 + [" "] * 6, problem_id=["p-7"] * 20)
 
 
-def test_a_few_ungradable_golds_at_the_start_do_not(verifier):
-    (correct,) = build({"correct": 1.0}, verifier, ungradable_limit=0.05).functions
+def test_a_few_ungradable_golds_at_the_start_do_not():
+    (correct,) = build({"correct": 1.0}, ungradable_limit=0.05).functions
     assert call(correct, [RIGHT] * 2, ["42", ""]) == [1.0, None]
 
 
@@ -253,10 +260,10 @@ def test_arguments_out_of_range_are_refused(arguments):
         build({"correct": 1.0, "format": 0.1}, **arguments)
 
 
-def test_a_weighted_sum_leaves_none_out(verifier):
+def test_a_weighted_sum_leaves_none_out():
     """As the trainer adds them: None becomes nan, and nan is no part of the sum."""
     torch = pytest.importorskip("torch")
-    rewards = build({"correct": 1.0, "format": 0.1}, verifier, ungradable_limit=1.0)
+    rewards = build({"correct": 1.0, "format": 0.1}, ungradable_limit=1.0)
     columns = [call(f, [RIGHT, WRONG, "\\boxed{42}", RIGHT], ["42", "42", "42", ""]) for f in rewards.functions]
     values = torch.tensor([[math.nan if v is None else v for v in column] for column in columns]).T
     total = (values * torch.tensor(rewards.weights)).nansum(dim=1)

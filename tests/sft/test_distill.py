@@ -5,37 +5,39 @@ import json
 import pytest
 
 from models.engine import Completion, Sampling
-from rewards.formats import get_format
-from rewards.math.verifier import Verdict
-from rewards.problems import Problem
+from rewards.domain import get_domain
+from rewards.problems import Asked, Problem
+from rewards.verdict import Verdict
 from sft import distill
 from sft.distill import (
     SAMPLES,
     STATISTICS,
     TRACES,
     DistillError,
-    KeepPolicy,
     choose_traces,
     read_traces,
     rewritten,
     sample_traces,
     traces_of_solutions,
 )
+from sft.settings import DistillSettings
 
-THINK = get_format("think-boxed")
-ALL = KeepPolicy("correct", None, (0.0, 1.0), 1, 1000)
+MATH = get_domain("math")
+THINK = MATH.format("think-boxed")
+ALL = DistillSettings(teacher="teacher", min_tokens=1, max_tokens=1000)
 
 
 class Teacher:
     """Gives every problem the same texts; counts what it is asked and may be cut off in the middle."""
 
     def __init__(self, texts=("\\boxed{4}",), fail_at=None):
-        self.texts, self.fail_at, self.asked, self.calls = texts, fail_at, [], 0
+        self.texts, self.fail_at, self.asked, self.calls, self.sampling = texts, fail_at, [], 0, None
 
     def generate(self, prompts, sampling, seeds=None, progress=None):
         self.calls += 1
         if self.calls == self.fail_at:
             raise KeyboardInterrupt
+        self.sampling = sampling
         self.asked += list(zip([tuple(prompt) for prompt in prompts], seeds, strict=True))
         return [[Completion([1, 2, 3], text, "stop") for text in self.texts] for _ in prompts]
 
@@ -44,11 +46,20 @@ def problems(count=1, gold="4"):
     return [Problem(f"p{i}", f"What is {i} + {4 - i}?", gold) for i in range(count)]
 
 
+def changed(**values):
+    return DistillSettings.model_validate(ALL.model_dump() | values)
+
+
+def choose(asked, folder, settings, tokenizer):
+    return choose_traces(asked, folder, settings, MATH, THINK, tokenizer)
+
+
 def sample(folder, teacher, asked, opening=""):
     done = []
     sample_traces(
-        teacher, asked, [[i] for i in range(len(asked))], Sampling(64, n=len(teacher.texts)), folder,
-        [100 + i for i in range(len(asked))], done.append, opening,
+        teacher, Asked(tuple(asked), ("?",) * len(asked), tuple((i,) for i in range(len(asked)))),
+        changed(samples=len(teacher.texts)), folder, seeds=[100 + i for i in range(len(asked))], stop_token_ids=(),
+        progress=done.append, opening=opening,
     )  # fmt: skip
     return done
 
@@ -88,6 +99,16 @@ def test_an_interrupted_sampling_asks_only_what_is_left(tmp_path, monkeypatch):
     assert sample(tmp_path, third, asked) == [8] and third.calls == 0
 
 
+def test_the_teacher_is_sampled_as_the_settings_say(tmp_path):
+    teacher = Teacher(["\\boxed{4}"] * 3)
+    settings = changed(samples=3, temperature=0.7, top_p=0.8, top_k=5, max_tokens=33)
+    asked = Asked(tuple(problems()), ("?",), ((0,),))
+    sample_traces(
+        teacher, asked, settings, tmp_path, seeds=[1], stop_token_ids=(9,), progress=lambda done: None, opening=""
+    )
+    assert teacher.sampling == Sampling(33, temperature=0.7, top_p=0.8, top_k=5, n=3, stop_token_ids=(9,))
+
+
 def test_what_the_prompt_already_says_is_part_of_the_sample(tmp_path):
     """R1's template ends in `<think>`: the completion begins inside the block."""
     sample(tmp_path, Teacher(["2+2=4\n</think>\n\\boxed{4}"]), problems(), opening="<think>\n")
@@ -115,8 +136,7 @@ def test_every_sample_is_kept_or_dropped_for_one_reason(tmp_path, tokenizer):
         "p1": [("\\boxed{5}", "stop"), (GOOD, "stop")],              # 1 of 2 right
         "gone": [(GOOD, "stop")],                                    # no longer among the problems
     })  # fmt: skip
-    policy = KeepPolicy("correct", None, (0.0, 1.0), 1, 60)
-    found = choose_traces(problems(2), tmp_path, policy, THINK, tokenizer)
+    found = choose(problems(2), tmp_path, changed(max_tokens=60), tokenizer)
     assert (found.problems, found.sampled, found.kept, found.correct) == (2, 10, 3, 7)
     assert found.dropped == {"duplicate": 1, "off_format": 1, "too_long": 1, "truncated": 1, "wrong": 3}
     assert found.sampled == found.kept + sum(found.dropped.values())
@@ -143,7 +163,7 @@ def test_every_sample_is_kept_or_dropped_for_one_reason(tmp_path, tokenizer):
         ({"min_tokens": 17}, 3, {"too_short": 1, "wrong": 2}),
     ],
 )
-def test_the_policy_decides(tmp_path, tokenizer, changes, kept, dropped):
+def test_the_settings_decide(tmp_path, tokenizer, changes, kept, dropped):
     """Without a pass rate: two problems with 2 of 3 right each, their reasonings of different length."""
     right = [THINK.completion(text, "4") for text in ("2+2=4", "1+3=4;1+3=4", "8/2=4;8/2=4", "5-1=4;5-1=4")]
     wrong = [THINK.completion(text, "5") for text in ("2+2=5;2+2=5", "1+3=5;1+3=5")]
@@ -162,8 +182,7 @@ def test_the_policy_decides(tmp_path, tokenizer, changes, kept, dropped):
             "p0": [(right[0], "stop"), (right[1], "stop"), (wrong[0], "stop")],
             "p1": [(right[2], "stop"), (right[3], "stop"), (wrong[1], "stop")],
         })  # fmt: skip
-    policy = KeepPolicy(**{**vars(ALL), **changes})
-    found = choose_traces(problems(2), tmp_path, policy, THINK, tokenizer)
+    found = choose(problems(2), tmp_path, changed(**changes), tokenizer)
     assert (found.kept, found.dropped) == (kept, dropped)
     assert found.sampled == found.kept + sum(found.dropped.values())
 
@@ -171,7 +190,7 @@ def test_the_policy_decides(tmp_path, tokenizer, changes, kept, dropped):
 def test_a_teacher_with_nothing_right_is_told_with_numbers(tmp_path, tokenizer):
     written(tmp_path, {"p0": [("\\boxed{5}", "stop"), ("\\boxed{6}", "length"), ("\\boxed{7}", "stop")]})
     with pytest.raises(DistillError) as caught:
-        choose_traces(problems(), tmp_path, ALL, THINK, tokenizer)
+        choose(problems(), tmp_path, ALL, tokenizer)
     message = str(caught.value)
     assert "no trace is left of 3 samples (0 correct; dropped: wrong 2, truncated 1)" in message
     assert caught.value.user_message and "\n" not in message
@@ -181,7 +200,7 @@ def test_a_teacher_with_nothing_right_is_told_with_numbers(tmp_path, tokenizer):
 def test_all_keeps_wrong_answers_and_no_bare_ones(tmp_path, tokenizer):
     """An empty think block is what the format reward pays nothing for: no trace may teach it."""
     written(tmp_path, {"p0": [(THINK.completion("2+2=5", "5"), "stop"), ("\\boxed{4}", "stop"), ("No idea.", "stop")]})
-    found = choose_traces(problems(), tmp_path, KeepPolicy("all", None, (0.0, 1.0), 1, 99), THINK, tokenizer)
+    found = choose(problems(), tmp_path, changed(keep="all", max_tokens=99), tokenizer)
     assert found.kept == 1 and found.dropped == {"off_format": 2}
     (trace,) = read_traces(tmp_path / TRACES)
     assert trace.verdict is Verdict.WRONG and THINK.follows(trace.completion)
@@ -189,7 +208,7 @@ def test_all_keeps_wrong_answers_and_no_bare_ones(tmp_path, tokenizer):
 
 def test_nothing_sampled_at_all(tmp_path, tokenizer):
     with pytest.raises(DistillError, match="nothing was sampled"):
-        choose_traces(problems(), tmp_path, ALL, THINK, tokenizer)
+        choose(problems(), tmp_path, ALL, tokenizer)
 
 
 # rewriting
@@ -201,27 +220,27 @@ R1 = (
 
 
 def test_an_r1_like_completion_becomes_the_students():
-    assert rewritten(R1, THINK) == (
+    assert rewritten(R1, MATH, THINK) == (
         "<think>\nOkay, so I need 2 + 2. That's 4. Wait, let me double-check: 2 + 2 = 4. Yes.\n</think>\n\\boxed{4}"
     )
-    assert THINK.follows(rewritten(R1, THINK))
+    assert THINK.follows(rewritten(R1, MATH, THINK))
 
 
 @pytest.mark.parametrize("name", ["think-boxed", "boxed"])
 def test_whatever_the_teacher_writes_the_student_gets_its_format(name):
-    contract = get_format(name)
+    contract = MATH.format(name)
     for text in (R1, "2+2=4\n\\boxed{4}", GOOD, "2 + 2 = 4, so the answer is \\boxed{4}."):
-        assert contract.follows(rewritten(text, contract)), text
+        assert contract.follows(rewritten(text, MATH, contract)), text
 
 
 def test_without_an_answer_there_is_no_trace():
     for text in ("", "<think>\n2+2=4", "\\boxed{}"):
-        assert rewritten(text, THINK) is None, text
+        assert rewritten(text, MATH, THINK) is None, text
 
 
 @pytest.mark.parametrize("answer", [r"\frac{1}{2}", "{1, 2}", r"x^{2}", "-3", r"\text{4 cm}"])
 def test_an_answer_with_braces_survives(answer):
-    assert rewritten(f"so\n\\boxed{{{answer}}}", THINK) == f"<think>\nso\n</think>\n\\boxed{{{answer}}}"
+    assert rewritten(f"so\n\\boxed{{{answer}}}", MATH, THINK) == f"<think>\nso\n</think>\n\\boxed{{{answer}}}"
 
 
 # solutions instead of a teacher

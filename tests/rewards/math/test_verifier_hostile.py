@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -278,3 +279,32 @@ def test_a_pool_that_cannot_start_says_so(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="did not start"):
         SymbolicPool().compare([("1", "2")])
+
+
+def test_workers_are_found_wherever_the_packages_lie(tmp_path):
+    """As in a wheel: the packages below another folder, found by a hook that a child process does not have; the user's
+    own files of the same names in the working directory and on PYTHONPATH."""
+    inner, hostile = tmp_path / "site" / "inner", tmp_path / "hostile"
+    for package in ("rewards", "settings"):
+        shutil.copytree(ROOT / package, inner / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("rewards", "models", "settings", "evals", "symbolic_worker", "rl/__init__"):
+        (hostile / name).parent.mkdir(parents=True, exist_ok=True)
+        (hostile / f"{name}.py").write_text(f"raise SystemExit('the user has {name}')\n")
+    script = hostile / "script.py"
+    script.write_text(
+        "import importlib.machinery, sys\n"
+        "class Hook:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if path is None and name in ('rewards', 'settings'):\n"
+        f"            return importlib.machinery.PathFinder.find_spec(name, [{str(inner)!r}])\n"
+        "sys.meta_path.insert(0, Hook())\n"
+        "from rewards.math import verifier\n"
+        f"assert verifier.__file__.startswith({str(inner)!r})\n"
+        "print(verifier.verify(r'\\boxed{\\sum_{k=1}^{4} k}', '10'), verifier.default_verifier().counts.symbolic)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, cwd=hostile,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(hostile), "."])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["correct", "1"]
