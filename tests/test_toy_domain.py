@@ -1,4 +1,4 @@
-"""A second domain is another folder and nothing else: its problems are distilled, evaluated and paid for like the first."""
+"""A second domain is another folder and nothing else: distilled, evaluated and paid for like the first."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A second domain in a folder of its own: words to be spelled backwards. What a new domain costs is what stands here."""
+"""A second domain in a folder of its own: words to be spelled backwards. `TOY` is all that it costs."""
 
 import importlib
 import sys

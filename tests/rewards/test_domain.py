@@ -74,11 +74,7 @@ def test_importing_domains_is_light():
 def test_its_own_problems_and_those_of_a_file(reverse, tmp_path):
     words, others = (reverse.problems("words", split, limit=5, seed=1) for split in ("train", "test"))
     assert len(words) == 5 and all(problem.gold == problem.id[::-1] for problem in words)
-    assert (
-        words
-        == reverse.problems("words", "train", limit=5, seed=1)
-        != reverse.problems("words", "test", limit=5, seed=1)
-    )
+    assert words == reverse.problems("words", "train", limit=5, seed=1) != others
     file = tmp_path / "mine.jsonl"
     rows = [{"question": "1,024 backwards?", "answer": "#### 1,024"}, {"question": "b?", "answer": "b", "subject": "x"}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
