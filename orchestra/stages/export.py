@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from orchestra.config.stage import Draft, Stage
+from orchestra.config.stage import OUTPUTS, Draft, Stage
 from settings import FREE, Text
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class ExportStage(Stage):
     """Adapter and merged model in safetensors, reloaded and compared with the policy before they count as done."""
 
-    reads: ClassVar[tuple[str, ...]] = ("model",)
+    outputs: ClassVar[tuple[str, ...]] = OUTPUTS["policy"]
 
     kind: Literal["export"]
     """export"""
