@@ -88,14 +88,16 @@ def _parity(completion_ids: Sequence[Sequence[int]], **_: object) -> list[float]
 def _task(case: Case, tokenizer):
     """Problems, prompts and rewards: the recipe's for the student, the same prompts with a cheap reward elsewhere."""
     from models.prompts import render_prompt
-    from rewards.formats import get_format
-    from rewards.problems import load_problems
-    from rewards.scoring import RewardSet, build_rewards
+    from rewards.domain import get_domain
+    from rewards.scoring import RewardSet
+    from rewards.settings import Reward
 
-    problems = load_problems("embedded", "train", limit=1024, seed=3)
-    prompts = [render_prompt(tokenizer, get_format("think-boxed").messages(one.question)) for one in problems]
+    domain = get_domain("math")
+    format = domain.format("think-boxed")
+    problems = domain.problems("embedded", "train", limit=1024, seed=3)
+    prompts = [render_prompt(tokenizer, format.messages(one.question)) for one in problems]
     if case.hidden is None:
-        rewards = build_rewards({"correct": 1.0, "format": 0.1}, max_completion_tokens=case.max_completion_tokens)
+        rewards = domain.rewards(Reward(correct=1.0, format=0.1), format, case.max_completion_tokens)
     else:
         rewards = RewardSet([_parity], ["parity"], [1.0])
     return problems, prompts, rewards

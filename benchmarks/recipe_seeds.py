@@ -86,7 +86,7 @@ def outcome(seed: int, run: Path) -> SeedOutcome:
         final_greedy=read[final].greedy.accuracy.estimate,
         final_minus_base=compare(read[final], read["base"]),
         final_minus_sft=compare(read[final], read[sft]),
-        greedy_final_minus_sft=compare(read[final], read[sft], greedy=True),
+        greedy_final_minus_sft=compare(read[final], read[sft], of="greedy"),
         kl={stage["name"]: stage["kl"] for stage in stages if stage["kl"] is not None},
         seconds=sum(stage["seconds"] for stage in stages),
         memory_gib=max(stage["extra"].get("peak_memory_bytes", 0) for stage in stages) / 2**30,

@@ -41,7 +41,8 @@ Grader = Callable[[str, str], bool]
 
 
 def ours() -> Grader:
-    from rewards.verifier import Verdict, Verifier
+    from rewards.math.verifier import Verifier
+    from rewards.verdict import Verdict
 
     verifier = Verifier()
     verifier.warm()
@@ -49,7 +50,8 @@ def ours() -> Grader:
 
 
 def ours_without_memory() -> Grader:
-    from rewards.verifier import Verdict, Verifier
+    from rewards.math.verifier import Verifier
+    from rewards.verdict import Verdict
 
     verifier = Verifier(remember=0)
     verifier.warm()
@@ -106,8 +108,8 @@ def verl_prime() -> Grader:
 
 
 GRADERS: dict[str, tuple[Callable[[], Grader], str, str | None]] = {
-    "ours": (ours, "rewards.verifier", None),
-    "ours, no memory": (ours_without_memory, "rewards.verifier, every pair decided anew", None),
+    "ours": (ours, "rewards.math.verifier", None),
+    "ours, no memory": (ours_without_memory, "rewards.math.verifier, every pair decided anew", None),
     "TRL accuracy_reward": (trl, "bare golds", "trl"),
     "math-verify as verl, NeMo-RL": (math_verify_boxed, "gold in a box, math_metric", "math-verify"),
     "math-verify, defaults": (math_verify_plain, "parse both, verify", "math-verify"),

@@ -40,7 +40,7 @@ def mean_kl(
     reference: Logits,
     sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
-    batch_size: int = 8,
+    rows: int = 8,
     device: str | torch.device = "cpu",
     pad_token_id: int = 0,
 ) -> Divergence:
@@ -50,7 +50,7 @@ def mean_kl(
         policy, reference: called as f(input_ids, attention_mask=mask), both B x T and right-padded; give logits
             B x T x V or an object that has them as `.logits`. A transformers model in eval mode does.
         sequences: (prompt, completion) token ids; prompts not empty, empty completions are skipped.
-        batch_size: sequences per call.
+        rows: sequences per call.
         device: where the inputs are put.
         pad_token_id: any valid id; padding is masked.
 
@@ -66,8 +66,8 @@ def mean_kl(
         raise ValueError("divergence: a prompt is empty, so nothing predicts its completion's first token")
     total, agreed, tokens, by_sequence = 0.0, 0, 0, []
     with torch.inference_mode():
-        for at in range(0, len(kept), batch_size):
-            batch = kept[at : at + batch_size]
+        for at in range(0, len(kept), rows):
+            batch = kept[at : at + rows]
             ids, mask = _padded(batch, pad_token_id, device)
             p_BTV, q_BTV = (_logits(model, ids, mask) for model in (policy, reference))
             if p_BTV.shape != q_BTV.shape:

@@ -1,4 +1,4 @@
-"""Ask a policy the held-out problems and grade what it writes: greedy and sampled, on the same problems.
+"""Ask a policy the held-out problems and have its answers judged: greedy and sampled, on the same problems.
 
 The engine samples each problem under a seed of its own, derived from the evaluation's seed and the problem's id, so
 neither the order of the problems nor how many there are changes what a problem is answered with, and two policies
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
@@ -19,55 +19,18 @@ from pydantic import TypeAdapter
 
 from evals.statistics import Interval, PairedDifference, accuracy, paired_difference, pass_at_k
 from rewards.formats import Format
-from rewards.problems import Problem
-from rewards.verifier import Verdict, verify_batch
+from rewards.problems import Asked, Problem
+from rewards.verdict import Judgement, Verdict
 
 if TYPE_CHECKING:
-    from models.engine import Completion, Engine
+    from evals.settings import Evaluate
+    from models.engines.protocol import Completion, Engine, Sampling
+    from rewards.domain import Domain
 
 SHOWN = 4  # sample completions kept of each kind
 
 Kind = Literal["right", "wrong", "truncated"]
-Verify = Callable[[Sequence[str], Sequence[str]], Sequence[Verdict]]
 GRADES = {Verdict.CORRECT: 1, Verdict.WRONG: 0, Verdict.UNGRADABLE: None}
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """How to sample an evaluation.
-
-    Fields:
-        samples: completions per problem in the sampled pass; 1 where `temperature` is 0.
-        temperature, top_p, top_k: of the sampled pass; top_k 0 keeps the whole vocabulary.
-        max_completion_tokens: a completion that reaches it is truncated.
-        confidence: nominal coverage of every interval.
-        pass_at_k: the k to report, each at most `samples`.
-        greedy: also decode once at temperature 0.
-        seed: of the sampling and of the resampling statistics.
-        stop_token_ids: end a completion besides the engine's own end-of-turn token.
-    """
-
-    samples: int
-    temperature: float
-    top_p: float
-    max_completion_tokens: int
-    confidence: float = 0.95
-    pass_at_k: tuple[int, ...] = ()
-    greedy: bool = True
-    seed: int = 0
-    top_k: int = 0
-    stop_token_ids: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"evaluate: samples must be at least 1, got {self.samples}")
-        if self.temperature < 0:
-            raise ValueError(f"evaluate: temperature must not be negative, got {self.temperature}")
-        if self.temperature == 0 and self.samples > 1:
-            raise ValueError(f"evaluate: {self.samples} samples at temperature 0 are all the same; set samples: 1")
-        high = [k for k in self.pass_at_k if not 1 <= k <= self.samples]
-        if high:
-            raise ValueError(f"evaluate: pass_at_k {high} is outside 1..{self.samples} (samples)")
 
 
 @dataclass(frozen=True)
@@ -80,7 +43,7 @@ class Pass:
         mean_length: tokens per completion.
         truncation_rate: share of completions cut off at `max_completion_tokens`.
         format_rate: share that keep the answer contract (`Format.follows`).
-        ungradable: completions the verifier could not judge.
+        ungradable: completions the judge could not judge.
         tokens, seconds: generated in all, and the time the engine took.
     """
 
@@ -123,9 +86,9 @@ class Evaluation:
     domains: tuple[str, ...]
     sampled: Pass
     greedy: Pass | None
-    pass_at_k: dict[int, float] = field(default_factory=dict)
-    samples: tuple[Sample, ...] = ()
-    seed: int = 0
+    pass_at_k: dict[int, float]
+    samples: tuple[Sample, ...]
+    seed: int
 
     @property
     def tokens(self) -> int:
@@ -161,54 +124,62 @@ def _adapter() -> TypeAdapter[Evaluation]:
 
 def evaluate(
     engine: Engine,
-    problems: Sequence[Problem],
-    prompts: Sequence[Sequence[int]],
-    settings: EvaluationSettings,
+    asked: Asked,
+    settings: Evaluate,
+    domain: Domain,
     format: Format,
     *,
+    seed: int,
+    stop_token_ids: tuple[int, ...],
     progress: Callable[[int], None] | None = None,
-    verify: Verify = verify_batch,
 ) -> Evaluation:
     """Generate and grade.
 
     Args:
         engine: holds the policy.
-        problems: the held-out problems, ids unique.
-        prompts: the token ids of each problem's prompt.
-        settings: see `EvaluationSettings`.
+        asked: the held-out problems, ids unique, and their prompts.
+        settings: with `max_completion_tokens` filled in. At temperature 0 all samples are the same: one is drawn.
+        domain: judges the completions.
         format: the answer contract of the format rate.
+        seed: of the sampling.
+        stop_token_ids: end a completion besides the engine's own end-of-turn token.
         progress: called with the number of completions that have just finished.
-        verify: (completions, golds) -> verdicts.
 
     Raises:
-        ValueError: no problems, not one prompt per problem, repeated ids, or nothing gradable.
+        ValueError: no problems, not one prompt per problem, repeated ids, pass@k of more samples than are drawn, or
+            nothing gradable.
     """
-    from models.engine import Sampling
+    from models.engines.protocol import Sampling
 
+    problems = asked.problems
+    samples = settings.samples if settings.temperature else 1
     ids = tuple(problem.id for problem in problems)
     if not problems:
         raise ValueError("evaluate: there are no problems to evaluate on")
-    if len(prompts) != len(problems):
-        raise ValueError(f"evaluate: {len(problems)} problems but {len(prompts)} prompts")
+    if len(asked.tokens) != len(problems):
+        raise ValueError(f"evaluate: {len(problems)} problems but {len(asked.tokens)} prompts")
     if len(set(ids)) != len(ids):
         raise ValueError(f"evaluate: {len(ids) - len(set(ids))} problem ids are repeated; results are paired by id")
+    high = [k for k in settings.pass_at_k if k > samples]
+    if high:
+        raise ValueError(f"evaluate: pass_at_k {high} is outside 1..{samples} (samples; at temperature 0 there is one)")
+    golds = [problem.gold for problem in problems]
 
-    def decode(samples: int, temperature: float) -> tuple[Pass, tuple[Sample, ...]]:
+    def decode(samples: int, temperature: float) -> tuple[Pass, list[Completion], list[Judgement]]:
         sampling = Sampling(
             max_tokens=settings.max_completion_tokens,
             temperature=temperature,
             top_p=settings.top_p if temperature else 1.0,
-            top_k=settings.top_k if temperature else 0,
+            top_k=0,
             n=samples,
-            stop_token_ids=settings.stop_token_ids,
+            stop_token_ids=stop_token_ids,
         )
-        seeds = [zlib.crc32(f"{settings.seed}/{id}".encode()) >> 1 for id in ids]
-        start = time.perf_counter()
-        completions_PS = engine.generate(prompts, sampling, seeds=seeds, progress=progress)
-        seconds = time.perf_counter() - start
-        return _grade(problems, completions_PS, samples, temperature, seconds, settings, format, verify)
+        completions_PS, seconds = _generate(engine, asked, sampling, seed, progress)
+        flat = [completion for completions in completions_PS for completion in completions]
+        judgements = domain.judge([one.text for one in flat], [gold for gold in golds for _ in range(samples)])
+        return _summed(flat, judgements, sampling, seconds, settings.confidence, format), flat, judgements
 
-    sampled, shown = decode(settings.samples, settings.temperature)
+    sampled, completions, judgements = decode(samples, settings.temperature)
     greedy = None
     if settings.greedy:
         greedy = sampled if settings.temperature == 0 else decode(1, 0.0)[0]
@@ -218,12 +189,14 @@ def evaluate(
         sampled=sampled,
         greedy=greedy,
         pass_at_k={k: pass_at_k(sampled.correct_PS, k) for k in settings.pass_at_k},
-        samples=shown,
-        seed=settings.seed,
+        samples=_choose([problem for problem in problems for _ in range(samples)], completions, judgements),
+        seed=seed,
     )
 
 
-def compare(after: Evaluation, before: Evaluation, *, greedy: bool = False, seed: int = 0) -> PairedDifference:
+def compare(
+    after: Evaluation, before: Evaluation, *, of: Literal["sampled", "greedy"] = "sampled", seed: int = 0
+) -> PairedDifference:
     """Paired difference in accuracy, problems matched by id whatever their order.
 
     Raises:
@@ -233,7 +206,7 @@ def compare(after: Evaluation, before: Evaluation, *, greedy: bool = False, seed
     if row.keys() != set(after.problem_ids):
         differing = len(row.keys() ^ set(after.problem_ids))
         raise ValueError(f"compare: the evaluations differ in {differing} problems; evaluate both on the same ones")
-    passes = (after.greedy, before.greedy) if greedy else (after.sampled, before.sampled)
+    passes = (getattr(after, of), getattr(before, of))
     if passes[0] is None or passes[1] is None:
         raise ValueError("compare: an evaluation has no greedy pass")
     order = [row[id] for id in after.problem_ids]
@@ -241,50 +214,57 @@ def compare(after: Evaluation, before: Evaluation, *, greedy: bool = False, seed
     return paired_difference(passes[0].correct_PS, passes[1].correct_PS[order], confidence, seed)
 
 
-def _grade(
-    problems: Sequence[Problem],
-    completions_PS: Sequence[Sequence[Completion]],
-    samples: int,
-    temperature: float,
-    seconds: float,
-    settings: EvaluationSettings,
-    format: Format,
-    verify: Verify,
-) -> tuple[Pass, tuple[Sample, ...]]:
+def _generate(
+    engine: Engine, asked: Asked, sampling: Sampling, seed: int, progress: Callable[[int], None] | None
+) -> tuple[Sequence[Sequence[Completion]], float]:
+    """Completions, problems x samples, and the seconds the engine took."""
+    seeds = [zlib.crc32(f"{seed}/{problem.id}".encode()) >> 1 for problem in asked.problems]
+    start = time.perf_counter()
+    completions_PS = engine.generate(asked.tokens, sampling, seeds=seeds, progress=progress)
+    seconds = time.perf_counter() - start
     got = {len(completions) for completions in completions_PS}
-    if len(completions_PS) != len(problems) or got != {samples}:
-        raise ValueError(f"evaluate: asked for {len(problems)} x {samples} completions, the engine gave {got} each")
-    flat = [completion for completions in completions_PS for completion in completions]
-    owners = [problem for problem in problems for _ in range(samples)]
-    verdicts = verify([completion.text for completion in flat], [problem.gold for problem in owners])
-    grades = [GRADES[verdict] for verdict in verdicts]
-    correct = tuple(tuple(grades[at : at + samples]) for at in range(0, len(grades), samples))
-    tokens = sum(len(completion.token_ids) for completion in flat)
-    truncated = sum(completion.finish == "length" for completion in flat)
-    done = Pass(
-        temperature=temperature,
+    if len(completions_PS) != len(asked.problems) or got != {sampling.n}:
+        wanted = f"{len(asked.problems)} x {sampling.n}"
+        raise ValueError(f"evaluate: asked for {wanted} completions, the engine gave {got} each")
+    return completions_PS, seconds
+
+
+def _summed(
+    completions: Sequence[Completion],
+    judgements: Sequence[Judgement],
+    sampling: Sampling,
+    seconds: float,
+    confidence: float,
+    format: Format,
+) -> Pass:
+    """A pass in numbers; the `sampling.n` completions of a problem stand in a row."""
+    grades = [GRADES[judgement.verdict] for judgement in judgements]
+    correct = tuple(tuple(grades[at : at + sampling.n]) for at in range(0, len(grades), sampling.n))
+    tokens = sum(len(completion.token_ids) for completion in completions)
+    truncated = sum(completion.finish == "length" for completion in completions)
+    return Pass(
+        temperature=sampling.temperature,
         correct=correct,
-        accuracy=accuracy(np.array(correct, dtype=float), settings.confidence),
-        mean_length=tokens / len(flat),
-        truncation_rate=truncated / len(flat),
-        format_rate=sum(format.follows(completion.text) for completion in flat) / len(flat),
+        accuracy=accuracy(np.array(correct, dtype=float), confidence),
+        mean_length=tokens / len(completions),
+        truncation_rate=truncated / len(completions),
+        format_rate=sum(format.follows(completion.text) for completion in completions) / len(completions),
         ungradable=grades.count(None),
         tokens=tokens,
         seconds=seconds,
     )
-    return done, _choose(owners, flat, verdicts)
 
 
 def _choose(
-    owners: Sequence[Problem], completions: Sequence[Completion], verdicts: Sequence[Verdict]
+    owners: Sequence[Problem], completions: Sequence[Completion], judgements: Sequence[Judgement]
 ) -> tuple[Sample, ...]:
     """The first of each kind, each problem once; always the first problem, so that stages can be set side by side."""
     kept: dict[Kind, list[Sample]] = {"right": [], "wrong": [], "truncated": []}
     seen: set[str] = set()
-    for problem, completion, verdict in zip(owners, completions, verdicts, strict=True):
-        if problem.id in seen or verdict is Verdict.UNGRADABLE:
+    for problem, completion, judgement in zip(owners, completions, judgements, strict=True):
+        if problem.id in seen or judgement.verdict is Verdict.UNGRADABLE:
             continue
-        kind: Kind = "truncated" if completion.finish == "length" else _KIND[verdict]
+        kind: Kind = "truncated" if completion.finish == "length" else _KIND[judgement.verdict]
         if len(kept[kind]) < SHOWN:
             seen.add(problem.id)
             # JSON files may hold lone surrogates, UTF-8 cannot

@@ -56,10 +56,10 @@ class PairedDifference:
     p_value: float
     method: str
     n: int
-    confidence: float = 0.95
+    confidence: float
 
 
-def accuracy(correct_PS: np.ndarray, confidence: float = 0.95) -> Interval:
+def accuracy(correct_PS: np.ndarray, confidence: float) -> Interval:
     """Share of correct samples, averaged over problems, with its interval over problems drawn like these.
 
     Where nothing varies (all right, all wrong) no design effect can be estimated; n_eff is then the number of
@@ -91,7 +91,7 @@ def effective_size(correct_PS: np.ndarray) -> float:
 
 
 def paired_difference(
-    after_PS: np.ndarray, before_PS: np.ndarray, confidence: float = 0.95, seed: int = 0
+    after_PS: np.ndarray, before_PS: np.ndarray, confidence: float, seed: int = 0
 ) -> PairedDifference:
     """How much better `after` does than `before` on the same problems, row for row.
 

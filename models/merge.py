@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def folded_weights(model: nn.Module, adapter: str | None = POLICY, dtype: torch.dtype = torch.float32) -> Weights:
+def folded_weights(model: nn.Module, adapter: str | None = POLICY, to: torch.dtype = torch.float32) -> Weights:
     """Every linear layer that is quantised or adapted, folded; nothing is computed before the weights are gone through.
 
     Names are those of the base's own checkpoint. A layer's bias follows its weight, since vLLM rebuilds a layer only
-    from all of its parts. `adapter=None` gives the dequantised base.
+    from all of its parts. `adapter=None` gives the dequantised base; `to` is what each is cast to in the end.
     """
     weights = []
     for name, module in model.named_modules():
@@ -35,9 +35,9 @@ def folded_weights(model: nn.Module, adapter: str | None = POLICY, dtype: torch.
             continue
         key = name.replace("base_model.model.", "", 1)
         shape = (linear.out_features, linear.in_features)
-        weights.append(Weight(f"{key}.weight", shape, dtype, partial(_folded, module, adapter, dtype)))
+        weights.append(Weight(f"{key}.weight", shape, to, partial(_folded, module, adapter, to)))
         if linear.bias is not None:
-            weights.append(Weight(f"{key}.bias", tuple(linear.bias.shape), dtype, partial(_bias, linear, dtype)))
+            weights.append(Weight(f"{key}.bias", tuple(linear.bias.shape), to, partial(_bias, linear, to)))
     return Weights(tuple(weights))
 
 

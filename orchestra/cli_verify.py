@@ -21,7 +21,7 @@ def verify(
     """Explain the verdict on one answer, or score a file of cases."""
     import json
 
-    from rewards.cases import CaseError, explain, score_cases
+    from rewards.math.cases import CaseError, explain, score_cases
 
     if cases is not None and (gold is not None or answer is not None):
         raise typer.BadParameter("give either a file of cases or --gold and --answer, not both")

@@ -3,6 +3,7 @@ r"""The contract between prompt and answer: how a problem is asked and how an an
     think-boxed    <think>\n6*7=42\n</think>\n\boxed{42}
     boxed          6*7=42\n\boxed{42}
 
+A domain that asks in other words has formats of its own (`Domain.formats`), under the same names if it likes.
 Distillation writes traces with `Format.completion`, the format reward reads them with `Format.follows`, and
 every prompt, in training and in evaluation alike, comes from `Format.messages`.
 """
@@ -10,7 +11,6 @@ every prompt, in training and in evaluation alike, comes from `Format.messages`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 OPEN, CLOSE = "<think>", "</think>"
 BOX = r"\boxed{"
@@ -109,16 +109,3 @@ FORMATS = {
         Format("boxed", r"Solve the problem step by step and end with the final answer in \boxed{}.", thinks=False),
     )
 }
-
-
-def get_format(name: str) -> Format:
-    """Look a format up by name.
-
-    Raises:
-        ValueError: unknown name; the message lists the known ones.
-    """
-    if name in FORMATS:
-        return FORMATS[name]
-    near = get_close_matches(name, FORMATS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"format: {name!r} is not a format (known: {', '.join(FORMATS)}){hint}")

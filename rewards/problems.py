@@ -1,13 +1,13 @@
-"""Problems: questions with a gold answer, from the generator, a JSON file or a Hub dataset.
+"""Problems: questions with a gold answer, from the domain itself, a JSON file or a Hub dataset.
 
 A source is one of
 
-    embedded                  the built-in generator, rewards/generator.py
+    embedded, ...             what the domain makes itself, by its name (`Domain.sources`)
     path/to/file.jsonl        one object a line: question, answer[, solution, id, domain, difficulty] (.json: a list)
     openai/gsm8k[:config]     a dataset on the Hugging Face Hub with the same columns
 
-GSM8K writes its gold as `#### 72` behind the solution and marks sums as `<<48/2=24>>`: both are taken apart here,
-so that nothing downstream knows about them.
+An answer may be a whole solution with the gold behind `####`; the domain takes it apart (`Domain.gold`,
+`Domain.solution`), so that nothing downstream knows about it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from settings import near
+
+if TYPE_CHECKING:
+    from rewards.domain import Domain
 
 Split = Literal["train", "test"]
-EMBEDDED = "embedded"
 SPLITS = ("train", "test")
 SHOWN_ERRORS = 5
 
@@ -44,8 +48,9 @@ class Problem:
 
     Fields:
         id: unique within its source.
-        gold: the answer alone, as the verifier wants it.
+        gold: the answer alone, as the domain's judge wants it.
         solution: reasoning that leads to the gold, where the source has it.
+        domain: what the source says it is about (algebra, say); the domain's name where it says nothing.
         difficulty: 0 where unknown; larger is harder.
         family: the generator's problem family, "" elsewhere.
     """
@@ -54,7 +59,7 @@ class Problem:
     question: str
     gold: str
     solution: str | None = None
-    domain: str = "math"
+    domain: str = ""
     difficulty: int = 0
     family: str = ""
 
@@ -70,14 +75,18 @@ class Asked:
     left_out: int = 0
 
 
-def load_problems(source: str, split: Split, *, limit: int | None = None, seed: int = 0) -> list[Problem]:
+Source = Callable[[Split, "int | None", int], list[Problem]]
+"""(split, limit, seed) -> problems that a domain makes itself: exactly `limit`, or as many as it thinks enough."""
+
+
+def load_problems(domain: Domain, source: str, split: Split, *, limit: int | None, seed: int) -> list[Problem]:
     """Load the problems of one split.
 
     Args:
+        domain: whose problems they are.
         source: see the module docstring. A file holds a single split, so `split` chooses nothing there.
-        limit: at most this many, drawn with `seed` and kept in their order. The generator makes exactly
-            this many (default: 4000 for train, 500 for test).
-        seed: of the generator, or of the draw.
+        limit: at most this many, drawn with `seed` and kept in their order; None is all.
+        seed: of the domain's own source, or of the draw.
 
     Raises:
         ProblemError: unknown source or split, unreadable rows (with line numbers), rows without a gold, no rows.
@@ -86,42 +95,23 @@ def load_problems(source: str, split: Split, *, limit: int | None = None, seed: 
         raise ProblemError(f"problems: split {split!r} is not one of {', '.join(SPLITS)}")
     if limit is not None and limit < 1:
         raise ProblemError(f"problems: limit must be 1 or more, not {limit}")
-    if source == EMBEDDED:
-        from rewards.generator import generate
-
-        return generate(split, limit or {"train": 4000, "test": 500}[split], seed)
+    if source in domain.sources:
+        return domain.sources[source](split, limit, seed)
     path = Path(source).expanduser()
     if path.suffix in (".jsonl", ".json", ".ndjson") or path.is_file():
-        problems = _from_file(path)
+        problems = _from_file(domain, path)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", source) and not path.is_dir():
-        problems = _from_hub(source, split)
+        problems = _from_hub(domain, source, split)
     else:
-        hint = f"; did you mean {EMBEDDED!r}?" if get_close_matches(source, [EMBEDDED]) else ""
+        own = ", ".join(repr(name) for name in domain.sources)
         raise ProblemError(
-            f"problems: {source!r} is neither {EMBEDDED!r}, a .jsonl or .json file, nor a Hub dataset "
-            f"'owner/name'{hint}"
+            f"problems: {source!r} is neither {own + ', ' if own else ''}a .jsonl or .json file, nor a Hub dataset "
+            f"'owner/name'{near(source, domain.sources)}"
         )
     if limit is not None and limit < len(problems):
         chosen = sorted(random.Random(f"{seed}/{split}").sample(range(len(problems)), limit))
         problems = [problems[index] for index in chosen]
     return problems
-
-
-def clean_gold(answer: str) -> str:
-    """The gold answer alone: behind the last `####`, without thousands commas, currency or a final full stop.
-
-    >>> clean_gold("48 + 24 = 72\\n#### 1,072")
-    '1072'
-    """
-    gold = answer.rsplit("####", 1)[-1].strip()
-    number = re.fullmatch(r"(-?)\\?\$?\s?(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)\.?", gold)
-    return (number[1] + number[2]).replace(",", "") if number else gold
-
-
-def clean_solution(text: str) -> str:
-    """A solution without calculator annotations (`<<48/2=24>>`) and without the `####` line."""
-    text = re.sub(r"<<[^<>\n]*>>", "", text)
-    return "\n".join(line.rstrip() for line in text.split("\n") if not line.startswith("####")).strip()
 
 
 def overlapping(problems: Iterable[Problem], against: Iterable[Problem], n: int = 13) -> set[str]:
@@ -139,10 +129,10 @@ def _ngrams(text: str, n: int) -> Iterator[tuple[str, ...]]:
         yield tuple(words[start : start + n])
 
 
-def _from_file(path: Path) -> list[Problem]:
+def _from_file(domain: Domain, path: Path) -> list[Problem]:
     if not path.is_file():
-        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.json*")], n=1)
-        hint = f"did you mean {str(path.parent / near[0])!r}?" if near else "check the path in 'problems:'"
+        similar = get_close_matches(path.name, [p.name for p in path.parent.glob("*.json*")], n=1)
+        hint = f"did you mean {str(path.parent / similar[0])!r}?" if similar else "check the path in 'problems:'"
         raise ProblemError(f"problems: file {str(path)!r} does not exist; {hint}")
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -158,7 +148,7 @@ def _from_file(path: Path) -> list[Problem]:
         rows = ((f"{path}[{index}]", index, row) for index, row in enumerate(listed))
     else:
         rows = _jsonl_rows(path, text)
-    return _from_rows(str(path), path.stem, rows)
+    return _from_rows(domain, str(path), path.stem, rows)
 
 
 def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, int, object]]:
@@ -174,14 +164,14 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, int, object]]:
         yield f"{path}:{number}", number, row
 
 
-def _from_rows(source: str, stem: str, rows: Iterable[tuple[str, int, object]]) -> list[Problem]:
+def _from_rows(domain: Domain, source: str, stem: str, rows: Iterable[tuple[str, int, object]]) -> list[Problem]:
     """Read (place, number, row) triples; a row may be the error of having read it."""
     problems, errors, places = [], [], {}
     for place, number, row in rows:
         try:
             if isinstance(row, ProblemError):
                 raise row
-            problem = _read_row(row, place, f"{stem}-{number}")
+            problem = _read_row(domain, row, place, f"{stem}-{number}")
             if problem.id in places:
                 raise ProblemError(
                     f"{place}: id {problem.id!r} is already that of {places[problem.id]}; make ids unique"
@@ -199,12 +189,12 @@ def _from_rows(source: str, stem: str, rows: Iterable[tuple[str, int, object]]) 
     return problems
 
 
-def _read_row(row: object, place: str, default_id: str) -> Problem:
+def _read_row(domain: Domain, row: object, place: str, default_id: str) -> Problem:
     if not isinstance(row, Mapping):
         raise ProblemError(f"{place}: expected an object with 'question' and 'answer', got {type(row).__name__}")
     question = _text(row, QUESTION_KEYS, place)
     answer = _text(row, ANSWER_KEYS, place)
-    gold = clean_gold(answer)
+    gold = domain.gold(answer)
     if not gold:
         raise ProblemError(f"{place}: key 'answer': no gold in {answer[-60:]!r}; write the answer behind '####'")
     solution = row.get("solution")
@@ -219,8 +209,8 @@ def _read_row(row: object, place: str, default_id: str) -> Problem:
         id=str(row.get("id", default_id)),
         question=question,
         gold=gold,
-        solution=clean_solution(solution) if solution else None,
-        domain=next((str(row[key]) for key in DOMAIN_KEYS if row.get(key)), "math"),
+        solution=domain.solution(solution) if solution else None,
+        domain=next((str(row[key]) for key in DOMAIN_KEYS if row.get(key)), domain.name),
         difficulty=int(difficulty or 0),
     )
 
@@ -228,8 +218,8 @@ def _read_row(row: object, place: str, default_id: str) -> Problem:
 def _text(row: Mapping, keys: tuple[str, ...], place: str) -> str:
     key = next((key for key in keys if key in row), None)
     if key is None:
-        near = get_close_matches(keys[0], [str(name) for name in row], n=1)
-        hint = f"rename {near[0]!r}?" if near else f"the row has {', '.join(map(repr, row)) or 'no keys'}"
+        similar = get_close_matches(keys[0], [str(name) for name in row], n=1)
+        hint = f"rename {similar[0]!r}?" if similar else f"the row has {', '.join(map(repr, row)) or 'no keys'}"
         raise ProblemError(f"{place}: key {keys[0]!r} is missing; {hint}")
     value = "" if row[key] is None else row[key]
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -244,7 +234,7 @@ def _text(row: Mapping, keys: tuple[str, ...], place: str) -> str:
     return value.strip()
 
 
-def _from_hub(source: str, split: Split) -> list[Problem]:
+def _from_hub(domain: Domain, source: str, split: Split) -> list[Problem]:
     import datasets
 
     name, _, config = source.partition(":")
@@ -266,4 +256,5 @@ def _from_hub(source: str, split: Split) -> list[Problem]:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ProblemError(f"problems: Hub dataset {source!r}, split {split!r}: {reason}; {remedy}") from error
     stem = f"{name.split('/')[-1]}-{split}"
-    return _from_rows(source, stem, ((f"{source}[{split}][{index}]", index, row) for index, row in enumerate(rows)))
+    places = ((f"{source}[{split}][{index}]", index, row) for index, row in enumerate(rows))
+    return _from_rows(domain, source, stem, places)

@@ -1,7 +1,7 @@
 """Rewards in TRL's signature, made from the names and weights of a recipe.
 
     name        value                                                          source
-    correct     1 right, 0 wrong, None ungradable                              rewards.verifier
+    correct     1 right, 0 wrong, None ungradable                              the domain's judge
     format      1 when the completion keeps the format's contract, else 0      rewards.formats
     length      0 up to L - c tokens, falling linearly to -1 at L, c = L / 5   DAPO, arXiv:2503.14476, eq. 13
     cosine      u right, -u wrong, u = (1 + cos(pi * length / L)) / 2          after arXiv:2502.03373, appendix C.1
@@ -21,11 +21,16 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from rewards.formats import Format, get_format
-from rewards.verifier import Verdict, Verifier, default_verifier
+from rewards.formats import Format
+from rewards.verdict import Verdict
+
+if TYPE_CHECKING:
+    from rewards.domain import Domain
+    from rewards.settings import Reward
 
 RewardFunction = Callable[..., "list[float | None]"]
 SOFT_SHARE = 0.2
@@ -64,51 +69,33 @@ class RewardSet:
     weights: list[float]
 
 
-def build_rewards(
-    weights: Mapping[str, float],
-    *,
-    file: Path | None = None,
-    max_completion_tokens: int,
-    format: str = "think-boxed",
-    ungradable_limit: float = 0.05,
-    verifier: Verifier | None = None,
-) -> RewardSet:
-    """Reward functions for the names in ``weights``, in their order.
+def build_rewards(reward: Reward, domain: Domain, format: Format, max_completion_tokens: int) -> RewardSet:
+    """Reward functions for the names that have a weight, in the settings' order.
 
     Args:
-        weights: component name -> weight >= 0; names outside the table above are looked up in ``file``.
-        file: a Python file with functions in TRL's signature, imported only when a weight names one of them.
-        max_completion_tokens: the longest completion allowed, in tokens.
-        format: the contract `format` checks.
-        ungradable_limit: share of completions with an ungradable gold, in [0, 1], above which a run stops.
-        verifier: default: the process's own.
+        domain: whose judge `correct` and `cosine` ask.
+        format: the contract that `format` pays for.
+        max_completion_tokens: the longest completion allowed.
 
     Raises:
-        RewardError: unknown name, weight out of range, weights by which a wrong answer could beat a right one, or a
-            file without the function.
+        RewardError: weights by which a wrong answer could beat a right one, or a file that does not have a function
+            of the user's; it is imported only where a weight names one.
     """
+    weights = reward.weights
     check_weights(weights)
     if max_completion_tokens < 1:
         raise RewardError(f"max_completion_tokens: {max_completion_tokens} must be at least 1")
-    if not 0 <= ungradable_limit <= 1:
-        raise RewardError(f"ungradable_limit: {ungradable_limit} must lie between 0 and 1, such as 0.05")
-    verifier = verifier or default_verifier()
-    functions: list[RewardFunction] = []
-    loaded = None
-    for name in weights:
-        if name == "correct":
-            functions.append(Correct(verifier, ungradable_limit))
-        elif name == "format":
-            functions.append(FormatKept(get_format(format)))
-        elif name == "length":
-            functions.append(Length(max_completion_tokens))
-        elif name == "cosine":
-            functions.append(Cosine(verifier, max_completion_tokens))
-        elif name == "repetition":
-            functions.append(Repetition())
-        else:
-            loaded = loaded or _load(file, name, weights)
-            functions.append(UserReward(name, _function(loaded, name, file)))
+    components: dict[str, RewardFunction] = {
+        "correct": Correct(domain, reward.ungradable_limit),
+        "format": FormatKept(format),
+        "length": Length(max_completion_tokens),
+        "cosine": Cosine(domain, max_completion_tokens),
+        "repetition": Repetition(),
+    }
+    own = [name for name in weights if name not in components]
+    if own:
+        components |= _from_file(Path(reward.file), own)
+    functions = [components[name] for name in weights]
     return RewardSet(functions, list(weights), [float(weight) for weight in weights.values()])
 
 
@@ -148,12 +135,12 @@ class Correct:
 
     __name__ = "correct"
 
-    def __init__(self, verifier: Verifier, ungradable_limit: float):
-        self.verifier, self.ungradable_limit = verifier, ungradable_limit
+    def __init__(self, domain: Domain, ungradable_limit: float):
+        self.domain, self.ungradable_limit = domain, ungradable_limit
         self.seen = self.ungradable = 0
 
     def __call__(self, prompts, completions, completion_ids=None, *, gold, log_metric=None, **columns):
-        judgements = self.verifier.judge_batch([_text(completion) for completion in completions], gold)
+        judgements = self.domain.judge([_text(completion) for completion in completions], gold)
         lost = [index for index, judgement in enumerate(judgements) if judgement.verdict is Verdict.UNGRADABLE]
         self.seen += len(judgements)
         self.ungradable += len(lost)
@@ -209,15 +196,15 @@ class Cosine:
 
     __name__ = "cosine"
 
-    def __init__(self, verifier: Verifier, longest: int):
-        self.verifier, self.longest = verifier, longest
+    def __init__(self, domain: Domain, longest: int):
+        self.domain, self.longest = domain, longest
 
     def __call__(self, prompts, completions, completion_ids, *, gold, **columns):
-        verdicts = self.verifier.verify_batch([_text(completion) for completion in completions], gold)
+        judgements = self.domain.judge([_text(completion) for completion in completions], gold)
         values: list[float | None] = []
-        for verdict, ids in zip(verdicts, completion_ids, strict=True):
+        for judgement, ids in zip(judgements, completion_ids, strict=True):
             brief = (1 + math.cos(math.pi * min(1.0, len(ids) / self.longest))) / 2
-            values.append({Verdict.CORRECT: brief, Verdict.WRONG: -brief, Verdict.UNGRADABLE: None}[verdict])
+            values.append({Verdict.CORRECT: brief, Verdict.WRONG: -brief, Verdict.UNGRADABLE: None}[judgement.verdict])
         return values
 
 
@@ -268,26 +255,20 @@ def _text(completion: str | Sequence[Mapping[str, str]]) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
-def _load(file: Path | None, name: str, weights: Mapping[str, float]):
-    if file is None:
-        near = get_close_matches(name, RANGES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise RewardError(
-            f"reward: {name!r} is not a component (known: {', '.join(RANGES)}); {hint}"
-            f"For a reward of your own give `file:`, a Python file that defines {name}"
-        )
+def _from_file(file: Path, names: Sequence[str]) -> dict[str, UserReward]:
+    """The functions of these names in the user's file."""
     if not file.is_file():
-        raise RewardError(f"reward: file: {file} does not exist; it should define {name}")
+        raise RewardError(f"reward: file: {file} does not exist; it should define {names[0]}")
     spec = importlib.util.spec_from_file_location(f"user_rewards_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise RewardError(f"reward: file: {file} could not be imported: {type(error).__name__}: {error}") from error
-    return module
+    return {name: UserReward(name, _function(module, name, file)) for name in names}
 
 
-def _function(module, name: str, file: Path) -> RewardFunction:
+def _function(module: ModuleType, name: str, file: Path) -> RewardFunction:
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]

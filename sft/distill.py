@@ -9,17 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from models.engine import Engine, Sampling
-
-from rewards.extract import extract
 from rewards.formats import Format, split_completion
-from rewards.problems import Problem
-from rewards.verifier import Verdict, verify_batch
+from rewards.problems import Asked, Problem
+from rewards.verdict import Verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from models.engines.protocol import Engine
+    from rewards.domain import Domain
+    from sft.settings import DistillSettings
 
 CHUNK = 128
 SAMPLES, TRACES, STATISTICS = "samples.jsonl", "traces.jsonl", "statistics.json"
@@ -29,25 +30,6 @@ class DistillError(ValueError):
     """The teacher gave nothing to learn from; the message has the numbers."""
 
     user_message = True
-
-
-@dataclass(frozen=True)
-class KeepPolicy:
-    """Which samples become traces.
-
-    Fields:
-        keep: `correct` keeps verified answers, `all` every complete one that has an answer; either only where the
-            rewritten completion keeps the student's format.
-        max_per_problem: at most this many per problem; None is no limit.
-        pass_rate: keep problems of which the teacher got a share between these two right.
-        min_tokens, max_tokens: bounds of the rewritten completion's length in student tokens, both inclusive.
-    """
-
-    keep: Literal["correct", "all"]
-    max_per_problem: int | None
-    pass_rate: tuple[float, float]
-    min_tokens: int
-    max_tokens: int
 
 
 @dataclass(frozen=True)
@@ -76,29 +58,39 @@ class Statistics:
 
 
 def sample_traces(
-    engine: Engine,
-    problems: Sequence[Problem],
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    engine: "Engine",
+    asked: Asked,
+    settings: "DistillSettings",
     folder: Path,
+    *,
     seeds: Sequence[int],
     progress: Callable[[int], None],
-    opening: str = "",
+    opening: str,
 ) -> None:
     """Ask the teacher and append its samples to samples.jsonl, skipping problems that are already there.
 
     Args:
-        prompts, seeds: one per problem.
+        asked: the problems, and their prompts as the teacher takes them.
+        seeds: one per problem.
         progress: called with the number of problems done, those of an earlier process included.
         opening: text that the prompt already holds of the completion (`<think>` in some chat templates).
     """
+    from models.engines.protocol import Sampling
+
+    sampling = Sampling(
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        n=settings.samples,
+    )
     path = folder / SAMPLES
     done = {sample["id"] for sample in _complete_lines(path)}
-    progress(sum(problem.id in done for problem in problems))
-    left = [i for i, problem in enumerate(problems) if problem.id not in done]
+    progress(sum(problem.id in done for problem in asked.problems))
+    left = [i for i, problem in enumerate(asked.problems) if problem.id not in done]
     for start in range(0, len(left), CHUNK):
         chunk = left[start : start + CHUNK]
-        groups = engine.generate([prompts[i] for i in chunk], sampling, [seeds[i] for i in chunk])
+        groups = engine.generate([asked.tokens[i] for i in chunk], sampling, [seeds[i] for i in chunk])
         with path.open("a") as file:
             for i, group in zip(chunk, groups, strict=True):
                 completions = [
@@ -109,7 +101,7 @@ def sample_traces(
                     }
                     for completion in group
                 ]
-                file.write(json.dumps({"id": problems[i].id, "completions": completions}) + "\n")
+                file.write(json.dumps({"id": asked.problems[i].id, "completions": completions}) + "\n")
         progress(len(chunk))
 
 
@@ -126,11 +118,21 @@ def _complete_lines(path: Path) -> list[dict]:
 def choose_traces(
     problems: Sequence[Problem],
     folder: Path,
-    policy: KeepPolicy,
-    contract: Format,
+    settings: "DistillSettings",
+    domain: "Domain",
+    format: Format,
     tokenizer: "PreTrainedTokenizerBase",
 ) -> Statistics:
     """Decide over samples.jsonl; writes traces.jsonl and statistics.json.
+
+    A sample is kept where its answer equals the gold (`keep: correct`) or where it has one (`keep: all`), and in either
+    case only where, rewritten, it keeps the student's format and its length lies between `min_tokens` and `max_tokens`,
+    both inclusive, in student tokens.
+
+    Args:
+        domain: finds and judges the answers.
+        format: the student's.
+        tokenizer: the student's.
 
     Raises:
         DistillError: no trace is left.
@@ -143,16 +145,17 @@ def choose_traces(
         if sample["id"] not in known:
             continue
         problem, completions = known[sample["id"]], sample["completions"]
-        verdicts = verify_batch([c["text"] for c in completions], [problem.gold] * len(completions))
+        judgements = domain.judge([c["text"] for c in completions], [problem.gold] * len(completions))
+        verdicts = [judgement.verdict for judgement in judgements]
         right = sum(verdict is Verdict.CORRECT for verdict in verdicts)
         sampled += len(completions)
         tokens += sum(c["tokens"] for c in completions)
         correct += right
-        low, high = policy.pass_rate
+        low, high = settings.pass_rate
         if not low <= right / len(completions) <= high:
             dropped["pass_rate"] += len(completions)
             continue
-        kept += _of_problem(problem, completions, verdicts, policy, contract, tokenizer, dropped)
+        kept += _of_problem(problem, completions, verdicts, settings, domain, format, tokenizer, dropped)
     statistics = Statistics(
         problems=len(known),
         sampled=sampled,
@@ -177,32 +180,33 @@ def _of_problem(
     problem: Problem,
     completions: Sequence[dict],
     verdicts: Sequence[Verdict],
-    policy: KeepPolicy,
-    contract: Format,
+    settings: "DistillSettings",
+    domain: "Domain",
+    format: Format,
     tokenizer: "PreTrainedTokenizerBase",
     dropped: Counter[str],
 ) -> Iterator[Trace]:
     seen: set[str] = set()
     for completion, verdict in zip(completions, verdicts, strict=True):
-        text = rewritten(completion["text"], contract)
+        text = rewritten(completion["text"], domain, format)
         tokens = len(tokenizer(text, add_special_tokens=False).input_ids) if text else 0
         reason = None
         if completion["finish"] == "length":
             reason = "truncated"
-        elif policy.keep == "correct" and verdict is not Verdict.CORRECT:
+        elif settings.keep == "correct" and verdict is not Verdict.CORRECT:
             reason = str(verdict)
         elif text is None:
             reason = "no_answer"
-        elif not contract.follows(text):
+        elif not format.follows(text):
             # a bare answer, say: it would teach an empty think block
             reason = "off_format"
-        elif tokens < policy.min_tokens:
+        elif tokens < settings.min_tokens:
             reason = "too_short"
-        elif tokens > policy.max_tokens:
+        elif tokens > settings.max_tokens:
             reason = "too_long"
         elif " ".join(text.split()) in seen:
             reason = "duplicate"
-        elif policy.max_per_problem is not None and len(seen) >= policy.max_per_problem:
+        elif settings.max_per_problem is not None and len(seen) >= settings.max_per_problem:
             reason = "enough_for_problem"
         if reason:
             dropped[reason] += 1
@@ -211,19 +215,19 @@ def _of_problem(
         yield Trace(problem.id, problem.question, problem.gold, text, verdict, tokens)
 
 
-def rewritten(text: str, contract: Format) -> str | None:
+def rewritten(text: str, domain: "Domain", format: Format) -> str | None:
     """A completion in the student's format: its reasoning and its final answer; None where it has no answer.
 
     A teacher that thinks and then writes the solution out again (R1) keeps its thoughts; one without a think block
     keeps what stands before its box.
     """
-    answer = extract(text).text
+    answer = domain.answer(text)
     if not answer:
         return None
     reasoning, rest = split_completion(text)
     if not reasoning:
         reasoning = rest.rpartition(r"\boxed")[0]
-    return contract.completion(reasoning, answer)
+    return format.completion(reasoning, answer)
 
 
 def read_traces(path: Path) -> list[Trace]:
@@ -232,7 +236,7 @@ def read_traces(path: Path) -> list[Trace]:
 
 
 def traces_of_solutions(
-    problems: Sequence[Problem], contract: Format, tokenizer: "PreTrainedTokenizerBase", source: str
+    problems: Sequence[Problem], format: Format, tokenizer: "PreTrainedTokenizerBase", source: str
 ) -> list[Trace]:
     """Traces from written solutions (a JSONL file with `solution`) instead of a teacher.
 
@@ -246,7 +250,7 @@ def traces_of_solutions(
         )
     traces = []
     for problem in problems:
-        text = contract.completion(problem.solution, problem.gold)
+        text = format.completion(problem.solution, problem.gold)
         tokens = len(tokenizer(text, add_special_tokens=False).input_ids)
         traces.append(Trace(problem.id, problem.question, problem.gold, text, Verdict.CORRECT, tokens))
     return traces

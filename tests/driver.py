@@ -1,6 +1,6 @@
 """The command line with further kinds of stages, or domains, from a folder: what a plug-in would be.
 
-    python tests/driver.py stages=FOLDER rewards=FOLDER -- run recipe.yaml ...
+python tests/driver.py stages=FOLDER rewards=FOLDER -- run recipe.yaml ...
 """
 
 import sys

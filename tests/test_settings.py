@@ -55,7 +55,9 @@ def test_no_two_settings_declare_the_same():
         if name != other_name or name in TWO or one.is_required() or other.is_required() or one.default is None:
             continue
         same = (str(one.annotation), str(one.metadata), one.default)
-        assert same != (str(other.annotation), str(other.metadata), other.default), f"{a.__name__} and {b.__name__}: {name}"
+        assert same != (str(other.annotation), str(other.metadata), other.default), (
+            f"{a.__name__} and {b.__name__}: {name}"
+        )
 
 
 DEFAULTED = {

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rewards.families import OPERATIONS
 from rewards.formats import FORMATS
+from rewards.generator.families import OPERATIONS
 from rewards.problems import Problem
 
 STEP = re.compile(r"(-?\d+)([-+*/%])(-?\d+)=(-?\d+)")

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from models.embedded.corpus import Writer
-from rewards.generator import stream
+from rewards.generator.draw import stream
 
 IGNORED = -100
 SORTED_BATCHES = 16  # so many batches are drawn and sorted by length together, which saves most of the padding

@@ -28,7 +28,7 @@ from models.embedded.corpus import Habits, student_writer, teacher_text
 from models.embedded.measure import Measurement, load, measure
 from models.embedded.pretrain import Schedule, Shape, batches, new_model, pretrain
 from models.embedded.tokenizer import build_tokenizer
-from rewards.generator import generate, stream
+from rewards.generator.draw import generate, stream
 
 log = logging.getLogger("models.embedded.train")
 

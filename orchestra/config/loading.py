@@ -16,7 +16,7 @@ from orchestra.config.explain import faults_from, stage_label
 from orchestra.config.faults import Fault, RecipeError, UserError
 from orchestra.config.recipe import Recipe
 from orchestra.config.stage import Stage
-from orchestra.config.words import find_files, unknown_format, unknown_words
+from orchestra.config.words import domain_of, find_files, unknown_words
 from orchestra.config.yamlfile import line_of, read_mapping, shown
 from orchestra.plan import machine
 from orchestra.stages import kinds
@@ -118,11 +118,12 @@ def _order(fault: Fault) -> tuple[bool, bool, int, float]:
 
 def _words(raw: dict[str, Any], path: Path) -> list[Fault]:
     """Find what the recipe names outside itself; a fault for each that is not there."""
-    faults: list[Fault] = list(unknown_format(raw.get("problems")))
+    faults: list[Fault] = []
+    domain = domain_of(raw.get("problems"), faults)
     for at, mapping, model in _mappings(raw):
         stage = stage_label(at, raw)
         faults += find_files(mapping, at, model, path.parent, stage)
-        faults += unknown_words(mapping, at, model, stage)
+        faults += unknown_words(mapping, at, model, domain, stage)
     return faults
 
 

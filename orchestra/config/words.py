@@ -1,4 +1,4 @@
-"""The names in a recipe that stand for something outside it: local files, sources of problems, formats, models.
+"""The names in a recipe that stand for something outside it: files, domains and what is theirs, models.
 
 Works on the raw mapping, before and whether or not the rest is valid. What is on the Hub is not asked.
 """
@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from orchestra.config.faults import Fault, brief
-from rewards.formats import FORMATS
+from rewards.domain import Domain, domain_names, get_domain
+from rewards.settings import Problems
 from settings import Refers, near, reference_of
 
 SHIPPED = ("embedded/student", "embedded/teacher")
@@ -26,7 +27,7 @@ def is_file(data: str) -> bool:
 
 
 def is_problem_file(source: str) -> bool:
-    """Whether a source of problems is a local file rather than `embedded` or a Hub dataset."""
+    """Whether a source of problems is a local file rather than the domain's own or a Hub dataset."""
     return source.endswith((".jsonl", ".json")) or source.startswith((".", "/", "~"))
 
 
@@ -66,21 +67,39 @@ def find_files(raw: dict[str, Any], at: Where, model: type[BaseModel], beside: P
     return faults
 
 
-def unknown_words(raw: Mapping[str, Any], at: Where, model: type[BaseModel], stage: str | None) -> Iterator[Fault]:
-    """Models and sources of problems that do not exist, in a raw mapping."""
-    judges = {"model": _model, "problems": _source}
+def unknown_words(
+    raw: Mapping[str, Any], at: Where, model: type[BaseModel], domain: Domain | None, stage: str | None
+) -> Iterator[Fault]:
+    """Models, and sources of a domain's problems, that do not exist, in a raw mapping."""
     for key, refers in _referring(model):
-        value, judge = raw.get(key), judges.get(refers.to)
-        if isinstance(value, str) and value and value not in refers.also and judge and (message := judge(value)):
+        value, message = raw.get(key), ""
+        if not isinstance(value, str) or not value or value in refers.also:
+            continue
+        if refers.to == "model":
+            message = _model(value)
+        elif refers.to == "problems" and domain is not None:
+            message = _source(value, domain)
+        if message:
             yield Fault((*at, key), f"{value!r} {message}", stage=stage)
 
 
-def unknown_format(problems: object) -> Iterator[Fault]:
-    """The format that a recipe's `problems` name, if there is none of that name."""
-    name = problems.get("format") if isinstance(problems, Mapping) else None
-    if isinstance(name, str) and name not in FORMATS:
-        message = f"{name!r} is not a format (there are: {', '.join(FORMATS)}){near(name, FORMATS)}"
-        yield Fault(("problems", "format"), message)
+def domain_of(problems: object, faults: list[Fault]) -> Domain | None:
+    """The domain that a recipe's `problems` name, and the faults of that name and of the format's."""
+    raw = problems if isinstance(problems, Mapping) else {}
+    name, format = (raw.get(key, Problems.model_fields[key].default) for key in ("domain", "format"))
+    if not isinstance(name, str):
+        return None
+    if name not in domain_names():
+        known = ", ".join(domain_names())
+        message = f"{name!r} is not a domain (known: {known}){near(name, domain_names())}"
+        faults.append(Fault(("problems", "domain"), message))
+        return None
+    domain = get_domain(name)
+    if isinstance(format, str) and format not in domain.formats:
+        known = ", ".join(domain.formats)
+        message = f"{format!r} is not a format (known: {known}){near(format, domain.formats)}"
+        faults.append(Fault(("problems", "format"), message))
+    return domain
 
 
 def _referring(model: type[BaseModel]) -> Iterator[tuple[str, Refers]]:
@@ -90,10 +109,11 @@ def _referring(model: type[BaseModel]) -> Iterator[tuple[str, Refers]]:
             yield key, refers
 
 
-def _source(source: str) -> str:
-    if source == "embedded" or is_problem_file(source) or source.count("/") == 1:
+def _source(source: str, domain: Domain) -> str:
+    if source in domain.sources or is_problem_file(source) or source.count("/") == 1:
         return ""
-    return f"is neither `embedded` nor a .jsonl file nor a Hub data set (name/set){near(source, ['embedded'])}"
+    own = " nor ".join([*domain.sources, "a .jsonl file"])
+    return f"is neither {own} nor a Hub data set (name/set){near(source, domain.sources)}"
 
 
 def _model(name: str) -> str:

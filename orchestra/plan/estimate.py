@@ -201,7 +201,7 @@ class Estimator:
         parent: str | None = None,
         steps: int | None = None,
         beta: float | None = None,
-        reference: str = "",
+        reference: str | None = None,
     ) -> StagePlan:
         """A stage's plan.
 
@@ -213,7 +213,8 @@ class Estimator:
         if parent is None and stage.written:
             parent = ", ".join(self.recipe.parents_of(stage.name)) or "base"
         tokens, seconds = work[0], work[1] + self.device.stage
-        return StagePlan(stage.name, stage.kind, parent or "", data, beta, reference, steps, tokens, seconds, memory)
+        said = (parent or "", data, beta, reference or "", steps)
+        return StagePlan(stage.name, stage.kind, *said, tokens, seconds, memory)
 
     def serving(self, teacher: Shape | None = None) -> dict[str, int]:
         """Bytes by part while completions are sampled, from a teacher or else from the policy."""

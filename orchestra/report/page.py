@@ -127,7 +127,8 @@ def _differences(evaluated: Sequence[StageRecord]) -> dict[str, PairedDifference
             low = math.nan if result.difference_low is None else result.difference_low
             high = math.nan if result.difference_high is None else result.difference_high
             p_value = math.nan if result.p_value is None else result.p_value
-            found[after.name] = PairedDifference(result.difference, low, high, p_value, "", 0)
+            confidence = after.evaluation.sampled.accuracy.confidence
+            found[after.name] = PairedDifference(result.difference, low, high, p_value, "", 0, confidence)
         elif (difference := compared(after, before)) is not None:
             found[after.name] = difference
     return found

@@ -157,7 +157,7 @@ def _kl(policy: PeftModel, reference: Reference, sequences: Sequence[tuple[Seque
     longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
     rows = max(1, min(8, LOGITS // (longest * policy.config.vocab_size)))
     with trained_arithmetic(policy):
-        return mean_kl(policy, reference_logits, sequences, batch_size=rows, device=policy.device).kl
+        return mean_kl(policy, reference_logits, sequences, rows=rows, device=policy.device).kl
 
 
 def steps_on(bar: Bar, shown: str) -> StepListener:

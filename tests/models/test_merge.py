@@ -98,7 +98,7 @@ def test_all_is_announced_before_anything_is_made(policy, monkeypatch, dtype):
     """And made one layer at a time: a base that barely fits has no room for its float32 copy."""
     made = []
     monkeypatch.setattr("models.merge.dequantized", lambda linear: made.append(linear) or dequantized(linear))
-    weights = folded_weights(policy, dtype=dtype)
+    weights = folded_weights(policy, to=dtype)
     assert len(weights.announced) == 10 * tiny.LAYERS and not made
     for count, (weight, (name, tensor)) in enumerate(zip(weights.announced, weights, strict=True), 1):
         assert (weight.name, weight.shape, weight.dtype) == (name, tuple(tensor.shape), tensor.dtype)
@@ -115,7 +115,7 @@ def test_weights_are_made_of_what_there_is_then(tiny_path):
 
 
 def test_cast_once(policy):
-    half = dict(folded_weights(policy, dtype=torch.bfloat16))
+    half = dict(folded_weights(policy, to=torch.bfloat16))
     for name, value in folded_weights(policy):
         assert torch.equal(half[name], value.to(torch.bfloat16))
 

@@ -10,7 +10,7 @@ import pytest
 
 from models.embedded import student_path, teacher_path
 from rewards.formats import FORMATS
-from rewards.generator import generate
+from rewards.generator.draw import generate
 
 PATHS = {"student": student_path(), "teacher": teacher_path()}
 PROBLEMS = 200

@@ -101,7 +101,9 @@ def test_a_helper_counts_as_soon_as_it_is_imported(copy, before):
 
 
 def test_what_only_type_checkers_import_does_not_count(copy, before):
-    more = "\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sft.distill\nelse:\n    import sft.train\n"
+    more = (
+        "\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sft.distill\nelse:\n    import sft.train\n"
+    )
     path = copy / "rl" / "kl.py"
     text = path.read_text()
     path.write_text(text + more)

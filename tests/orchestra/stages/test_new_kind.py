@@ -1,4 +1,4 @@
-"""A kind of stage in a file of its own is checked, planned, run, resumed, shown and reported; nothing else is touched."""
+"""A kind of stage in a file of its own is checked, planned, run, resumed, shown and reported; nothing else changes."""
 
 import json
 import subprocess
@@ -93,9 +93,7 @@ def orchestra(place: Path, *arguments: str, **environment: str) -> subprocess.Co
     import os
 
     command = [sys.executable, str(TESTS / "driver.py"), f"stages={place / 'kinds'}", "--", *arguments]
-    return subprocess.run(
-        command, cwd=place, capture_output=True, text=True, timeout=300, env=os.environ | environment
-    )
+    return subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300, env=os.environ | environment)
 
 
 RUN = ("run", "weighed.yaml", "--scale", "none")

@@ -9,11 +9,13 @@ import torch
 from models.adapters import adapter_sha256, load_adapter, read_adapter, save_adapter
 from models.base import load_base, load_tokenizer, to_float32
 from models.training import TrainingError
+from orchestra.cli_export import export_run
 from orchestra.config.faults import UserError
 from orchestra.config.recipe import Recipe
 from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult
 from orchestra.work import exporting
-from orchestra.work.exporting import KL_LIMIT, export_policy, export_run
+from orchestra.work.exporting import KL_LIMIT, export_policy
+from orchestra.work.resources import Resources
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def adapter(tiny_path, tmp_path_factory):
 def test_what_is_exported_is_the_policy(recipe, adapter, tiny_path, tmp_path, dtype):
     from transformers import AutoModelForCausalLM
 
-    report = export_policy(recipe, adapter, tmp_path, dtype)
+    report = export_policy(Resources(recipe), adapter, tmp_path, dtype)
     assert 0 <= report.kl <= KL_LIMIT[dtype] and report.agreement > 0.9
     assert report.adapter_sha256 == adapter_sha256(read_adapter(tmp_path / "adapter"))
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
@@ -61,7 +63,7 @@ def test_the_base_is_the_one_that_was_trained_on(recipe, adapter, tiny_path, tmp
     from transformers import AutoModelForCausalLM
 
     coarse = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "bfloat16"})})
-    export_policy(coarse, adapter, tmp_path, "float32")
+    export_policy(Resources(coarse), adapter, tmp_path, "float32")
     ids = list(range(60, 100))
     ours = tiny.next_token_logprobs(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), ids)
 
@@ -76,15 +78,17 @@ def test_the_base_is_the_one_that_was_trained_on(recipe, adapter, tiny_path, tmp
 def test_a_wrong_merge_is_not_called_done(recipe, adapter, tmp_path, monkeypatch):
     """Merged into the unquantised checkpoint: the mistake that everybody makes."""
     right = exporting.merged_model
-    monkeypatch.setattr(exporting, "merged_model", lambda base, quantize, *rest: right(base, "none", *rest))
+    monkeypatch.setattr(
+        exporting, "merged_model", lambda model, *rest: right(model.model_copy(update={"quantize": "none"}), *rest)
+    )
     with pytest.raises(TrainingError, match=r"is not the trained policy: KL .* nats a token \(allowed for bfloat16"):
-        export_policy(recipe, adapter, tmp_path, "bfloat16")
+        export_policy(Resources(recipe), adapter, tmp_path, "bfloat16")
 
 
 def test_exporting_again_takes_the_place_of_the_old(recipe, adapter, tmp_path):
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "leftover").write_text("of another export")
-    export_policy(recipe, adapter, tmp_path, "float16")
+    export_policy(Resources(recipe), adapter, tmp_path, "float16")
     assert not (tmp_path / "merged" / "leftover").exists()
 
 

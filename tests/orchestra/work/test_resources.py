@@ -14,13 +14,18 @@ from orchestra.run.progress import Progress
 from orchestra.work import resources as module
 from orchestra.work.context import StageContext
 from orchestra.work.policies import start_policy
-from orchestra.work.resources import Resources, make_resources, stage_seed
+from orchestra.work.resources import Resources, stage_seed
 
 
 def write(path, questions):
     rows = [{"question": question, "answer": str(i)} for i, question in enumerate(questions)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def held_out(resources):
+    """The test problems as the base's evaluation asks them."""
+    return resources.test(resources.recipe.all_stages[0])
 
 
 LONG = "Count the birds that sit on the old fence near the river bank every single morning. "
@@ -49,7 +54,7 @@ def recipe(tiny_path, tmp_path):
 
 @pytest.fixture
 def started(monkeypatch):
-    """Stands in for engines; [(model, settings)] as they are asked for."""
+    """Stands in for engines; [(model, capacity, engine)] as they are asked for."""
 
     class Idle:
         ended = ()
@@ -62,9 +67,10 @@ def started(monkeypatch):
 
     asked = []
 
-    def start(kind, model, settings):
+    def start(model, serving, capacity):
+        assert serving.engine in ("transformers", "vllm")
         engine = Idle()
-        asked.append((kind, model, settings, engine))
+        asked.append((model, capacity, engine))
         return engine
 
     monkeypatch.setattr(module, "start_engine", start)
@@ -72,7 +78,7 @@ def started(monkeypatch):
 
 
 def test_prompts_are_rendered_once_for_text_and_tokens(recipe):
-    resources = make_resources(recipe(), None)
+    resources = Resources(recipe())
     asked = resources.train()
     tokenizer = resources.tokenizer()
     assert [problem.question for problem in asked.problems] == list(tiny.QUESTIONS[:4])
@@ -97,7 +103,7 @@ def test_what_is_too_long_is_left_out_and_counted(recipe):
     resources = Resources(recipe(train=[*tiny.QUESTIONS[:2], LONG * 2], test=[LONG * 8, *tiny.QUESTIONS[4:]]))
     assert (len(resources.train().problems), resources.train().left_out) == (2, 1)
     # test problems only have to fit the model: 256 positions less 16 for the completion
-    assert (len(resources.test().problems), resources.test().left_out) == (2, 1)
+    assert (len(held_out(resources).problems), held_out(resources).left_out) == (2, 1)
 
 
 def test_nothing_fits(recipe):
@@ -109,9 +115,9 @@ def test_nothing_fits(recipe):
 def test_one_engine_per_base_for_the_whole_run(recipe, started):
     resources = Resources(recipe())
     assert resources.engine() is resources.engine() is resources.engine(resources.recipe.model.base)
-    ((kind, model, settings, engine),) = started
-    assert (kind, model) == ("transformers", resources.recipe.model.base)
-    assert settings.lora_rank == 0, "folded weights need no room for an adapter"
+    ((model, capacity, engine),) = started
+    assert model == resources.recipe.model.base
+    assert capacity.lora_rank == 0, "folded weights need no room for an adapter"
     teacher = resources.engine("embedded/teacher")
     assert teacher is not engine and len(started) == 2
     resources.release("embedded/teacher")
@@ -127,7 +133,7 @@ def test_only_one_engine_of_a_process_can_give_its_memory_back(recipe, started):
     for model in (resources.recipe.model.base, "embedded/teacher", "embedded/student"):
         resources.engine(model)
     resources.release("embedded/teacher")
-    assert [settings.temporary for _, _, settings, _ in started] == [False, True, False]
+    assert [capacity.temporary for _, capacity, _ in started] == [False, True, False]
 
 
 def test_room_for_the_longest_prompt_and_completion_of_any_stage(recipe, started, tmp_path):
@@ -142,18 +148,17 @@ def test_room_for_the_longest_prompt_and_completion_of_any_stage(recipe, started
     longest = max(len(ids) for ids in resources.test(resources.recipe.stages[2]).tokens)
     assert longest > 60
     resources.engine()
-    settings = started[0][2]
-    assert settings.max_model_len == longest + 70
+    assert started[0][1].max_model_len == longest + 70
     assert Resources(recipe(test=[*tiny.QUESTIONS[4:], LONG * 3])).engine()
-    assert started[1][2].max_model_len > 16 + 60
+    assert started[1][1].max_model_len > 16 + 60
 
 
 def test_an_adapter_engine_reserves_its_rank(recipe, started):
     resources = Resources(recipe(sync="adapter", engine="vllm"))
     resources.engine()
     resources.engine("embedded/teacher")
-    assert [settings.lora_rank for _, _, settings, _ in started] == [4, 0]
-    assert Resources(recipe(sync="auto")).sync == "folded"
+    assert [capacity.lora_rank for _, capacity, _ in started] == [4, 0]
+    assert Resources(recipe(sync="auto", engine="vllm")).engine() and started[-1][1].lora_rank == 0, "folded"
 
 
 def test_every_stage_has_a_seed_of_its_own(recipe):
@@ -174,7 +179,7 @@ def test_the_held_out_problems_are_the_same_for_every_seed(recipe):
         )
         rollouts = base.rollouts.model_copy(update={"max_prompt_tokens": 120})
         resources = Resources(base.model_copy(update={"problems": problems, "rollouts": rollouts}))
-        return [problem.question for problem in resources.test().problems], [
+        return [problem.question for problem in held_out(resources).problems], [
             problem.question for problem in resources.train().problems
         ]
 
@@ -190,6 +195,6 @@ def test_the_recipe_says_the_trainers_arithmetic(recipe, tmp_path, dtype):
     made = recipe()
     made = made.model_copy(update={"model": made.model.model_copy(update={"dtype": dtype})})
     context = StageContext(
-        made, made.stages[0], 1, tmp_path, tmp_path, {}, None, Resources(made), Progress(Console(quiet=True))
+        made, made.stages[0], tmp_path, tmp_path, {}, (), Resources(made), Progress(Console(quiet=True))
     )
     assert arithmetic_of(start_policy(context)) == getattr(torch, dtype)
