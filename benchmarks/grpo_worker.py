@@ -6,81 +6,37 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.grpo_cases import BETA, KEYS, LORA, Case, Setting
 
 
-class Clock:
-    """Adds up seconds by name around wrapped functions."""
+class Turns:
+    """Waits before each step for a line on standard input, and writes a JSON line after it to a file descriptor."""
 
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+    def __init__(self, replies: int) -> None:
+        self._out = os.fdopen(replies, "w", buffering=1)
+        self._start = 0.0
 
-    @contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - start
+    def begin(self) -> None:
+        self._out.write("ready\n")
+        if not sys.stdin.readline():
+            os._exit(0)
+        self._start = time.perf_counter()
 
-    def wrap(self, owner: object, attribute: str, name: str, only: Callable[[], bool] = lambda: True) -> None:
-        inner = getattr(owner, attribute)
+    def end(self, seconds: Mapping[str, float], *, tokens: int, samples: int, useful: int) -> None:
+        """`seconds` of the step's parts: rollout, sync, reward, logprob; the rest is `optimise`."""
+        import torch
 
-        def timed(*args: object, **kwargs: object) -> object:
-            if not only():
-                return inner(*args, **kwargs)
-            with self.of(name):
-                return inner(*args, **kwargs)
-
-        setattr(owner, attribute, timed)
-
-
-def worker(case: Case, setting: Setting, folder: Path, replies: int) -> None:
-    """Train; before each step wait for a line on standard input, after it write a JSON line to the file descriptor."""
-    import torch
-    from transformers import TrainerCallback
-
-    clock = Clock()
-    counts = {"tokens": 0, "samples": 0, "useful": 0}
-    out = os.fdopen(replies, "w", buffering=1)
-
-    class Turns(TrainerCallback):
-        def on_step_begin(self, *_: object, **__: object) -> None:
-            out.write("ready\n")
-            if not sys.stdin.readline():
-                os._exit(0)
-            clock.seconds.clear()
-            counts.update(tokens=0, samples=0, useful=0)
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds = {key: clock.seconds[key] for key in KEYS}
-            seconds["step"] = time.perf_counter() - self.start
-            seconds["rollout"] -= seconds["sync"]
-            seconds["optimise"] = seconds["step"] - sum(seconds[k] for k in ("rollout", "sync", "reward", "logprob"))
-            cuda = torch.cuda.is_available()
-            peak = torch.cuda.max_memory_allocated() if cuda else _peak_rss()
-            out.write(json.dumps({"seconds": seconds, **counts, "peak": peak}) + "\n")
-
-    trainer = (_ours if setting.trainer == "ours" else _stock)(case, setting, folder, Turns(), clock, counts)
-    inner = trainer._generate_single_turn
-
-    def rollout(*args: object, **kwargs: object) -> object:
-        with clock.of("rollout"):
-            ids, logprobs = inner(*args, **kwargs)
-        counts["tokens"] += sum(map(len, ids))
-        counts["samples"] += len(ids)
-        return ids, logprobs
-
-    trainer._generate_single_turn = rollout
-    clock.wrap(trainer, "_calculate_rewards", "reward")
-    trainer.train()
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.synchronize()
+        step = time.perf_counter() - self._start
+        whole = {"step": step, **seconds, "optimise": step - sum(seconds.values())}
+        counts = {"tokens": tokens, "samples": samples, "useful": useful}
+        peak = torch.cuda.max_memory_allocated() if cuda else _peak_rss()
+        self._out.write(json.dumps({"seconds": {key: whole[key] for key in KEYS}, **counts, "peak": peak}) + "\n")
 
 
 def _peak_rss() -> int:
@@ -147,58 +103,108 @@ def _task(case: Case, tokenizer):
     return problems, prompts, rewards
 
 
-def _ours(case: Case, setting: Setting, folder: Path, turns, clock: Clock, counts: dict[str, int]):
-    import torch
-
-    import rl.trainer
+def _ours(case: Case, setting: Setting, folder: Path, turns: Turns) -> None:
+    """The metrics of a step say what it took; unlike stock's, its time includes writing them."""
     from models.adapters import adapter_tensors
+    from models.engines.serving import Served
     from models.engines.start import Capacity, start_engine
-    from models.settings import Serving
-    from rl.kl import Reference
-    from rl.train import GrpoSettings, build_trainer
-    from rl.trainer import Objective
+    from models.prompts import prompt_tokens
+    from models.reference import Reference
+    from models.training import Probe
+    from rewards.problems import Asked
+    from rl.settings import GrpoSettings, Rollouts
+    from rl.train import train_grpo
 
     name, model, tokenizer = _model(case, setting, folder)
     problems, prompts, rewards = _task(case, tokenizer)
-    engine = start_engine(
-        name,
-        Serving(engine="vllm", dtype="bfloat16" if setting.bf16 else "float32", gpu_memory_utilization=0.4),
-        Capacity(
-            max_model_len=case.max_completion_tokens + 256,
-            lora_rank=LORA.rank if setting.sync == "adapter" else 0,
-        ),
-    )
-    objective = Objective(BETA, Reference("start", adapter_tensors(model)))
-    settings = GrpoSettings(
-        steps=10**6, learning_rate=case.learning_rate, prompts_per_step=case.prompts_per_step,
-        group_size=case.group_size, max_completion_tokens=case.max_completion_tokens, micro_batch_size=setting.micro,
-        save_steps=10**6, sync=setting.sync, mask_truncated_completions=False,
+    tokens = tuple(tuple(prompt_tokens(tokenizer, prompt)) for prompt in prompts)
+    rollouts = Rollouts(
+        engine="vllm", sync=setting.sync, dtype="bfloat16" if setting.bf16 else "float32", gpu_memory_utilization=0.4,
+        prompts_per_step=case.prompts_per_step, group_size=case.group_size,
+        max_completion_tokens=case.max_completion_tokens,
     )  # fmt: skip
-    trainer = build_trainer(
-        model, tokenizer, engine, problems, prompts, rewards, objective, settings, folder / "ours", [turns]
+    room = Capacity(
+        max_model_len=case.max_completion_tokens + 256, lora_rank=LORA.rank if setting.sync == "adapter" else 0
     )
-    clock.wrap(trainer.rollouts, "sync_weights", "sync")
-    clock.wrap(rl.trainer, "completion_logprobs", "logprob", lambda: not torch.is_grad_enabled())
-    sample = trainer._sample
+    settings = GrpoSettings(
+        steps=10**6, learning_rate=case.learning_rate, beta=BETA, micro_batch_size=setting.micro, save_steps=10**6,
+        mask_truncated_completions=False,
+    )  # fmt: skip
+    samples = case.prompts_per_step * case.group_size
 
-    def counted(inputs: list) -> list:
-        rows = sample(inputs)
-        counts["useful"] += sum(not row.zero_variance for row in rows)
-        return rows
+    def on_step(step: int, line: Mapping[str, float] | None) -> None:
+        if line is not None:
+            parts = {"rollout": "rollout", "sync": "sync", "reward": "reward", "logprob": "reference"}
+            turns.end(
+                {part: line[f"seconds/{ours}"] for part, ours in parts.items()},
+                tokens=round(line["completion_length"] * samples),
+                samples=samples,
+                useful=round(line["useful_samples"]),
+            )
+        turns.begin()
 
-    trainer._sample = counted
-    return trainer
+    (folder / "ours").mkdir(exist_ok=True)
+    train_grpo(
+        model,
+        tokenizer,
+        Asked(tuple(problems), tuple(prompts), tokens),
+        rewards,
+        Served(start_engine(name, rollouts, room), setting.sync, Probe.of_prompts(tokens)),
+        settings,
+        rollouts,
+        folder / "ours",
+        reference=Reference("start", adapter_tensors(model)),
+        seed=0,
+        report_to="none",
+        on_step=on_step,
+    )
 
 
-def _stock(case: Case, setting: Setting, folder: Path, turns, clock: Clock, counts: dict[str, int]):
+class Clock:
+    """Adds up seconds by name around wrapped functions."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def wrap(self, owner: object, attribute: str, name: str, only: Callable[[], bool] = lambda: True) -> None:
+        inner = getattr(owner, attribute)
+
+        def timed(*args: object, **kwargs: object) -> object:
+            if not only():
+                return inner(*args, **kwargs)
+            start = time.perf_counter()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.seconds[name] += time.perf_counter() - start
+
+        setattr(owner, attribute, timed)
+
+
+def _stock(case: Case, setting: Setting, folder: Path, turns: Turns) -> None:
     import torch
     from datasets import Dataset
+    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     _, model, tokenizer = _model(case, setting, folder)
     problems, prompts, rewards = _task(case, tokenizer)
     cuda = torch.cuda.is_available()
     batch = case.prompts_per_step * case.group_size
+    clock, counts = Clock(), dict.fromkeys(("tokens", "samples", "useful"), 0)
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, *_: object, **__: object) -> None:
+            turns.begin()
+            clock.seconds.clear()
+            counts.update(tokens=0, samples=0, useful=0)
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            seconds = {part: clock.seconds[part] for part in ("rollout", "sync", "reward", "logprob")}
+            # TRL syncs within its generation
+            seconds["rollout"] -= seconds["sync"]
+            turns.end(seconds, **counts)
+
     args = GRPOConfig(
         output_dir=str(folder / "stock"), max_steps=10**6, learning_rate=case.learning_rate,
         lr_scheduler_type="constant", per_device_train_batch_size=setting.micro,
@@ -214,21 +220,36 @@ def _stock(case: Case, setting: Setting, folder: Path, turns, clock: Clock, coun
     )
     trainer = GRPOTrainer(
         model=model, args=args, reward_funcs=list(rewards.functions), train_dataset=dataset,
-        processing_class=tokenizer, callbacks=[turns],
+        processing_class=tokenizer, callbacks=[Steps()],
     )  # fmt: skip
-    clock.wrap(trainer, "_get_per_token_logps_and_entropies", "logprob", lambda: not torch.is_grad_enabled())
-    if setting.vllm:
-        clock.wrap(trainer.vllm_generation, "sync_weights", "sync")
-    score = trainer._generate_and_score_completions
+    generate, score = trainer._generate_single_turn, trainer._generate_and_score_completions
 
-    def counted(inputs: list) -> dict:
+    def generated(*given: object, **named: object) -> tuple:
+        ids, logprobs = generate(*given, **named)
+        counts["tokens"] += sum(map(len, ids))
+        counts["samples"] += len(ids)
+        return ids, logprobs
+
+    def scored(inputs: list) -> dict:
         output = score(inputs)
         counts["useful"] += int((output["advantages"].abs() > 0.01).sum())
         return output
 
-    trainer._generate_and_score_completions = counted
-    return trainer
+    trainer._generate_single_turn, trainer._generate_and_score_completions = generated, scored
+    clock.wrap(trainer, "_generate_single_turn", "rollout")
+    clock.wrap(trainer, "_calculate_rewards", "reward")
+    clock.wrap(trainer, "_get_per_token_logps_and_entropies", "logprob", lambda: not torch.is_grad_enabled())
+    if setting.vllm:
+        clock.wrap(trainer.vllm_generation, "sync_weights", "sync")
+    trainer.train()
+
+
+def main(case: str, setting: str, folder: str, replies: str) -> None:
+    """Train; see `Turns`."""
+    chosen = Setting(**json.loads(setting))
+    train = _ours if chosen.trainer == "ours" else _stock
+    train(Case(**json.loads(case)), chosen, Path(folder), Turns(int(replies)))
 
 
 if __name__ == "__main__":
-    worker(Case(**json.loads(sys.argv[1])), Setting(**json.loads(sys.argv[2])), Path(sys.argv[3]), int(sys.argv[4]))
+    main(*sys.argv[1:])

@@ -17,6 +17,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from models.adapters import adapter_sha256, adapter_tensors, read_adapter, save_adapter, write_adapter
 from models.base import arithmetic_of, base_sha256, trained_arithmetic
+from models.settings import TrainingSettings
 from models.sizes import activation_bytes, must_checkpoint
 
 if TYPE_CHECKING:
@@ -173,6 +174,74 @@ class AdapterTrainer:
             f"{what} at step {self.state.global_step + 1}: training stopped{kept}. "
             f"Lower the stage's learning_rate (now {self.args.learning_rate:g})"
         )
+
+
+def per_process(count: int, name: str, because: str = "") -> int:
+    """A process's share of a step's rows or problems.
+
+    Args:
+        name: the setting's, for the message; `because` ends it.
+
+    Raises:
+        TrainingError: the processes cannot share them out evenly.
+    """
+    from accelerate import PartialState
+
+    processes = PartialState().num_processes
+    if count % processes:
+        raise TrainingError(f"{name} ({count}) must be a multiple of the number of processes ({processes}){because}")
+    return count // processes
+
+
+def trainer_arguments(
+    settings: TrainingSettings,
+    policy: "PeftModel",
+    checkpoints: Path,
+    *,
+    rows: int,
+    rows_at_once: int,
+    longest: int,
+    save_multiple: int = 1,
+    seed: int,
+    report_to: str,
+) -> dict[str, object]:
+    """Arguments that TRL's configurations of all trainers have in common; the course of the learning rate is not here,
+    because its settings are each trainer's own.
+
+    Args:
+        rows: of an optimizer step, on one process; `rows_at_once` of a forward pass, a divisor of it.
+        longest: tokens of the longest row possible.
+        save_multiple: checkpoints are only written after a multiple of so many steps.
+        report_to: as `reporting` gives it.
+    """
+    cuda = torch.cuda.is_available()
+    return {
+        # what is learned
+        "max_steps": settings.steps,
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "seed": seed,
+        "data_seed": seed,
+        # how it is computed
+        "per_device_train_batch_size": rows_at_once,
+        "gradient_accumulation_steps": rows // rows_at_once,
+        "gradient_checkpointing": checkpoints_activations(
+            settings.gradient_checkpointing, policy, rows_at_once * longest
+        ),
+        "bf16": arithmetic_of(policy) == torch.bfloat16,
+        "use_cpu": not cuda,
+        "dataloader_pin_memory": cuda,
+        # what is kept and told
+        "output_dir": str(checkpoints),
+        "save_strategy": "steps",
+        "save_steps": math.ceil(settings.save_steps / save_multiple) * save_multiple,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": report_to,
+        "disable_tqdm": True,
+    }
 
 
 def checkpoints_activations(asked: bool | None, model: "PeftModel", tokens: int) -> bool:

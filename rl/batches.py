@@ -1,43 +1,16 @@
-"""From problems to TRL's padded generation batch to micro-batches: what gives no gradient is left out, the rest is cut.
+"""From a step's rows to micro-batches: what gives no gradient is left out, the rest is cut.
 
 Sorting by length and leaving rows out never change a gradient here: `dapo` divides the summed token losses by a token
 count that is fixed before (arXiv 2503.14476, eq. 8), so any split of the rows gives the same sum. The other losses
 average within a micro-batch, so those keep all rows and equal sizes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import Sampler
-
-if TYPE_CHECKING:
-    from trl.trainer.utils import RepeatSampler
 
 Batch = dict[str, torch.Tensor]
-
-
-class ProblemOrder(Sampler[int]):
-    """TRL's order of problems, shuffled by seed and epoch.
-
-    TRL's generator runs on from epoch to epoch, so that a resumed run, which does not draw the epochs before its
-    checkpoint again, would get other problems than the uninterrupted one.
-
-    Args:
-        order: TRL's sampler.
-        epoch: tells the epoch that begins.
-    """
-
-    def __init__(self, order: "RepeatSampler", epoch: Callable[[], int]) -> None:
-        self._order, self._epoch = order, epoch
-
-    def __iter__(self) -> Iterator[int]:
-        self._order.generator.manual_seed(self._order.seed + 1_000_003 * self._epoch())
-        return iter(self._order)
-
-    def __len__(self) -> int:
-        return len(self._order)
 
 
 @dataclass(frozen=True)
@@ -45,9 +18,9 @@ class Row:
     """One completion with its prompt.
 
     Fields:
-        prompt, completion: token ids.
-        sampling_logprobs: of the completion's tokens, from the engine.
-        advantage: scalar.
+        prompt, completion: token ids, one dimension.
+        sampling_logprobs: of the completion's tokens, nats, from the engine.
+        advantage: of the completion; 0 where zero_variance, in which rounding leaves about 1e-3.
         in_loss: False where the completion is masked (cut off, say).
         zero_variance: all rewards of its group are equal.
     """
@@ -61,31 +34,6 @@ class Row:
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
-
-
-def rows_of(batch: Batch, lengths: Sequence[int], zero_variance: Sequence[bool]) -> list[Row]:
-    """Take TRL's padded batch apart.
-
-    Args:
-        batch: as `_generate_and_score_completions` returns it.
-        lengths: completion lengths in tokens (a masked completion has none in the batch itself).
-        zero_variance: per row.
-    """
-    prompt_lengths = batch["prompt_mask"].sum(1).tolist()
-    advantages = batch["advantages"].tolist()
-    in_loss = batch["completion_mask"].any(1).tolist()
-    return [
-        Row(
-            prompt=batch["prompt_ids"][i, -prompt_lengths[i] :],
-            completion=batch["completion_ids"][i, :length],
-            sampling_logprobs=batch["sampling_per_token_logps"][i, :length],
-            # rounding leaves advantages of about 1e-3 where all rewards are equal
-            advantage=0.0 if zero_variance[i] else advantages[i],
-            in_loss=in_loss[i],
-            zero_variance=zero_variance[i],
-        )
-        for i, length in enumerate(lengths)
-    ]
 
 
 def micro_batches(
@@ -142,18 +90,17 @@ def _equal_tokens(rows: Sequence[Row], count: int) -> list[Sequence[Row]]:
 
 
 def _padded(rows: Sequence[Row], num_items: torch.Tensor, pad: int) -> Batch:
+    """B rows, prompts padded on the left and completions on the right, on the device of `num_items`."""
     width = max(len(row.prompt) for row in rows)
     length = max(len(row.completion) for row in rows)
-    device = rows[0].prompt.device
     shape = (len(rows), length)
     batch = {
-        "prompt_ids": torch.full((len(rows), width), pad, device=device),
-        "prompt_mask": torch.zeros((len(rows), width), dtype=torch.long, device=device),
-        "completion_ids": torch.full(shape, pad, device=device),
-        "completion_mask": torch.zeros(shape, dtype=torch.int, device=device),
-        "sampling_per_token_logps": torch.zeros(shape, device=device),
-        "advantages": torch.tensor([row.advantage for row in rows], device=device),
-        "num_items_in_batch": num_items,
+        "prompt_ids": torch.full((len(rows), width), pad),
+        "prompt_mask": torch.zeros((len(rows), width), dtype=torch.long),
+        "completion_ids": torch.full(shape, pad),
+        "completion_mask": torch.zeros(shape, dtype=torch.int),
+        "sampling_per_token_logps": torch.zeros(shape),
+        "advantages": torch.tensor([row.advantage for row in rows]),
     }
     for i, row in enumerate(rows):
         start, end = width - len(row.prompt), len(row.completion)
@@ -162,4 +109,4 @@ def _padded(rows: Sequence[Row], num_items: torch.Tensor, pad: int) -> Batch:
         batch["completion_ids"][i, :end] = row.completion
         batch["completion_mask"][i, :end] = int(row.in_loss)
         batch["sampling_per_token_logps"][i, :end] = row.sampling_logprobs
-    return batch
+    return {name: tensor.to(num_items.device) for name, tensor in batch.items()} | {"num_items_in_batch": num_items}

@@ -1,77 +1,19 @@
-r"""The KL penalty: what it is measured against and how it is estimated.
+r"""The KL penalty's estimator.
 
-Estimator (k3; J. Schulman, "Approximating KL divergence", 2020; GRPO, arXiv 2402.03300, eq. 4), per token t sampled
-from the policy:
+k3 (J. Schulman, "Approximating KL divergence", 2020; GRPO, arXiv 2402.03300, eq. 4), per token t sampled from the
+policy:
 
     k3_t = exp(r_t) - r_t - 1,    r_t = log pi_ref(t) - log pi(t)
 
 Its expectation under the policy is KL(pi || pi_ref), it is never negative, and it is 0 exactly where both agree. TRL
 adds beta * k3 to each token's loss, times the ratio pi / pi_old (1 at the first pass over a batch), so that its
-gradient is that of the KL of the policy that sampled.
-
-Reference: `base` (adapters off), `start` (the policy with which the stage began) or the policy of an earlier stage. The
-last two are a frozen second adapter on the same base.
+gradient is that of the KL of the policy that sampled. What it is measured against: models/reference.py.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import torch
-
-from models.adapters import POLICY, REFERENCE, adapter_sha256, adapter_tensors, add_reference
-from models.training import TrainingError
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 
 def k3(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
     """Per-token KL estimates (any shape, nats), see the module docstring."""
     log_ratio = reference_logprobs - logprobs
     return torch.exp(log_ratio) - log_ratio - 1
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What the KL penalty pulls to.
-
-    Fields:
-        name: as the recipe says it.
-        tensors: the reference adapter's weights; None where the reference is the base.
-    """
-
-    name: str
-    tensors: Mapping[str, torch.Tensor] | None
-
-    def install(self, model: "PeftModel") -> None:
-        """Add the frozen reference adapter to the model, where there is one."""
-        if self.tensors is not None:
-            add_reference(model, self.tensors, source=f"reference '{self.name}'")
-
-    def replace(self, model: "PeftModel") -> None:
-        """Put this reference in the place of the one that the model has."""
-        if REFERENCE in model.peft_config:
-            model.delete_adapter(REFERENCE)
-        self.install(model)
-
-    def check(self, model: "PeftModel") -> None:
-        """Raises TrainingError when the reference in the model is no longer what was installed."""
-        if self.tensors is None:
-            return
-        if adapter_sha256(adapter_tensors(model, REFERENCE)) != adapter_sha256(self.tensors):
-            raise TrainingError(f"the reference '{self.name}' changed while the policy was trained")
-
-    @contextmanager
-    def active(self, model: "PeftModel") -> Iterator[None]:
-        """Inside, the model computes the reference's log-probabilities."""
-        if self.tensors is None:
-            with model.disable_adapter():
-                yield
-            return
-        model.set_adapter(REFERENCE, inference_mode=True)
-        try:
-            yield
-        finally:
-            model.set_adapter(POLICY)

@@ -67,3 +67,14 @@ def completion_logprobs(model: nn.Module, batch: Batch, temperature: float) -> t
         scored=batch["completion_mask"].bool(),
         temperature=temperature,
     )
+
+
+def importance_weights(
+    trainer_logprobs: torch.Tensor, engine_logprobs: torch.Tensor, mask: torch.Tensor, *, largest: float
+) -> torch.Tensor:
+    """Truncated importance weights pi_trainer / pi_engine per token (B x C), at most `largest`; 1 where nothing counts.
+
+    Both compute the same policy, with different kernels. A token for which the engine gave NaN gets 1.
+    """
+    log_ratio = (trainer_logprobs - engine_logprobs) * mask
+    return torch.exp(log_ratio.nan_to_num(nan=0.0)).clamp(max=largest)

@@ -1,136 +1,230 @@
-"""Rollouts: the current policy's completions from the run's engine, in the place where TRL expects its own vLLM.
+"""From problems to a step's rows: which problems, their groups of completions, what these are worth.
 
-TRL's sync merges into the trainer's base and takes the merge back, which drifts in 4-bit; here the trainer is only
-read. After every sync a probe compares trainer and engine, so a stale or bare engine cannot go unnoticed.
+A completion's way goes on in rl/advantages.py, rl/batches.py and rl/trainer.py, in this order. All of it follows from
+seed, step and place alone, so that a resumed run samples what the uninterrupted one did.
 """
 
-import tempfile
-import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch.utils.data import Sampler
 
-from models.adapters import save_adapter
-from models.engine import Engine, Sampling
-from models.merge import folded_weights
-from models.training import Probe
-from rl.freshness import Freshness
+from models.engines.protocol import Completion, Engine, Sampling, Tokens
+from models.engines.serving import Served
+from rl.advantages import ask_rewards, deviations, equal_groups, group_advantages, total_rewards
+from rl.batches import Row
+from rl.metrics import StepMetrics
+from rl.settings import GrpoSettings, Rollouts
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from datasets import Dataset
     from peft import PeftModel
+    from transformers import TrainerState
+    from trl.trainer.utils import RepeatSampler
+
+    from rewards.scoring import RewardSet
+
+# a row of the dataset: `prompt` (text), `prompt_ids`, and the columns that reward functions get
+Problem = dict[str, object]
 
 
-def rollout_seed(seed: int, step: int, attempt: int, group: int) -> int:
-    """Seed of one group's completions: follows from where it stands in the run, not from what ran before it."""
-    return int(np.random.SeedSequence([seed, step, attempt, group]).generate_state(1, np.uint64)[0] >> 2)
+class ProblemOrder(Sampler[int]):
+    """TRL's order of problems, shuffled by seed and epoch.
 
+    TRL's generator runs on from epoch to epoch, so that a resumed run, which does not draw the epochs before its
+    checkpoint again, would get other problems than the uninterrupted one.
 
-def push_policy(engine: Engine, model: "PeftModel", sync: Literal["folded", "adapter"]) -> None:
-    """Make an engine serve the policy in `model`, whose own tensors are only read.
-
-    `adapter`: the engine's base is the dequantised one, pushed when it is first seen, and the adapter travels through
-    a RAM disk.
+    Args:
+        order: TRL's sampler.
+        epoch: tells the epoch that begins.
     """
-    if sync == "folded":
-        engine.sync_folded(folded_weights(model))
-        return
-    if not engine.serves_adapters:
-        engine.sync_folded(folded_weights(model, adapter=None))
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        save_adapter(model, Path(folder))
-        engine.sync_adapter(Path(folder))
+
+    def __init__(self, order: "RepeatSampler", epoch: Callable[[], int]) -> None:
+        self._order, self._epoch = order, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self._order.generator.manual_seed(self._order.seed + 1_000_003 * self._epoch())
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
 
 
-@dataclass
-class RolloutTimes:
-    """Seconds since the last `take`, and completion tokens sampled."""
-
-    sync: float = 0.0
-    generate: float = 0.0
-    tokens: int = 0
-
-    def take(self) -> "RolloutTimes":
-        taken = RolloutTimes(self.sync, self.generate, self.tokens)
-        self.sync = self.generate = 0.0
-        self.tokens = 0
-        return taken
-
-
-@dataclass
-class Rollouts:
-    """The engine behind TRL's `vllm_generation` interface (`sync_weights`, `generate`).
+@dataclass(frozen=True)
+class Place:
+    """Where groups stand in the run.
 
     Fields:
-        engine: the run's engine for this base.
-        model: the trainer's model; only read.
-        sampling: of the completions; `n` is set at each call.
-        sync: `folded` pushes base-plus-adapter weights, `adapter` the adapter alone.
-        seed: of the stage.
-        probe: tokens on which trainer and engine are compared after each sync.
+        step: optimizer steps taken before.
+        attempt: round of sampling within the step; 0 is the step's own problems.
+        first_group: number of this process's first group among those of all processes in this round.
     """
 
-    engine: Engine
-    model: "PeftModel"
-    sampling: Sampling
-    sync: Literal["folded", "adapter"]
-    seed: int
-    probe: Probe
-    step: int = 0
-    attempt: int = 0
-    first_group: int = 0
-    times: RolloutTimes = field(default_factory=RolloutTimes)
-    _freshness: Freshness = field(init=False)
+    step: int
+    attempt: int
+    first_group: int
 
-    def __post_init__(self) -> None:
-        self._freshness = Freshness(self.engine, self.model, self.probe)
 
-    @property
-    def mismatch(self) -> float:
-        """Between trainer and engine at the last sync, mean absolute difference of log-probabilities."""
-        return self._freshness.mismatch
+def rollout_seed(seed: int, place: Place, group: int) -> int:
+    """Seed of one group's completions; `group` counts from the place's first."""
+    entropy = [seed, place.step, place.attempt, place.first_group + group]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 2)
 
-    def sync_weights(self) -> None:
-        """Push the policy into the engine and compare the two.
 
-        Raises:
-            TrainingError, EngineError: see `Freshness.sync`.
-        """
-        start = time.perf_counter()
-        self._freshness.sync(lambda: push_policy(self.engine, self.model, self.sync), self.step)
-        self.times.sync += time.perf_counter() - start
+def sample_groups(
+    engine: Engine,
+    prompts: Sequence[Tokens],
+    rollouts: Rollouts,
+    stop_token_ids: tuple[int, ...],
+    *,
+    seed: int,
+    place: Place,
+) -> list[list[Completion]]:
+    """groups_PG: `rollouts.group_size` completions of each prompt under the policy that the engine serves."""
+    sampling = Sampling(
+        rollouts.max_completion_tokens,
+        temperature=rollouts.temperature,
+        top_p=rollouts.top_p,
+        top_k=0,
+        n=rollouts.group_size,
+        logprobs=True,
+        stop_token_ids=stop_token_ids,
+    )
+    return engine.generate(prompts, sampling, [rollout_seed(seed, place, group) for group in range(len(prompts))])
 
-    def generate(
+
+def fresh_problems(dataset: "Dataset", seed: int, place: Place, count: int, total: int) -> list[Problem]:
+    """`count` of the `total` problems, over all processes, that are sampled in place of those without variance."""
+    draw = np.random.default_rng([seed, place.step, place.attempt])
+    chosen = draw.choice(len(dataset), size=min(total, len(dataset)), replace=False)
+    return [dataset[int(chosen[(place.first_group + i) % len(chosen)])] for i in range(count)]
+
+
+class RowSource:
+    """A step's rows: groups sampled from the policy, rewarded, and replaced where they teach nothing.
+
+    Args:
+        served: its engine samples.
+        dataset: all problems, for those that replace others.
+        stop_token_ids: where a completion ends.
+        pad_token_id: a completion that ends with it does not count as cut off either.
+        seed: of the stage.
+        accelerator: of the trainer; a step's groups are spread over its processes.
+    """
+
+    def __init__(
         self,
-        prompts: Sequence[Sequence[int]],
-        images: None,
-        num_generations: int,
-        profiler: AbstractContextManager | None = None,
-    ) -> tuple[list[Sequence[int]], list[list[int]], list[list[list[float]]], None]:
-        """Completions for TRL: one call for the whole step, each prompt once with `num_generations` completions.
+        served: Served,
+        dataset: "Dataset",
+        rewards: "RewardSet",
+        settings: GrpoSettings,
+        rollouts: Rollouts,
+        *,
+        stop_token_ids: tuple[int, ...],
+        pad_token_id: int,
+        seed: int,
+        accelerator: "Accelerator",
+        metrics: StepMetrics,
+    ) -> None:
+        self._served, self._dataset, self._rewards = served, dataset, rewards
+        self._settings, self._rollouts = settings, rollouts
+        self._stops, self._ends = stop_token_ids, {*stop_token_ids, pad_token_id}
+        self._seed, self._accelerator, self._metrics = seed, accelerator, metrics
+
+    def rows(self, policy: "PeftModel", problems: Sequence[Problem], state: "TrainerState") -> tuple[list[Row], int]:
+        """(this process's rows, a group's in a row; tokens of prompts and completions sampled over all processes).
 
         Args:
-            prompts: token ids, each prompt repeated `num_generations` times in a row.
-
-        Returns:
-            prompts, completion token ids, log-probability of each token as a list of one, and None.
+            policy: pushed to the engine first.
+            problems: of this process, each once.
+            state: of the trainer; reward functions get it.
         """
-        start = time.perf_counter()
-        unique = list(prompts[::num_generations])
-        seeds = [rollout_seed(self.seed, self.step, self.attempt, self.first_group + i) for i in range(len(unique))]
-        sampling = Sampling(**{**vars(self.sampling), "n": num_generations, "logprobs": True})
-        with profiler or nullcontext():
-            groups = self.engine.generate(unique, sampling, seeds)
-        completions = [completion for group in groups for completion in group]
-        self.times.generate += time.perf_counter() - start
-        self.times.tokens += sum(len(completion.token_ids) for completion in completions)
-        return (
-            list(prompts),
-            [completion.token_ids for completion in completions],
-            [[[value] for value in completion.logprobs] for completion in completions],
-            None,
+        step, process = state.global_step, self._accelerator.process_index
+        with self._metrics.timed("sync"):
+            self._served.push(policy, step)
+        groups, tokens = self._sampled(problems, Place(step, 0, process * len(problems)), state)
+        first_empty = sum(group[0].zero_variance for group in groups)
+        replaced = 0
+        for attempt in range(1, self._rollouts.dynamic_sampling.max_resamples + 1):
+            empty = [g for g, group in enumerate(groups) if group[0].zero_variance]
+            counts = self._of_all_processes(len(empty))
+            if not any(counts):
+                break
+            # numbered over all processes, so that two of them draw what one would; every process takes part in
+            # `most` groups, because scoring gathers tensors of one size
+            place, most = Place(step, attempt, sum(counts[:process])), max(counts)
+            problems = fresh_problems(self._dataset, self._seed, place, most, sum(counts))
+            fresh, more_tokens = self._sampled(problems, place, state)
+            tokens += more_tokens
+            self._metrics.add("resampled_groups", most)
+            self._metrics.add("resampled_tokens", sum(len(row.completion) for group in fresh for row in group))
+            for slot, group in zip(empty, fresh, strict=False):
+                if not group[0].zero_variance:
+                    groups[slot] = group
+                    replaced += 1
+        rows = [row for group in groups for row in group]
+        self._metrics.chosen(rows, len(groups), first_empty, replaced)
+        return rows, tokens
+
+    def _of_all_processes(self, number: int) -> list[int]:
+        return self._accelerator.gather(torch.tensor([number], device=self._accelerator.device)).tolist()
+
+    def _sampled(self, problems: Sequence[Problem], place: Place, state: "TrainerState") -> tuple[list[list[Row]], int]:
+        """One round: rows_PG of this process, and the tokens of all."""
+        prompts = [problem["prompt_ids"] for problem in problems]
+        with self._metrics.timed("rollout"):
+            groups = sample_groups(
+                self._served.engine, prompts, self._rollouts, self._stops, seed=self._seed, place=place
+            )
+        tokens = self._metrics.sampled(
+            [len(prompt) for prompt, group in zip(prompts, groups, strict=True) for _ in group],
+            [len(completion.token_ids) for group in groups for completion in group],
+            [self._truncated(completion) for group in groups for completion in group],
         )
+        told: defaultdict[str, list[float]] = defaultdict(list)
+        with self._metrics.timed("reward"):
+            own_PGF = ask_rewards(
+                self._rewards.functions,
+                problems,
+                groups,
+                trainer_state=state,
+                log_metric=lambda name, value: told[name].append(value),
+            )
+            # of all processes, for the deviation over the batch and for the metrics; a group lies on one process
+            rewards_PGF = self._accelerator.gather(own_PGF.to(self._accelerator.device))
+        totals_PG = total_rewards(rewards_PGF, self._rewards.weights)
+        scale = self._settings.scale_rewards
+        self._metrics.rewarded(self._rewards.names, rewards_PGF, totals_PG, deviations(totals_PG, scale))
+        self._metrics.logged(told)
+        first = self._accelerator.process_index * len(problems)
+        own = slice(first, first + len(problems))
+        advantages = group_advantages(totals_PG, scale)[own].tolist()
+        zero_variance = equal_groups(totals_PG)[own].tolist()
+        rows = [
+            self._group_rows(prompts[p], group, advantages[p], zero_variance=zero_variance[p])
+            for p, group in enumerate(groups)
+        ]
+        return rows, tokens
+
+    def _truncated(self, completion: Completion) -> bool:
+        return completion.token_ids[-1] not in self._ends
+
+    def _group_rows(
+        self, prompt: Tokens, group: Sequence[Completion], advantages_G: Sequence[float], *, zero_variance: bool
+    ) -> list[Row]:
+        return [
+            Row(
+                prompt=torch.tensor(prompt),
+                completion=torch.tensor(completion.token_ids),
+                sampling_logprobs=torch.tensor(completion.logprobs),
+                advantage=0.0 if zero_variance else advantage,
+                in_loss=not (self._settings.mask_truncated_completions and self._truncated(completion)),
+                zero_variance=zero_variance,
+            )
+            for completion, advantage in zip(group, advantages_G, strict=True)
+        ]

@@ -1,72 +1,30 @@
 """One GRPO stage: a policy goes in, a policy trained for `steps` optimizer steps comes out."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 from models.adapters import POLICY
-from models.base import arithmetic_of
-from models.engine import Engine, Sampling
-from models.prompts import prompt_tokens
+from models.engines.serving import Served
+from models.reference import Reference
 from models.sizes import completions_at_once
-from models.training import MetricsFile, Probe, StepListener, TrainingError, checkpoints_activations, reporting
-from rl.rollouts import Rollouts
-from rl.trainer import Objective, PolicyTrainer
+from models.training import MetricsFile, StepListener, TrainingError, per_process, reporting, trainer_arguments
+from rl.settings import GrpoSettings, Rollouts
+from rl.trainer import PolicyTrainer
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedTokenizerBase
+    from trl import GRPOConfig
 
-    from rewards.problems import Problem
+    from rewards.problems import Asked
     from rewards.scoring import RewardSet
 
 # TRL's name -> name in metrics.jsonl
-METRIC_NAMES = {
-    "completions/mean_length": "completion_length",
-    "completions/clipped_ratio": "truncated",
-    "frac_reward_zero_std": "zero_variance_samples",
-    "clip_ratio/region_mean": "clipped",
-}
-
-
-@dataclass(frozen=True)
-class GrpoSettings:
-    """Plain arguments of a GRPO stage; names are TRL's where a value goes straight into TRL.
-
-    Fields:
-        steps: optimizer steps.
-        prompts_per_step, group_size: problems per step over all processes, completions per problem.
-        micro_batch_size: completions per forward pass on one process; None: see models/sizes.py.
-        gradient_checkpointing: None: where a GPU's memory asks for it (models/training.py).
-    """
-
-    steps: int
-    learning_rate: float
-    prompts_per_step: int
-    group_size: int
-    max_completion_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    sync: Literal["folded", "adapter"] = "folded"
-    epsilon: float = 0.2
-    epsilon_high: float = 0.28
-    num_iterations: int = 1
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    mask_truncated_completions: bool = True
-    lr_scheduler_type: str = "constant"
-    warmup_ratio: float = 0.0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    micro_batch_size: int | None = None
-    gradient_checkpointing: bool | None = None
-    save_steps: int = 20
-    seed: int = 0
-    report_to: str = "none"
+METRIC_NAMES = {"clip_ratio/region_mean": "clipped"}
 
 
 @dataclass(frozen=True)
@@ -78,169 +36,117 @@ class GrpoOutcome:
 
 
 def train_grpo(
-    model: "PeftModel",
+    policy: "PeftModel",
     tokenizer: "PreTrainedTokenizerBase",
-    engine: Engine,
-    problems: Sequence["Problem"],
-    prompts: Sequence[str],
+    asked: "Asked",
     rewards: "RewardSet",
-    objective: Objective,
+    served: Served,
     settings: GrpoSettings,
+    rollouts: Rollouts,
     folder: Path,
+    *,
+    reference: Reference,
+    seed: int,
+    report_to: str,
     on_step: StepListener | None = None,
 ) -> GrpoOutcome:
-    """Train the policy in `model` (its adapter `default`), resuming from the folder's last complete checkpoint.
+    """Train the policy (the model's adapter `default`), resuming from the folder's last complete checkpoint.
 
     Args:
-        prompts: one rendered prompt per problem.
+        served: the engine that samples, and the policy's way into it.
+        rollouts: with the stage's own values in the place of the recipe's.
         folder: gets metrics.jsonl and checkpoints/.
+        reference: what `settings.reference` names.
+        report_to: see models/training.py, `reporting`.
 
     Raises:
         TrainingError: NaN, a changed base or reference, a checkpoint that is not what its record says.
         EngineError: the engine does not serve the policy.
     """
-    metrics = MetricsFile(
-        folder / "metrics.jsonl", METRIC_NAMES | _reward_names(rewards), {"beta": objective.beta}, on_step
-    )
-    trainer = build_trainer(
-        model, tokenizer, engine, problems, prompts, rewards, objective, settings, folder, [metrics]
+    if len(asked.problems) < rollouts.prompts_per_step:
+        raise TrainingError(
+            f"prompts_per_step is {rollouts.prompts_per_step}, "
+            f"but there are only {len(asked.problems)} training problems"
+        )
+    policy.set_adapter(POLICY)
+    trl_reports_to, callbacks = reporting(report_to, folder)
+    longest = max(map(len, asked.tokens)) + rollouts.max_completion_tokens
+    trainer = PolicyTrainer(
+        policy,
+        _arguments(settings, rollouts, policy, folder / "checkpoints", longest, seed, trl_reports_to),
+        settings,
+        rollouts,
+        reference=reference,
+        rewards=rewards,
+        served=served,
+        dataset=_dataset(asked),
+        tokenizer=tokenizer,
+        callbacks=[
+            MetricsFile(folder / "metrics.jsonl", METRIC_NAMES, {"beta": settings.beta}, on_step),
+            *callbacks,
+        ],
     )
     trainer.train_or_resume(settings.steps)
     trainer.check_frozen()
-    return GrpoOutcome(trainer.base_hash, trainer.rollouts.mismatch)
+    return GrpoOutcome(trainer.base_hash, served.mismatch)
 
 
-def build_trainer(
-    model: "PeftModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    engine: Engine,
-    problems: Sequence["Problem"],
-    prompts: Sequence[str],
-    rewards: "RewardSet",
-    objective: Objective,
-    settings: GrpoSettings,
-    folder: Path,
-    callbacks: "list[TrainerCallback]",
-) -> PolicyTrainer:
-    """The trainer of `train_grpo`, not yet started."""
+def _dataset(asked: "Asked") -> "Dataset":
+    """A row per problem: the prompt as text and as tokens, and the columns that reward functions get."""
     from datasets import Dataset
 
-    if len(problems) < settings.prompts_per_step:
-        raise TrainingError(
-            f"prompts_per_step is {settings.prompts_per_step}, but there are only {len(problems)} training problems"
-        )
-    dataset = Dataset.from_dict(
+    return Dataset.from_dict(
         {
-            "prompt": list(prompts),
-            "gold": [problem.gold for problem in problems],
-            "problem_id": [problem.id for problem in problems],
-            "domain": [problem.domain for problem in problems],
-            "difficulty": [problem.difficulty for problem in problems],
+            "prompt": list(asked.prompts),
+            "prompt_ids": [list(tokens) for tokens in asked.tokens],
+            "gold": [problem.gold for problem in asked.problems],
+            "problem_id": [problem.id for problem in asked.problems],
+            "domain": [problem.domain for problem in asked.problems],
+            "difficulty": [problem.difficulty for problem in asked.problems],
         }
     )
-    asked = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
-    probe = Probe.of_prompts(asked[:4])
-    rollouts = Rollouts(
-        engine=engine,
-        model=model,
-        sampling=Sampling(
-            settings.max_completion_tokens,
-            settings.temperature,
-            settings.top_p,
-            stop_token_ids=_stop_tokens(model, tokenizer),
-        ),
-        sync=settings.sync,
-        seed=settings.seed,
-        probe=probe,
-    )
-    model.set_adapter(POLICY)
-    report_to, more = reporting(settings.report_to, folder)
-    return PolicyTrainer(
-        model=model,
-        args=_arguments(settings, rewards, model, max(map(len, asked)), report_to, folder / "checkpoints"),
-        objective=objective,
-        rewards=rewards,
-        rollouts=rollouts,
-        dataset=dataset,
-        tokenizer=tokenizer,
-        probe=probe,
-        callbacks=[*callbacks, *more],
-    )
-
-
-def _reward_names(rewards: "RewardSet") -> dict[str, str]:
-    # TRL names a reward by its function
-    own = (getattr(function, "__name__", str(function)) for function in rewards.functions)
-    return {f"rewards/{trl}/mean": f"rewards/{name}" for trl, name in zip(own, rewards.names, strict=True)}
-
-
-def _stop_tokens(model: "PeftModel", tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    declared = model.generation_config.eos_token_id
-    declared = declared if isinstance(declared, list) else [declared]
-    return tuple(sorted({tokenizer.eos_token_id, *declared} - {None}))
 
 
 def _arguments(
-    settings: GrpoSettings, rewards: "RewardSet", model: "PeftModel", longest: int, report_to: str, checkpoints: Path
-):
+    settings: GrpoSettings,
+    rollouts: Rollouts,
+    policy: "PeftModel",
+    checkpoints: Path,
+    longest: int,
+    seed: int,
+    report_to: str,
+) -> "GRPOConfig":
+    """What TRL's loop and loss take; sampling, rewards and advantages are not TRL's (rl/rollouts.py)."""
     from trl import GRPOConfig
 
-    cuda = torch.cuda.is_available()
-    world = _world_size()
-    batch = settings.prompts_per_step * settings.group_size
-    if settings.prompts_per_step % world:
-        raise TrainingError(
-            f"prompts_per_step ({settings.prompts_per_step}) must be a multiple of the number of processes ({world}), "
-            "so that no group is split over two of them"
-        )
-    local = batch // world
-    micro = completions_at_once(settings.micro_batch_size, local, settings.max_completion_tokens, cuda=cuda)
+    together = ", so that no group is split over two of them"
+    rows = per_process(rollouts.prompts_per_step, "prompts_per_step", together) * rollouts.group_size
+    limit = rollouts.max_completion_tokens
+    common = trainer_arguments(
+        settings,
+        policy,
+        checkpoints,
+        rows=rows,
+        rows_at_once=completions_at_once(settings.micro_batch_size, rows, limit, cuda=torch.cuda.is_available()),
+        longest=longest,
+        # between two iterations over a batch there is no checkpoint: rollouts are not in it
+        save_multiple=settings.num_iterations,
+        seed=seed,
+        report_to=report_to,
+    )
     return GRPOConfig(
-        output_dir=str(checkpoints),
-        max_steps=settings.steps,
-        learning_rate=settings.learning_rate,
+        **common,
         lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=settings.warmup_ratio,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=local // micro,
-        num_generations=settings.group_size,
-        num_iterations=settings.num_iterations,
-        max_completion_length=settings.max_completion_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
+        beta=settings.beta,
         epsilon=settings.epsilon,
         epsilon_high=settings.epsilon_high,
+        num_iterations=settings.num_iterations,
         loss_type=settings.loss_type,
-        scale_rewards=settings.scale_rewards,
-        mask_truncated_completions=settings.mask_truncated_completions,
-        reward_weights=list(rewards.weights),
-        vllm_importance_sampling_mode="token_truncate",
-        beta=0.0,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        bf16=arithmetic_of(model) == torch.bfloat16,
-        gradient_checkpointing=checkpoints_activations(
-            settings.gradient_checkpointing, model, micro * (longest + settings.max_completion_tokens)
-        ),
+        temperature=rollouts.temperature,
+        num_generations=rollouts.group_size,
+        max_completion_length=limit,
         disable_dropout=False,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        # between two iterations over a batch there is no checkpoint: rollouts are not in it
-        save_steps=math.ceil(settings.save_steps / settings.num_iterations) * settings.num_iterations,
-        save_total_limit=2,
-        report_to=report_to,
-        disable_tqdm=True,
-        use_cpu=not cuda,
-        dataloader_pin_memory=cuda,
         remove_unused_columns=False,
         log_completions=False,
     )
-
-
-def _world_size() -> int:
-    from accelerate import PartialState
-
-    return PartialState().num_processes

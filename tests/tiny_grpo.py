@@ -10,11 +10,18 @@ import tiny
 
 from models.adapters import adapter_sha256, adapter_tensors
 from models.base import load_tokenizer
-from rewards.problems import Problem
+from models.engines.serving import Served
+from models.reference import Reference
+from models.training import Probe
+from rewards.problems import Asked, Problem
 from rewards.scoring import RewardSet
-from rl.kl import Reference
-from rl.train import GrpoOutcome, GrpoSettings, train_grpo
-from rl.trainer import Objective
+from rl.settings import DynamicSampling, GrpoSettings, Rollouts
+from rl.train import GrpoOutcome, train_grpo
+
+DEFAULTS = {
+    "steps": 6, "learning_rate": 2e-2, "prompts_per_step": 2, "group_size": 4, "max_completion_tokens": 12,
+    "save_steps": 2, "mask_truncated_completions": False,
+}  # fmt: skip
 
 
 class Interrupted(Exception):
@@ -36,6 +43,12 @@ def problems(count: int = 6, easy: int = 0) -> list[Problem]:
     """Questions that differ; the first `easy` of them are easy."""
     texts = [f"{tiny.QUESTIONS[i % len(tiny.QUESTIONS)]} ({i})" for i in range(count)]
     return [Problem(f"p{i}", text, "easy" if i < easy else "hard") for i, text in enumerate(texts)]
+
+
+def asked(tokenizer, posed: list[Problem]) -> Asked:
+    """Problems as the shipped models are asked them."""
+    prompts = tiny.prompts(tokenizer, [problem.question for problem in posed])
+    return Asked(tuple(posed), tuple(prompts), tuple(map(tuple, tiny.tokens(tokenizer, prompts))))
 
 
 @dataclass
@@ -62,7 +75,12 @@ def metrics(folder: Path) -> list[dict]:
 
 @dataclass
 class Stage:
-    """A stage that can be run again and again; every run makes its policy anew, as a new process would."""
+    """A stage that can be run again and again; every run makes its policy anew, as a new process would.
+
+    Fields:
+        settings: of `GrpoSettings`, in the place of `DEFAULTS`.
+        wild: the same, but beyond what a recipe may ask for.
+    """
 
     checkpoint: Path
     engine: object
@@ -75,6 +93,7 @@ class Stage:
     max_resamples: int = 0
     dtype: str = "float32"
     settings: dict = field(default_factory=dict)
+    wild: dict = field(default_factory=dict)
 
     def _reference(self, model) -> Reference:
         if self.reference == "base":
@@ -98,21 +117,26 @@ class Stage:
 
         tokenizer = load_tokenizer(str(self.checkpoint))
         model = tiny.policy(self.checkpoint, dtype=self.dtype)
-        asked = problems(self.count, self.easy)
-        defaults = {
-            "steps": 6, "learning_rate": 2e-2, "prompts_per_step": 2, "group_size": 4, "max_completion_tokens": 12,
-            "save_steps": 2, "seed": 3, "mask_truncated_completions": False,
-        }  # fmt: skip
+        posed = asked(tokenizer, problems(self.count, self.easy))
+        settings = GrpoSettings(
+            beta=self.beta,
+            reference=self.reference,
+            mask_zero_variance_kl=self.mask_zero_variance_kl,
+            **DEFAULTS | self.settings,
+        ).model_copy(update=self.wild)
+        rollouts = Rollouts(dynamic_sampling=DynamicSampling(max_resamples=self.max_resamples))
         outcome = train_grpo(
             model,
             tokenizer,
-            self.engine,
-            asked,
-            tiny.prompts(tokenizer, [problem.question for problem in asked]),
+            posed,
             RewardSet([self.reward], ["even"], [1.0]),
-            Objective(self.beta, self._reference(model), self.mask_zero_variance_kl, self.max_resamples),
-            GrpoSettings(**{**defaults, **self.settings}),
+            Served(self.engine, "folded", Probe.of_prompts(posed.tokens)),
+            settings,
+            rollouts.overridden_by(settings),
             folder,
-            on_step,
+            reference=self._reference(model),
+            seed=3,
+            report_to="none",
+            on_step=on_step,
         )
         return Trained(outcome, model, seen, folder)

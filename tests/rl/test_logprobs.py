@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from rl.logprobs import completion_logprobs, install_scoring
+from rl.logprobs import completion_logprobs, importance_weights, install_scoring
 
 TEMPERATURE = 0.7
 
@@ -131,3 +131,13 @@ def test_bfloat16_gives_the_gradient_within_rounding(tiny_path):
     assert 0 < float((exact - rounded).abs().sum() / exact.abs().sum()) < 0.03
     assert coarse.dtype == torch.float32
     assert float(torch.cosine_similarity(gradient, coarse, dim=0)) > 0.95
+
+
+def test_importance_weights_by_hand():
+    """Trainer 1/2 against the engine's 1/4: weight 2. The other way round 1/2. 1/2 against 1/16: 8, cut at 3. What is
+    masked has 1, and so has a token for which the engine gave no number."""
+    trainer = torch.tensor([[0.5, 0.25, 0.5, 0.5, 0.5]]).log()
+    engine = torch.tensor([[0.25, 0.5, 1 / 16, 1e-9, torch.nan]]).log()
+    mask = torch.tensor([[1, 1, 1, 0, 1]])
+    found = importance_weights(trainer, engine, mask, largest=3.0)
+    torch.testing.assert_close(found, torch.tensor([[2.0, 0.5, 3.0, 1.0, 1.0]]))

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from rl.batches import Row, micro_batches, rows_of
+from rl.batches import Row, micro_batches
 from rl.kl import k3
 from rl.logprobs import completion_logprobs, install_scoring
 
@@ -62,26 +62,6 @@ def wanted(rows):
         (r.prompt.tolist(), r.completion.tolist(), r.sampling_logprobs.tolist(), pytest.approx(r.advantage))
         for r in rows
     )
-
-
-# taking TRL's batch apart
-
-
-def test_rows_of_a_padded_batch():
-    batch = {
-        "prompt_ids": torch.tensor([[PAD, 1, 2], [3, 4, 5]]),
-        "prompt_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
-        "completion_ids": torch.tensor([[7, 8, PAD], [9, 10, 11]]),
-        "completion_mask": torch.tensor([[1, 1, 0], [0, 0, 0]]),  # the second is cut off and so masked
-        "sampling_per_token_logps": torch.tensor([[-1.0, -2.0, 0.0], [-3.0, -4.0, -5.0]]),
-        "advantages": torch.tensor([0.5, 1e-3]),
-    }
-    first, second = rows_of(batch, lengths=[2, 3], zero_variance=[False, True])
-    assert first.prompt.tolist() == [1, 2] and first.completion.tolist() == [7, 8]
-    assert first.sampling_logprobs.tolist() == [-1.0, -2.0] and first.advantage == 0.5
-    assert first.in_loss and not first.zero_variance and len(first) == 4
-    assert second.completion.tolist() == [9, 10, 11], "its tokens are known although they are masked"
-    assert not second.in_loss and second.advantage == 0.0, "rounding leaves no advantage in a zero-variance group"
 
 
 # putting it together

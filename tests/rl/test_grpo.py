@@ -15,7 +15,7 @@ from tiny_grpo import Interrupted, Stage, even_unless_easy, metrics, problems
 
 from models.adapters import REFERENCE, adapter_tensors, save_adapter
 from models.base import base_sha256
-from models.engine import EngineError
+from models.engines.protocol import EngineError
 from models.training import RECORD, ResumeError, TrainingError
 from rl.trainer import PolicyTrainer
 
@@ -356,7 +356,7 @@ def test_what_has_diverged_stops_and_keeps_the_last_checkpoint(stage, tmp_path, 
 
 def test_a_learning_rate_that_blows_the_policy_up_is_not_blamed_on_the_engine(stage, tmp_path):
     with pytest.raises(TrainingError, match=r"diverged|training stopped"):
-        stage(settings={"learning_rate": 1e30}).run(tmp_path)
+        stage(wild={"learning_rate": 1e30}).run(tmp_path)
 
 
 def test_too_few_problems_are_said_so(stage, tmp_path):
@@ -377,10 +377,11 @@ def test_the_transformers_engine_trains_too(tiny_path, transformers_engine, tmp_
 PROCESS = """
 import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
-from models.engine import EngineSettings, start_engine
+from models.engines.start import Capacity, start_engine
+from models.settings import Serving
 from tiny_grpo import Stage
 checkpoint = Path({checkpoint!r})
-engine = start_engine("auto", str(checkpoint), EngineSettings(max_model_len=192, max_num_seqs=64))
+engine = start_engine(str(checkpoint), Serving(), Capacity(max_model_len=192, max_num_seqs=64))
 stage = Stage(checkpoint, engine, reference={reference!r})
 for folder, kill_at in {runs!r}:
     print("sha256", stage.run(Path(folder), kill_at=kill_at).sha256, flush=True)
