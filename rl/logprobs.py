@@ -31,7 +31,7 @@ def install_scoring(causal: "PreTrainedModel") -> None:
         self: "PreTrainedModel",
         *args: object,
         scored: torch.Tensor | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         **kwargs: object,
     ) -> object:
         if scored is None:

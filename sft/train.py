@@ -9,7 +9,7 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 from models.adapters import adapter_tensors
-from models.base import arithmetic_of, base_sha256
+from models.base import base_sha256
 from models.sizes import traces_at_once
 from models.training import (
     AdapterTrainer,
@@ -17,8 +17,9 @@ from models.training import (
     Probe,
     StepListener,
     TrainingError,
-    checkpoints_activations,
+    per_process,
     reporting,
+    trainer_arguments,
 )
 from sft.settings import SftSettings
 
@@ -117,42 +118,21 @@ def _example(tokenizer: "PreTrainedTokenizerBase", prompt: str, completion: str)
 def _arguments(
     settings: SftSettings, policy: "PeftModel", checkpoints: Path, max_length: int, seed: int, report_to: str
 ) -> SFTConfig:
-    from accelerate import PartialState
-
-    cuda = torch.cuda.is_available()
-    world = PartialState().num_processes
-    if settings.batch_size % world:
-        raise TrainingError(
-            f"batch_size ({settings.batch_size}) must be a multiple of the number of processes ({world})"
-        )
-    local = settings.batch_size // world
-    micro = traces_at_once(settings.micro_batch_size, local, cuda=cuda)
+    rows = per_process(settings.batch_size, "batch_size")
+    common = trainer_arguments(
+        settings,
+        policy,
+        checkpoints,
+        rows=rows,
+        rows_at_once=traces_at_once(settings.micro_batch_size, rows, cuda=torch.cuda.is_available()),
+        longest=max_length,
+        seed=seed,
+        report_to=report_to,
+    )
     return SFTConfig(
-        # what is learned
-        max_steps=settings.steps,
-        learning_rate=settings.learning_rate,
+        **common,
         lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=settings.warmup_ratio,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
         max_length=max_length,
         packing=settings.packing,
-        seed=seed,
-        data_seed=seed,
-        # how it is computed
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=local // micro,
-        gradient_checkpointing=checkpoints_activations(settings.gradient_checkpointing, policy, micro * max_length),
-        bf16=arithmetic_of(policy) == torch.bfloat16,
-        use_cpu=not cuda,
-        dataloader_pin_memory=cuda,
-        # what is kept and told
-        output_dir=str(checkpoints),
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=report_to,
-        disable_tqdm=True,
     )

@@ -98,6 +98,6 @@ def test_no_default_stands_beside_its_setting(path):
     assert not copies, f"{copies} have a home in a settings.py; take the settings whole"
 
 
-def test_a_copied_default_would_be_found(tmp_path):
-    text = "from dataclasses import dataclass\n@dataclass\nclass A:\n    epsilon: float = 0.2\ndef f(a, *, beta=0.1): ...\n"
+def test_a_copied_default_would_be_found():
+    text = "@dataclass\nclass A:\n    epsilon: float = 0.2\ndef f(a, *, beta=0.1): ...\n"
     assert {name for _, name in defaults(ast.parse(text))} == {"epsilon", "beta"} <= DEFAULTED
