@@ -23,7 +23,7 @@ def install_scoring(causal: "PreTrainedModel") -> None:
     """Let the model's forward answer `scored=mask, temperature=t` with (log-probabilities, entropies).
 
     `mask` (B x C, bool) says which of the last C positions count; the rest is 0 in both results (B x C, nats, float32).
-    Without `scored` the forward is the model's own.
+    Without `scored` the forward is the model's own, and has no temperature.
     """
     own_forward = causal.forward
 

@@ -126,14 +126,14 @@ class Served:
             TrainingError: the policy itself gives no numbers.
             EngineError: the engine serves something else.
         """
-        before = self._before or self._score()  # at first whatever it serves, the bare base or another policy
-        self._send(model)
         at = "" if step is None else f" at step {step}"
         policy = self.probe.logprobs(model)
         if not math.isfinite(sum(map(sum, policy))):
             raise TrainingError(
                 f"the policy's log-probabilities are no numbers{at}: training diverged; lower the stage's learning_rate"
             )
+        before = self._before or self._score()  # at first whatever it serves, the bare base or another policy
+        self._send(model)
         served = self._score()
         self.mismatch = mean_difference(policy, served)
         dtypes = (self.engine.dtype, arithmetic_of(model))

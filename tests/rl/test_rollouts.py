@@ -218,7 +218,8 @@ def test_rows_by_hand():
         "completion_length": 11 / 4, "completions/min_length": 2, "completions/max_length": 4, "truncated": 1 / 4,
         "completions/mean_terminated_length": 3, "completions/min_terminated_length": 2,
         "completions/max_terminated_length": 4, "reward": 0.475, "rewards/first": 0.475, "zero_variance_groups": 0.5,
-        "masked_groups": 0.5, "replaced_groups": 0, "useful_samples": 1, "zero_variance_samples": 0.5,
+        "masked_groups": 0.5, "replaced_groups": 0, "useful_samples": 1,
+        "zero_variance_samples": 0.0,  # counted, as by TRL, where the deviation is 0 within 1e-8
         # deviations of 0.3, 1, 0.3, 0.3 from 0.475: 3 x 0.175^2 + 0.525^2 = 0.3675, over 3, and its root
         "reward_std": 0.35, "rewards/first/std": 0.35,
         # -(-0.5 - 1 - 1.5 - 0.5 - 1 - 0.5 - 1 - 0.5 - 1 - 1.5 - 2) / 11

@@ -215,7 +215,7 @@ def test_a_script_without_a_main_guard(tmp_path):
     script.write_text(
         "import psutil\n"
         "print('started')\n"
-        "from rewards.math.verifier import default_verifier, verify\n"
+        "import orchestra\nfrom rewards.math.verifier import default_verifier, verify\n"
         "assert verify(r'\\boxed{\\sum_{k=1}^{4} k}', '10') == 'correct'\n"
         "family = psutil.Process(default_verifier().pool.pid)\n"
         "family = [family, *family.children(recursive=True)]\n"
@@ -239,7 +239,7 @@ def test_a_script_without_a_main_guard(tmp_path):
 def test_workers_end_when_their_process_is_killed():
     code = (
         "import time\n"
-        "from rewards.math.verifier import default_verifier\n"
+        "import orchestra\nfrom rewards.math.verifier import default_verifier\n"
         "default_verifier().warm()\n"
         "print(default_verifier().pool.pid, flush=True)\n"
         "time.sleep(60)\n"
@@ -257,7 +257,7 @@ def test_under_accelerate_launch(tmp_path):
     script.write_text(
         "import threading, time\n"
         "from accelerate import PartialState\n"
-        "from rewards.math.verifier import verify_batch\n"
+        "import orchestra\nfrom rewards.math.verifier import verify_batch\n"
         "state = PartialState(cpu=True)\n"
         "found = []\n"
         "def work():\n"
