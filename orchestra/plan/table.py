@@ -12,7 +12,7 @@ from rich.table import Table
 from orchestra.plan.devices import GIB
 from orchestra.plan.estimate import Plan, StagePlan
 from orchestra.run.ledger import StageResult
-from orchestra.run.progress import clock
+from orchestra.text import clock, compact
 
 PARTS = ("parameters", "adapter and gradient", "optimizer", "activations", "logits", "engine weights", "KV",
          "other engines", "merged model", "libraries")  # fmt: skip
@@ -41,7 +41,7 @@ def _work(stages: tuple[StagePlan, ...]) -> Table:
             "" if stage.beta is None else f"{stage.beta:g}",
             stage.reference,
             "" if stage.steps is None else f"{stage.steps:,}",
-            _short(stage.tokens) if stage.tokens else "",
+            compact(stage.tokens) if stage.tokens else "",
             clock(stage.seconds),
             stage.parent.rsplit("/", 1)[-1],
             stage.data.rsplit("/", 1)[-1],
@@ -84,14 +84,6 @@ def _gib(size: int | None) -> str:
     if size is None:
         return ""
     return f"{size / GIB:.1f}" if size >= GIB / 20 or size == 0 else "<0.1"
-
-
-def _short(number: float) -> str:
-    """`1234567` -> `1.2 M`."""
-    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.1f} {letter}"
-    return f"{number:.0f}"
 
 
 def beside(planned: Mapping[str, float], results: tuple[StageResult, ...], planned_peak: int, peak: int | None) -> str:

@@ -21,8 +21,8 @@ from evals.statistics import PairedDifference
 from orchestra.report import charts
 from orchestra.report.data import RunRecord, StageRecord, compared, read_run
 from orchestra.report.parts import Chart, Counts, Course
-from orchestra.report.text import FILTERS, points
 from orchestra.stages import all_kinds
+from orchestra.text import FILTERS, points
 
 SHOWN_LAST, SHOWN_OTHER = 3, 1  # samples of each kind, of the last stage and of the others
 SIDE_BY_SIDE = 2  # problems followed through the stages

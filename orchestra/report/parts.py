@@ -59,7 +59,7 @@ Part = Course | Counts | Chart
 def tile_of_gain(what: str, before: StageRecord, after: StageRecord) -> Iterator[Tile]:
     """What `what` added from one evaluated stage to another, paired; nothing where the problems differ."""
     from orchestra.report.data import compared
-    from orchestra.report.text import p_value, points
+    from orchestra.text import p_value, points
 
     difference = compared(after, before)
     if difference is not None:

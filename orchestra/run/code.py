@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orchestra import PACKAGES
 
-ONLOOKERS = ("orchestra.config", "orchestra.plan", "orchestra.report", "orchestra.run")
+ONLOOKERS = ("orchestra.config", "orchestra.plan", "orchestra.report", "orchestra.run", "orchestra.text")
 DOMAIN = "rewards.domain"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestra.config.recipe import BASE, Recipe
 from orchestra.config.stage import Stage
 from orchestra.run.ledger import LedgerEntry, StageResult
-from orchestra.run.progress import clock
+from orchestra.text import clock
 
 GO, NO_GO = "GO", "NO-GO"
 

@@ -14,17 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from orchestra.text import clock
+
 PLAIN_WIDTH = 160
 """Where the output is not a terminal, so that tables are not cut."""
 PLAIN_SECONDS = 20.0
 """Between two plain lines of one bar."""
-
-
-def clock(seconds: float) -> str:
-    """`65` -> `1:05`, `3725` -> `1:02:05`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Bar:

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from orchestra.run.ledger import Ledger, StageResult
-from orchestra.run.progress import clock
+from orchestra.text import clock
 
 WIDE = 96
 """Columns from which on the table shows the kinds too."""

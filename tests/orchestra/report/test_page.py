@@ -17,7 +17,7 @@ from evals.statistics import accuracy
 from orchestra.config.loading import load_recipe
 from orchestra.report.data import read_run
 from orchestra.report.page import write_report
-from orchestra.report.text import duration, number, p_value, percent, points, shortened
+from orchestra.text import duration, number, p_value, percent, points, shortened
 
 HOSTILE = "</pre><script>alert('xss')</script><img src=http://evil.example/x onerror=alert(1)>\x00\u202e$x_{$"
 RECIPE = """\

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from orchestra.run import progress as progresses
-from orchestra.run.progress import Progress, chatter_to, clock
+from orchestra.run.progress import Progress, chatter_to
+from orchestra.text import clock
 
 
 def test_clock():

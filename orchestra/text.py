@@ -1,4 +1,4 @@
-"""Values as the report writes them: one set of formatters, which the template uses as filters."""
+"""Values as people read them, on the terminal and in the report: the one set of formatters."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ def p_value(value: float | None) -> str:
         return "–"
     text = "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
     return text.replace(" ", NBSP)
+
+
+def clock(seconds: float) -> str:
+    """`65` -> `1:05`, `3725` -> `1:02:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def duration(seconds: float | None) -> str:
