@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestra.config.faults import UserError
 from orchestra.config.recipe import Recipe
 from orchestra.run.folder import read_json
-from orchestra.run.ledger import Ledger
+from orchestra.run.ledger import Ledger, LedgerEntry
 from orchestra.stages import all_kinds
 
 
@@ -24,8 +24,16 @@ def export_run(run_dir: Path, to: Path | None) -> str:
     ]
     if not trained:
         raise UserError(f"{run_dir} has no trained policy yet; run its recipe first")
-    recipe = Recipe.model_validate(read_json(run_dir / "run.json")["recipe"])
+    recipe = _as_trained(Recipe.model_validate(read_json(run_dir / "run.json")["recipe"]), trained[-1])
     folder = to or run_dir / "export"
     folder.mkdir(parents=True, exist_ok=True)
-    report = export_policy(Resources(recipe), run_dir / trained[-1].folder / ADAPTER, folder, "bfloat16")
+    adapter, trained_on = run_dir / trained[-1].folder / ADAPTER, trained[-1].result.extra.get("base_sha256")
+    report = export_policy(Resources(recipe), adapter, folder, "bfloat16", trained_on)
     return f"{folder / 'merged'}: policy of stage {trained[-1].result.name!r}, KL to it {report.kl:.1e}"
+
+
+def _as_trained(recipe: Recipe, entry: LedgerEntry) -> Recipe:
+    """The recipe with the base that the stage itself says it was trained on: run.json may be of a later attempt."""
+    own = {key: entry.fingerprint.config.get(f"model.{key}") for key in ("base", "quantize", "dtype")}
+    known = {key: value for key, value in own.items() if value is not None}
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=known)})

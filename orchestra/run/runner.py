@@ -82,6 +82,8 @@ class Run:
                     self._prepare(ledger, restart_from)
                 processes.barrier()
                 ledger = Ledger(self.run_dir)
+                # before anything is written that says what this run is
+                self._judge_changes(ledger)
                 if first:
                     self._note_versions()
             stack.callback(self._close)
@@ -123,6 +125,16 @@ class Run:
         if changed:
             self.progress.say(f"other versions than this run began with: {', '.join(changed)}")
         write_json(self.run_dir / "run.json", about)
+
+    def _judge_changes(self, ledger: Ledger) -> None:
+        """Whatever is finished or begun, from the first stage on, was so with these settings, inputs and code."""
+        for index, stage in enumerate(self.recipe.all_stages):
+            place = run_folder.stage_folder(self.run_dir, index, stage.name)
+            now = fingerprint(self.recipe, stage, ledger.entries)
+            if stage.name not in ledger.entries:
+                self._begun_must_be_same(stage, place, now)
+                break
+            self._must_be_same(stage, place, ledger.entries[stage.name], now)
 
     # one stage
 
@@ -178,16 +190,20 @@ class Run:
         """Make the folder; what a killed run left in it stays only if it was begun with the same settings."""
         if processes.rank() == 0:
             place.mkdir(exist_ok=True)
-            old = run_folder.read_json(place / "config.json")
-            if old and old.get("digest") != now.digest:
-                changes = now.changes_since(Fingerprint(old["config"], old["inputs"], old["code"]))
-                raise UserError(
-                    f"stage {stage.name!r} was begun, but since then changed: {_listed(changes)}; "
-                    f"run again with --restart-from {stage.name} (what it has so far is set aside, not deleted)"
-                )
+            self._begun_must_be_same(stage, place, now)
             config = {"stage": stage.model_dump(mode="json"), "digest": now.digest, **dataclasses.asdict(now)}
             write_json(place / "config.json", config)
         processes.barrier()
+
+    def _begun_must_be_same(self, stage: Stage, place: Path, now: Fingerprint) -> None:
+        """An unfinished stage was begun as it would be now, or the user is told what changed."""
+        old = run_folder.read_json(place / "config.json")
+        if old and old.get("digest") != now.digest:
+            changes = now.changes_since(Fingerprint(old["config"], old["inputs"], old["code"]))
+            raise UserError(
+                f"stage {stage.name!r} was begun, but since then changed: {_listed(changes)}; "
+                f"run again with --restart-from {stage.name} (what it has so far is set aside, not deleted)"
+            )
 
     def _execute(self, stage: Stage, place: Path, ledger: Ledger, now: Fingerprint) -> LedgerEntry:
         suffix = f"-{processes.rank()}" if processes.rank() else ""

@@ -81,7 +81,9 @@ class SftStage(Stage, SftSettings):
             )
         passes = self.steps * self.batch_size / outcome.examples
         tokens = round(outcome.completion_tokens * passes)
-        result = context.result(examples=outcome.examples, too_long=outcome.too_long, epochs=passes)
+        result = context.result(
+            examples=outcome.examples, too_long=outcome.too_long, epochs=passes, base_sha256=outcome.base_sha256
+        )
         return trained(context, policy, result, steps=self.steps, tokens=tokens)
 
 

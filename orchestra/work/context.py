@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,12 @@ class StageContext:
     def adapter_of(self, stage: str) -> Path:
         """The folder of an earlier stage's policy."""
         return self.earlier[stage] / ADAPTER
+
+    def result_of(self, stage: str) -> StageResult:
+        """What an earlier stage had to say."""
+        from orchestra.run.ledger import StageResult
+
+        return StageResult.from_json(json.loads((self.earlier[stage] / "result.json").read_text(encoding="utf-8")))
 
     def result(self, **extra: float | str) -> StageResult:
         """A result of this stage that has nothing but `extra` yet."""

@@ -10,7 +10,7 @@ import torch
 
 from evals.divergence import mean_kl
 from models.adapters import adapter_sha256, load_adapter, read_adapter
-from models.base import free_memory, load_base, to_float32
+from models.base import base_sha256, free_memory, load_base, to_float32
 from models.merge import merged_model, save_merged
 from models.training import TrainingError
 from orchestra.work.resources import Resources
@@ -30,28 +30,37 @@ class ExportReport:
     adapter_sha256: str
 
 
-def export_policy(resources: Resources, adapter: Path, folder: Path, dtype: str) -> ExportReport:
+def export_policy(
+    resources: Resources, adapter: Path, folder: Path, dtype: str, trained_on: str | None
+) -> ExportReport:
     """Write folder/merged and folder/adapter, reload the merged model and compare it on the recipe's test problems.
 
     Args:
         adapter: folder of the policy.
         dtype: of the merged model.
+        trained_on: hash of the base when the policy was trained; None where the stage did not record it.
 
     Raises:
-        TrainingError: the reloaded model is not the policy.
+        TrainingError: the base is not the one of training, or the reloaded model is not the policy.
     """
     from transformers import AutoModelForCausalLM
 
     recipe = resources.recipe
     model = recipe.model
     merged = folder / "merged"
+    base = load_base(model.base, model.quantize, model.dtype)
+    if trained_on is not None and base_sha256(base) != trained_on:
+        raise TrainingError(
+            f"the base {model.base!r} ({model.quantize}, {model.dtype}) is not the one that the policy was trained on "
+            "(its hash is another); nothing was exported"
+        )
     shutil.rmtree(merged, ignore_errors=True)
     exported = merged_model(model, adapter, getattr(torch, dtype))
     save_merged(exported, model.base, merged)
     del exported
     free_memory()
     shutil.copytree(adapter, folder / "adapter", dirs_exist_ok=True)
-    policy = load_adapter(to_float32(load_base(model.base, model.quantize, model.dtype)), adapter).eval()
+    policy = load_adapter(to_float32(base), adapter).eval()
     reloaded = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).to(policy.device).eval()
     asked = resources.test(recipe.all_stages[0])
     sequences = [(ids[: len(ids) // 2], ids[len(ids) // 2 :]) for ids in asked.tokens[:COMPARED] if len(ids) > 1]

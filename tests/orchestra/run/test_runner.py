@@ -120,6 +120,25 @@ def test_changed_code_is_named(start, monkeypatch):
         start(Fake())
 
 
+def test_a_refused_change_leaves_no_trace(start):
+    """run.json tells what the run is; what was asked for and refused is not."""
+    start(Fake())
+    before = (start.run_dir / "run.json").read_bytes()
+    for setting in ("model.quantize=none", "stages.polish.beta=0.02"):
+        with pytest.raises(UserError, match="is finished, but since then changed"):
+            start(Fake(), [setting])
+        assert (start.run_dir / "run.json").read_bytes() == before
+
+
+def test_a_change_to_a_begun_stage_leaves_no_trace(start):
+    with pytest.raises(UserError):
+        start(Fake(fail={"explore": ValueError("ended early")}))
+    before = (start.run_dir / "run.json").read_bytes()
+    with pytest.raises(UserError, match="stage 'explore' was begun, but since then changed: steps"):
+        start(Fake(), ["stages.explore.steps=7"])
+    assert (start.run_dir / "run.json").read_bytes() == before
+
+
 def test_restart_sets_aside_and_loses_nothing(start):
     start(Fake())
     again = Fake()

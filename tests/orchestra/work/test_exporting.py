@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from models.adapters import adapter_sha256, load_adapter, read_adapter, save_adapter
-from models.base import load_base, load_tokenizer, to_float32
+from models.base import base_sha256, load_base, load_tokenizer, to_float32
 from models.training import TrainingError
 from orchestra.cli_export import export_run
 from orchestra.config.faults import UserError
@@ -44,7 +44,7 @@ def adapter(tiny_path, tmp_path_factory):
 def test_what_is_exported_is_the_policy(recipe, adapter, tiny_path, tmp_path, dtype):
     from transformers import AutoModelForCausalLM
 
-    report = export_policy(Resources(recipe), adapter, tmp_path, dtype)
+    report = export_policy(Resources(recipe), adapter, tmp_path, dtype, None)
     assert 0 <= report.kl <= KL_LIMIT[dtype] and report.agreement > 0.9
     assert report.adapter_sha256 == adapter_sha256(read_adapter(tmp_path / "adapter"))
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
@@ -63,7 +63,7 @@ def test_the_base_is_the_one_that_was_trained_on(recipe, adapter, tiny_path, tmp
     from transformers import AutoModelForCausalLM
 
     coarse = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "bfloat16"})})
-    export_policy(Resources(coarse), adapter, tmp_path, "float32")
+    export_policy(Resources(coarse), adapter, tmp_path, "float32", None)
     ids = list(range(60, 100))
     ours = tiny.next_token_logprobs(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), ids)
 
@@ -82,13 +82,13 @@ def test_a_wrong_merge_is_not_called_done(recipe, adapter, tmp_path, monkeypatch
         exporting, "merged_model", lambda model, *rest: right(model.model_copy(update={"quantize": "none"}), *rest)
     )
     with pytest.raises(TrainingError, match=r"is not the trained policy: KL .* nats a token \(allowed for bfloat16"):
-        export_policy(Resources(recipe), adapter, tmp_path, "bfloat16")
+        export_policy(Resources(recipe), adapter, tmp_path, "bfloat16", None)
 
 
 def test_exporting_again_takes_the_place_of_the_old(recipe, adapter, tmp_path):
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "leftover").write_text("of another export")
-    export_policy(Resources(recipe), adapter, tmp_path, "float16")
+    export_policy(Resources(recipe), adapter, tmp_path, "float16", None)
     assert not (tmp_path / "merged" / "leftover").exists()
 
 
@@ -112,3 +112,25 @@ def test_a_runs_newest_policy(recipe, adapter, tiny_path, tmp_path):
     assert "polish" in said and str(tmp_path / "here" / "merged") in said
     exported = adapter_sha256(read_adapter(tmp_path / "here" / "adapter"))
     assert exported == adapter_sha256(read_adapter(run / "02-polish" / "adapter"))
+
+
+def test_the_stages_own_record_counts_not_what_was_asked_for_later(recipe, adapter, tiny_path, tmp_path):
+    """A refused `--set model.quantize=none` once got into run.json, and the export merged onto another base."""
+    run = tmp_path / "run"
+    (run / "01-explore").mkdir(parents=True)
+    policy = tiny.policy(tiny_path)
+    save_adapter(policy, run / "01-explore" / "adapter")
+    asked = {"base": str(tiny_path), "quantize": "none", "lora": {"rank": 4, "alpha": 8}}
+    (run / "run.json").write_text(json.dumps({"recipe": recipe.model_dump(mode="json") | {"model": asked}}))
+    trained = {f"model.{key}": getattr(recipe.model, key) for key in ("base", "quantize", "dtype")}
+
+    def finished(base_hash):
+        result = StageResult(name="explore", kind="grpo", extra={"base_sha256": base_hash})
+        Ledger(run).record(LedgerEntry("01-explore", Fingerprint(trained, {}, {}), {}, result))
+
+    finished(base_sha256(policy))
+    assert "explore" in export_run(run, tmp_path / "here")
+    finished("of another base")
+    with pytest.raises(TrainingError, match=r"is not the one that the policy was trained on"):
+        export_run(run, tmp_path / "there")
+    assert not (tmp_path / "there" / "merged").exists()
