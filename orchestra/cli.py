@@ -98,13 +98,14 @@ def run(
         str | None, typer.Option("--restart-from", help="Set this stage and all later ones aside and run them again.")
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs.")] = Path("runs"),
+    force: Annotated[bool, typer.Option("--force", help="Also where the plan says that it does not fit.")] = False,
 ) -> None:
     """Run a recipe; finished stages are skipped."""
     from orchestra.cli_run import run_command
 
     chosen = loading.choose_scale(scale)
     loaded = loading.load_recipe(recipe, chosen.name if chosen.path is None else str(chosen.path), sets or ())
-    code = run_command(loaded, chosen, str(loading.find(recipe)), tuple(sets or ()), restart_from, runs)
+    code = run_command(loaded, chosen, str(loading.find(recipe)), tuple(sets or ()), restart_from, runs, force=force)
     if code:
         raise typer.Exit(code)
 

@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 
 from models.sizes import arithmetic_name
-from orchestra.config.faults import is_user_error
+from orchestra.config.faults import UserError, is_user_error
 from orchestra.config.loading import Scale
 from orchestra.config.recipe import Recipe
 from orchestra.plan import estimate as planning
@@ -22,9 +22,20 @@ GATE_EXIT = 3
 
 
 def run_command(
-    recipe: Recipe, scale: Scale, source: str, sets: tuple[str, ...], restart_from: str | None, runs: Path
+    recipe: Recipe,
+    scale: Scale,
+    source: str,
+    sets: tuple[str, ...],
+    restart_from: str | None,
+    runs: Path,
+    *,
+    force: bool,
 ) -> int:
-    """Run, then show what came out. Returns the exit code; raises UserError."""
+    """Run, then show what came out. Returns the exit code; raises UserError.
+
+    Args:
+        force: also where the plan says that it does not fit this machine.
+    """
     processes.yield_cores()
     progress = Progress(quiet=processes.rank() != 0)
     if scale.why:
@@ -34,6 +45,14 @@ def run_command(
         progress.say(told)
     recipe = _settled(recipe, bool(machine.gpus))
     plan = planning.estimate(recipe, machine, scale.name)
+    if not plan.fits:
+        # where nothing is known of a model (a plan without stages) there is nothing to refuse
+        if plan.stages and not force:
+            raise UserError(
+                f"{recipe.name} at scale {scale.name} does not fit this machine: {plan.reason} "
+                "(`orchestra plan` has the whole table; --force runs it all the same)"
+            )
+        progress.say(f"not known to fit this machine: {plan.reason}")
     outcome = Run(
         recipe,
         runs / f"{recipe.name}-{scale.name}",

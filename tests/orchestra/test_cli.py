@@ -10,6 +10,7 @@ import pytest
 from fake_stages import STAGES, Fake
 
 from orchestra import cli, cli_export
+from orchestra.plan.machine import Machine
 from orchestra.run.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,23 @@ def test_run_show_report_export(orchestra, fake, tmp_path):
     code, out, _ = orchestra("run", "40d", "--scale", "embedded", "--set", "seed=3")
     assert code == 0 and out.count("finished before") == len(STAGES) and fake.calls == STAGES
     assert time.monotonic() - start < 10
+
+
+def test_what_does_not_fit_is_refused_before_anything_runs(orchestra, fake, monkeypatch):
+    """With what takes most and the key that lowers it; --force goes on all the same."""
+    small = Machine(2, 2 * 2**30, ())
+    monkeypatch.setattr("orchestra.cli_run.this_machine", lambda: small)
+    code, _, err = orchestra("run", "40d", "--scale", "embedded")
+    assert code == 1 and fake.calls == [] and not Path("runs").exists()
+    assert err.startswith("orchestra: 40d at scale embedded does not fit this machine: 3.6 of 2 GiB in stage 'explore'")
+    assert "lower rollouts.gpu_memory_utilization" in err and "--force" in err and "Traceback" not in err
+    code, out, err = orchestra("run", "40d", "--scale", "embedded", "--force")
+    assert code == 0 and fake.calls == STAGES and "not known to fit this machine: 3.6 of 2 GiB" in out, err
+
+
+def test_a_gpu_recipe_without_a_gpu_is_refused(orchestra, fake):
+    code, _, err = orchestra("run", "40d", "--scale", "gpu")
+    assert code == 1 and "no CUDA device here" in err and fake.calls == []
 
 
 def test_a_gate_has_an_exit_code_of_its_own(orchestra, fake):
