@@ -8,6 +8,7 @@ from orchestra.config.faults import UserError
 from orchestra.config.recipe import Recipe
 from orchestra.run.folder import read_json
 from orchestra.run.ledger import Ledger, LedgerEntry
+from orchestra.run.progress import chatter_to
 from orchestra.stages import all_kinds
 
 
@@ -28,7 +29,8 @@ def export_run(run_dir: Path, to: Path | None) -> str:
     folder = to or run_dir / "export"
     folder.mkdir(parents=True, exist_ok=True)
     adapter, trained_on = run_dir / trained[-1].folder / ADAPTER, trained[-1].result.extra.get("base_sha256")
-    report = export_policy(Resources(recipe), adapter, folder, "bfloat16", trained_on)
+    with chatter_to(run_dir / "log.txt"):
+        report = export_policy(Resources(recipe), adapter, folder, "bfloat16", trained_on)
     return f"{folder / 'merged'}: policy of stage {trained[-1].result.name!r}, KL to it {report.kl:.1e}"
 
 

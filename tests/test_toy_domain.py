@@ -101,7 +101,7 @@ model:
   base: embedded/student
   lora: {rank: 4, alpha: 8}
 problems: {domain: reverse, train: words, test: words, train_limit: 12, test_limit: 4}
-rollouts: {group_size: 2, prompts_per_step: 2, max_completion_tokens: 32, max_prompt_tokens: 96}
+rollouts: {group_size: 2, prompts_per_step: 2, max_completion_tokens: 32, max_prompt_tokens: 96, engine: transformers}
 evaluate: {samples: 1, greedy: false}
 stages:
   - {name: traces, kind: distill, teacher: self, keep: all, samples: 4, max_tokens: 80, min_tokens: 1}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,6 +37,22 @@ class Headline:
     before: Pass
     after: Pass
     difference: PairedDifference
+
+
+@dataclass(frozen=True)
+class CountRow:
+    """A row of a table of counts; `value` None is a heading, `bar` the bar's width in per cent."""
+
+    depth: int
+    name: str
+    value: object
+    bar: float | None = None
+
+    @property
+    def is_count(self) -> bool:
+        """Whether it counts problems, samples or the like."""
+        number = isinstance(self.value, int) and not isinstance(self.value, bool) and self.value >= 0
+        return number and "token" not in self.name
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,7 @@ def render(run: RunRecord) -> str:
         results=_accuracy_charts(evaluated),
         courses=_joined_courses(run.stages),
         charts=_own_charts(run.stages),
-        counts=[(part.title, _table(part.tree)) for s in run.stages for part in s.parts if isinstance(part, Counts)],
+        counts=_counts(run.stages),
         gates=_gates(run.stages),
         planned=_planned(run),
         extras=[
@@ -204,15 +220,26 @@ def _courses(stage: StageRecord) -> list[Course]:
     return [part for part in stage.parts if isinstance(part, Course)]
 
 
-def _table(tree: object, depth: int = 0) -> list[tuple[int, str, object]]:
-    """Nested numbers as rows (depth, name, value); lists are left to the file."""
-    rows: list[tuple[int, str, object]] = []
-    for key, value in tree.items() if hasattr(tree, "items") else ():
-        if hasattr(value, "items"):
-            rows += [(depth, str(key), None), *_table(value, depth + 1)]
+def _counts(stages: Sequence[StageRecord]) -> list[tuple[str, list[CountRow]]]:
+    parts = [part for stage in stages for part in stage.parts if isinstance(part, Counts)]
+    return [(part.title, _count_rows(part.tree)) for part in parts]
+
+
+def _count_rows(tree: Mapping[str, object]) -> list[CountRow]:
+    """Nested numbers as rows; lists are left to the file."""
+    rows = list(_flattened(tree))
+    # tokens are another unit than problems and samples: on one scale they would flatten everything else
+    largest = max([row.value for row in rows if row.is_count], default=0) or 1
+    return [replace(row, bar=100 * row.value / largest) if row.is_count else row for row in rows]
+
+
+def _flattened(tree: Mapping[str, object], depth: int = 0) -> Iterator[CountRow]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield CountRow(depth, str(key), None)
+            yield from _flattened(value, depth + 1)
         elif isinstance(value, int | float | str):
-            rows.append((depth, str(key), value))
-    return rows
+            yield CountRow(depth, str(key), value)
 
 
 def _gates(stages: Sequence[StageRecord]) -> list[Gate]:

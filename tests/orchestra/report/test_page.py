@@ -16,7 +16,7 @@ from evals.evaluate import Evaluation, Pass, Sample, compare
 from evals.statistics import accuracy
 from orchestra.config.loading import load_recipe
 from orchestra.report.data import read_run
-from orchestra.report.page import write_report
+from orchestra.report.page import _count_rows, write_report
 from orchestra.text import duration, number, p_value, percent, points, shortened
 
 HOSTILE = "</pre><script>alert('xss')</script><img src=http://evil.example/x onerror=alert(1)>\x00\u202e$x_{$"
@@ -383,3 +383,18 @@ def test_a_browser_shows_it(run_dir: Path, tmp_path, width: int):
     assert "Accuracy per stage" in dom
     browser(f"--screenshot={picture}", path.as_uri())
     assert picture.stat().st_size > 50_000
+
+
+def test_tokens_and_counts_are_not_drawn_on_one_scale():
+    """2,048 samples are the longest bar, 512 problems a quarter of it; 100,000 tokens have none."""
+    tree = {"problems": 512, "sampled": 2048, "dropped": {"wrong": 1024}, "tokens": 48.5, "sampled_tokens": 100_000}
+    bars = {row.name: row.bar for row in _count_rows(tree)}
+    assert bars == {
+        "problems": 25,
+        "sampled": 100,
+        "dropped": None,
+        "wrong": 50,
+        "tokens": None,
+        "sampled_tokens": None,
+    }
+    assert [row.bar for row in _count_rows({"kept": 0})] == [0.0]

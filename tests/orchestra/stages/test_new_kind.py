@@ -68,7 +68,7 @@ model:
   base: embedded/student
   lora: {rank: 4, alpha: 8}
 problems: {train: embedded, test: embedded, train_limit: 20, test_limit: 4}
-rollouts: {group_size: 2, prompts_per_step: 2, max_completion_tokens: 24, max_prompt_tokens: 96}
+rollouts: {group_size: 2, prompts_per_step: 2, max_completion_tokens: 24, max_prompt_tokens: 96, engine: transformers}
 evaluate: {samples: 1, greedy: false}
 stages:
   - {name: one, kind: sft, data: data.jsonl, steps: 1, batch_size: 2, learning_rate: 1e-3}

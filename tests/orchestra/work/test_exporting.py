@@ -96,7 +96,7 @@ def entry(folder, kind="grpo"):
     return LedgerEntry(folder, Fingerprint({}, {}, {}), {}, StageResult(name=folder[3:], kind=kind))
 
 
-def test_a_runs_newest_policy(recipe, adapter, tiny_path, tmp_path):
+def test_a_runs_newest_policy(recipe, adapter, tiny_path, tmp_path, capfd):
     run = tmp_path / "run"
     run.mkdir()
     ledger = Ledger(run)
@@ -108,7 +108,9 @@ def test_a_runs_newest_policy(recipe, adapter, tiny_path, tmp_path):
         folder.mkdir()
         save_adapter(tiny.policy(tiny_path, seed=index), folder / "adapter")
         ledger.record(entry(folder.name))
+    capfd.readouterr()
     said = export_run(run, tmp_path / "here")
+    assert capfd.readouterr() == ("", ""), "the libraries' bars go to the log"
     assert "polish" in said and str(tmp_path / "here" / "merged") in said
     exported = adapter_sha256(read_adapter(tmp_path / "here" / "adapter"))
     assert exported == adapter_sha256(read_adapter(run / "02-polish" / "adapter"))
