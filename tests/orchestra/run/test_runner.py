@@ -239,6 +239,28 @@ def test_finished_but_not_recorded(start):
     assert again.calls == [] and "release" in Ledger(start.run_dir).entries
 
 
+def test_finished_with_other_settings_is_not_taken_for_finished(start):
+    """The ledger is lost, the folders are not: what they say is looked at before they count."""
+    start(Fake())
+    (start.run_dir / "ledger.json").unlink()
+    again = Fake()
+    with pytest.raises(UserError, match=r"stage 'polish' was begun, .* beta 0.01 -> 0.02; .*--restart-from polish"):
+        start(again, ["stages.polish.beta=0.02"])
+    assert again.calls == [] and list(Ledger(start.run_dir).entries) == STAGES[:5]
+    outcome, _ = start(again)
+    assert again.calls == [] and [result.name for result in outcome.results] == STAGES
+
+
+@pytest.mark.parametrize("missing", ["config.json", "result.json"])
+def test_what_does_not_say_how_it_was_made_is_run_again(start, missing):
+    start(Fake())
+    Ledger(start.run_dir).forget(["release"])
+    (start.run_dir / "06-release" / missing).unlink()
+    again = Fake()
+    start(again)
+    assert again.calls == ["release"]
+
+
 def test_a_stage_taken_out_of_the_recipe(start, tmp_path, monkeypatch):
     start(Fake())
     shorter = tmp_path / "40d.yaml"
