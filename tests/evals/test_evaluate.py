@@ -175,6 +175,13 @@ def test_compare_pairs_by_id():
     found = compare(after, before)
     assert found.difference == pytest.approx(after.sampled.accuracy.estimate - before.sampled.accuracy.estimate)
     assert compare(after, before, of="greedy").method == "exact McNemar"
+    # the same answers, asked in another order: no problem differs, where unpaired rows would
+    same = run(ScriptedEngine(sometimes), [problems(12)[at] for at in (3, 0, 7, 11, 1, 2, 10, 5, 9, 4, 8, 6)])
+    for of in ("sampled", "greedy"):
+        assert getattr(before, of).correct != getattr(same, of).correct
+        assert compare(same, before, of=of) == compare(before, same, of=of) == compare(before, before, of=of)
+        assert compare(same, before, of=of).p_value == 1
+        assert compare(after, before, of=of) == compare(after, same, of=of)
     with pytest.raises(ValueError, match="differ in 2 problems"):
         compare(after, run(ScriptedEngine(sometimes), problems(10)))
     with pytest.raises(ValueError, match="no greedy pass"):

@@ -1,4 +1,4 @@
-"""Whatever could change a stage's outcome is in its fingerprint: files, models, stages, settings and code, each alone."""
+"""Whatever could change a stage's outcome is in its fingerprint: files, models, stages, settings, code, each alone."""
 
 import dataclasses
 import json
