@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,14 +58,19 @@ class StageResult:
     extra: dict[str, float | str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, in the order of the fields."""
-        return dataclasses.asdict(self)
+        """Plain values, in the order of the fields. JSON has no NaN and no infinity: such a number is not known."""
+        values = {key: value if _is_known(value) else None for key, value in dataclasses.asdict(self).items()}
+        return values | {"extra": {key: value for key, value in self.extra.items() if _is_known(value)}}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Keys of other versions are left out."""
         known = {one.name for one in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in values.items() if key in known})
+
+
+def _is_known(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -168,11 +174,14 @@ class Ledger:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file so that a reader, or a crash at any moment, sees the old or the new content, never a part."""
+    """Write a JSON file so that a reader, or a crash at any moment, sees the old or the new content, never a part.
+
+    Raises ValueError for NaN and infinity, which are not JSON.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(partial, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, default=list)
+            json.dump(value, file, indent=1, default=list, allow_nan=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
