@@ -135,7 +135,7 @@ def test_only_who_looks_on_does_not_count(before):
     known = {"rewards.settings", "rewards.math.cases", "orchestra.text"}
     onlookers = ("orchestra.config.", "orchestra.plan.", "orchestra.report.", "orchestra.run.", "orchestra.cli",
                  "orchestra.__main__", "models.embedded.")  # fmt: skip
-    assert {name for name in left_out if not name.startswith(onlookers)} == known
+    assert {name for name in left_out if not name.startswith(onlookers)} <= known
     assert not {name for names in before.values() for name in names if name.startswith(onlookers)}
     assert {"rewards.scoring", "rewards.formats", "rewards.verdict", "rewards.math.equal"} <= set(before["grpo"])
     assert "rl.trainer" not in before["sft"] and "sft.train" not in before["grpo"], "each what it runs"

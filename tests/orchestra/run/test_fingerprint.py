@@ -32,12 +32,13 @@ STAGES = ["base", "traces", "imitate", "explore", "polish", "look", "release"]
 def folder(tmp_path):
     """The recipe and everything that it names, all of it local."""
     for name in ("train", "test", "other", "written"):
-        (tmp_path / f"{name}.jsonl").write_text("{}\n")
-    (tmp_path / "mine.py").write_text("def politeness(completions, **columns): ...\n")
+        row = {"question": f"Which of {name}?", "answer": "1", "solution": "one"}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "mine.py").write_text("def politeness(completions, **columns):\n    return [1]\n")
     for model in ("student", "teacher"):
         (tmp_path / model).mkdir()
         for name in ("config.json", "model.safetensors", "chat_template.jinja", "README.md"):
-            (tmp_path / model / name).write_text(f"{name} of {model}")
+            (tmp_path / model / name).write_text(f'"1 {name} of {model}"')
     (tmp_path / "each.yaml").write_text(RECIPE.format(tmp_path))
     return tmp_path
 
@@ -82,7 +83,7 @@ def prints(recipe, entries):
 def test_a_files_content_counts_where_it_is_used(folder, recipe, entries, file, stages, said):
     """The bytes change and the size does not: neither name nor length would tell."""
     before = prints(recipe, entries)
-    (folder / file).write_bytes((folder / file).read_bytes()[:-1] + b"!")
+    (folder / file).write_bytes((folder / file).read_bytes().replace(b"1", b"2"))
     after = prints(recipe, entries)
     assert [name for name in STAGES if after[name].digest != before[name].digest] == stages
     for name in stages:
@@ -131,9 +132,9 @@ def test_what_is_missing_is_an_error(folder, recipe, entries):
 
 
 def test_a_large_models_files_count_by_name_and_size(folder, recipe, entries, monkeypatch):
-    """The three files hold 22, 28 and 30 bytes: hashed whole up to 80, by name and size above."""
+    """The three files hold 26, 32 and 34 bytes: hashed whole up to 92, by name and size above."""
     weights = folder / "student" / "model.safetensors"
-    assert sum(path.stat().st_size for path in (folder / "student").iterdir() if path.suffix != ".md") == 80
+    assert sum(path.stat().st_size for path in (folder / "student").iterdir() if path.suffix != ".md") == 92
 
     def differ(limit, content):
         monkeypatch.setattr(module, "WEIGHTS_LIMIT", limit)
@@ -144,8 +145,8 @@ def test_a_large_models_files_count_by_name_and_size(folder, recipe, entries, mo
         weights.write_bytes(old)
         return after != before
 
-    same_size, longer = (lambda old: old[:-1] + b"!"), (lambda old: old + b"!")
-    assert [differ(80, same_size), differ(79, same_size), differ(79, longer)] == [True, False, True]
+    same_size, longer = (lambda old: old.replace(b"1", b"2")), (lambda old: old + b"2")
+    assert [differ(92, same_size), differ(91, same_size), differ(91, longer)] == [True, False, True]
     weights.rename(weights.with_name("other.safetensors"))
     renamed = prints(recipe, entries)["base"].digest
     weights.with_name("other.safetensors").rename(weights)
