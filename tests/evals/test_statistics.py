@@ -181,6 +181,8 @@ def test_everything_changed():
     for samples in (1, 3):
         found = paired_difference(np.ones((30, samples)), np.zeros((30, samples)))
         assert found.difference == found.high == 1 and 0.8 < found.low < 1 and found.p_value < 0.001
+        lost = paired_difference(np.zeros((30, samples)), np.ones((30, samples)))
+        assert lost.difference == lost.low == -1 and -1 < lost.high < -0.8
 
 
 def test_paired_difference_covers_and_keeps_its_size():
@@ -227,7 +229,10 @@ def test_the_seed_decides_the_resampling():
     rng = np.random.default_rng(3)
     before, after = correlated(rng, 90, 4), correlated(rng, 90, 4)
     assert paired_difference(after, before, seed=1) == paired_difference(after, before, seed=1)
-    assert paired_difference(after, before, seed=1) != paired_difference(after, before, seed=2)
+    one, other = (paired_difference(after, before, seed=seed) for seed in (1, 2))
+    assert one.p_value != other.p_value and (one.low, one.high) != (other.low, other.high), "of both"
+    assert one.p_value == pytest.approx(other.p_value, abs=0.03)
+    assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=0.01)
 
 
 def test_a_higher_confidence_is_wider():
@@ -250,6 +255,15 @@ def test_pass_at_k_by_hand():
     assert pass_at_k(np.array([[1, nan, 0, 0]]), 2) == pytest.approx(2 / 3)
 
 
+def test_one_sample_against_several_is_a_comparison_of_means():
+    """Differences of 1/2 are no gained or lost problems: McNemar counts those of one sample on both sides only."""
+    several = np.array([[1, 0], [1, 1], [0, 0]])
+    for after, before, difference in ((column(1, 1, 0), several, 1 / 6), (several, column(1, 1, 0), -1 / 6)):
+        found = paired_difference(after, before)
+        assert (found.method, found.difference) == (CLUSTERED, pytest.approx(difference))
+    assert paired_difference(column(1, 1, 0), column(1, 0, 0)).method == MCNEMAR
+
+
 def test_what_cannot_be_answered_is_an_error():
     with pytest.raises(ValueError, match="none of 2 samples could be graded"):
         accuracy(column(nan, nan))
@@ -259,6 +273,9 @@ def test_what_cannot_be_answered_is_an_error():
         accuracy(np.ones(3))
     with pytest.raises(ValueError, match="confidence"):
         accuracy(column(1, 0), 95)
+    for confidence in (0.0, 1.0, nan):
+        with pytest.raises(ValueError, match="confidence"):
+            paired_difference(column(1, 0), column(0, 0), confidence)
     with pytest.raises(ValueError, match="3 after, 2 before"):
         paired_difference(column(1, 0, 1), column(1, 0))
     with pytest.raises(ValueError, match="both before and after"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import cache
 
 import pytest
 
@@ -24,8 +25,14 @@ stages:
   - {{name: look, kind: evaluate, problems: {0}/other.jsonl, parent: explore}}
   - {{name: release, kind: export}}
 """
-EVALUATED = ["base", "imitate", "explore", "polish", "look"]
 STAGES = ["base", "traces", "imitate", "explore", "polish", "look", "release"]
+CLOSURE = cache(module.closure)
+
+
+@pytest.fixture(autouse=True)
+def code(monkeypatch):
+    """The code does not change here, and it takes long to walk."""
+    monkeypatch.setattr(module, "closure", CLOSURE)
 
 
 @pytest.fixture
