@@ -172,12 +172,14 @@ class C:
     x = "text"
     async def g(self, n=1):
         """Doc."""
+        note(1)
         return [n, "text"]
 '''
     same = (one.replace("Doc", "Word"), one.replace("import a", "import  a  # b"), one.replace("\n@", "\n\n\n@"))
     other = (
         one.replace("mark", "sign"), one.replace("n=1", "n=2"), one.replace('x = "text"', 'x = "word"'),
         one.replace('"text"]', '"word"]'), one.replace("async def", "def"), one.replace('[n, "text"]', '["text", n]'),
+        one.replace("note(1)", "note(2)"), one.replace("        note(1)\n", ""),
         one.replace("class C", "class D"), one.replace("import a", "import a as b"),
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,8 @@ stages:
   - {{name: traces, kind: distill, teacher: {0}/teacher}}
   - {{name: imitate, kind: sft, data: [traces, {0}/written.jsonl], steps: 3, learning_rate: 1e-3}}
   - {{name: explore, kind: grpo, steps: 3, learning_rate: 1e-4}}
-  - {{name: polish, kind: grpo, steps: 3, learning_rate: 1e-4, beta: 0.01, reference: imitate}}
+  - {{name: polish, kind: grpo, steps: 3, learning_rate: 1e-4, beta: 0.01, reference: imitate,
+     gate: {{against: explore}}}}
   - {{name: look, kind: evaluate, problems: {0}/other.jsonl, parent: explore}}
   - {{name: release, kind: export}}
 """
@@ -104,7 +106,7 @@ def test_a_files_content_counts_where_it_is_used(folder, recipe, entries, file, 
         ("imitate", "adapter/adapter_model.safetensors", ["explore", "polish"]),  # its parent's; its reference's
         ("explore", "adapter/adapter_model.safetensors", ["polish", "look"]),
         ("polish", "adapter/adapter_model.safetensors", ["release"]),
-        ("imitate", "evaluation.json", []),
+        ("explore", "evaluation.json", []),  # a gate looks at it, and computes nothing
     ],
 )
 def test_what_earlier_stages_gave_counts_where_it_is_taken(recipe, entries, stage, output, stages):
@@ -126,6 +128,13 @@ def test_inputs_are_named_for_people(folder, recipe, entries):
         "look": {student, test, "problems (other.jsonl)", adapter("explore")},
         "release": {student, adapter("polish")},
     }
+
+
+def test_a_models_files_count_in_whatever_order_they_are_listed(recipe, entries, monkeypatch):
+    before = prints(recipe, entries)
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(listed(self), reverse=True)))
+    assert prints(recipe, entries) == before
 
 
 def test_what_is_missing_is_an_error(folder, recipe, entries):
@@ -199,6 +208,7 @@ def test_each_part_counts_for_the_digest_and_their_order_does_not():
     assert len(digests) == 4
     assert Fingerprint({"b": [2], "a": 1}, {"adapter": "x"}, {"rl.kl": "y"}).digest == whole.digest
     assert Fingerprint({"b": (2,), "a": 1}, {"adapter": "x"}, {"rl.kl": "y"}).digest == whole.digest, "as read again"
+    assert Fingerprint({"a": "half a pair: \ud83d"}, {}, {}).digest, "no UTF-8, and a text all the same"
     # the same words in another part are another fingerprint
     assert Fingerprint({}, {"k": "v"}, {}).digest != Fingerprint({}, {}, {"k": "v"}).digest
 
@@ -214,3 +224,6 @@ def test_outputs_are_hashed_by_their_bytes(recipe, tmp_path):
         "evaluation.json": one, "adapter/adapter_model.safetensors": one, "adapter/adapter_config.json": one
     }  # fmt: skip
     assert set(hashed_outputs(recipe.stage("release"), tmp_path)) == set(OUTPUTS["policy"])
+    (tmp_path / "evaluation.json").unlink()
+    (tmp_path / "evaluation.json").mkdir()
+    assert "evaluation.json" not in hashed_outputs(stage, tmp_path), "a folder is no file"
