@@ -142,18 +142,6 @@ def test_local_files_are_found_beside_the_recipe_too(written, tmp_path):
     assert os.path.samefile(recipe.problems.train, tmp_path / "sub" / "train.jsonl")
 
 
-def test_files_need_not_be_there_where_only_the_recipe_is_read(written):
-    path = written(TEXT.replace("train: embedded", "train: nowhere.jsonl"))
-    assert load_recipe(path, None, files=False).problems.train == "nowhere.jsonl"
-    with pytest.raises(RecipeError, match="no such file"):
-        load_recipe(path, None)
-
-
-def test_ones_own_recipe_comes_before_the_shipped_one(written):
-    written(TEXT, "recipes/40d.yaml")
-    assert load_recipe("40d", None).name == "mine"
-
-
 def test_which_recipe(written, tmp_path):
     (tmp_path / "recipes").mkdir()
     written(TEXT, "recipes/mine.yaml")
@@ -166,6 +154,18 @@ def test_which_recipe(written, tmp_path):
         load_recipe("./recipes/", None)
     with pytest.raises(UserError, match="did you mean 'embedded'"):
         load_recipe("mine", "embeded")
+
+
+def test_files_need_not_be_there_where_only_the_recipe_is_read(written):
+    path = written(TEXT.replace("train: embedded", "train: nowhere.jsonl"))
+    assert load_recipe(path, None, files=False).problems.train == "nowhere.jsonl"
+    with pytest.raises(RecipeError, match="no such file"):
+        load_recipe(path, None)
+
+
+def test_ones_own_recipe_comes_before_the_shipped_one(written):
+    written(TEXT, "recipes/40d.yaml")
+    assert load_recipe("40d", None).name == "mine"
 
 
 # overrides

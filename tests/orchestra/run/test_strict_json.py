@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 
-import pytest
 from fake_stages import Fake
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from orchestra.config.loading import load_recipe
 from orchestra.report.data import read_run
-from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult, write_json
+from orchestra.run.ledger import StageResult
 from orchestra.run.progress import Progress
 from orchestra.run.runner import Run
 from orchestra.run.show import as_json, results_of
@@ -74,14 +73,3 @@ def test_all_files_of_a_run_whose_numbers_are_none(tmp_path, monkeypatch):
         assert strict(as_json(results))[0]["low"] is None and read_run(tmp_path / "run").notes == ()
         run.start("explore")
     strict((tmp_path / "run" / "discarded-1" / "results.json").read_text())
-
-
-def test_what_is_not_json_is_refused_and_the_old_file_stays(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1.5})
-    for value in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="not JSON compliant"):
-            write_json(path, {"a": [value]})
-    assert strict(path.read_text()) == {"a": 1.5} and [one.name for one in tmp_path.iterdir()] == ["a.json"]
-    Ledger(tmp_path).record(LedgerEntry("01-a", Fingerprint({}, {}, {}), {}, StageResult("a", "sft", kl=math.nan)))
-    strict((tmp_path / "ledger.json").read_text())
