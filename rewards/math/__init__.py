@@ -10,7 +10,7 @@ decide            gold, answer -> equal, different, or open: caps and spellings 
   equal             two values: members, order, names, chains; and for its parts
                     equal_single (numbers with units, words), equal_expression (exactly or to forty digits),
                     relations, real_sets
-  units, vocabulary, nodes, arithmetics     what these share
+  units, vocabulary, nodes, arithmetics, exact     what these share
 symbolic_pool     what stays open, asked of processes of their own (symbolic_worker), which may be killed
 cases             one verdict explained; agreement with a file of labelled cases
 """

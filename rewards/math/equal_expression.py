@@ -17,15 +17,11 @@ import zlib
 from fractions import Fraction
 
 from rewards.math.arithmetics import Double, Precise, Undecided, is_real
+from rewards.math.exact import Irrational, exact
 from rewards.math.nodes import contains, letters_of
 
 MAX_POWER = 10_000_000
-MAX_FACTORIAL = 2_500
 _DIGITS = 50
-
-
-class Irrational(Undecided):
-    """Not a rational function of its variables."""
 
 
 def _prime_with_i() -> tuple[int, int]:
@@ -73,14 +69,6 @@ def same(left: tuple, right: tuple) -> bool | None:
     return _same_numerically(left, right)
 
 
-def rational(node: tuple) -> Fraction | None:
-    """The value of a constant expression, when it is rational and small enough to write down."""
-    try:
-        return _exact(node)
-    except (Undecided, ZeroDivisionError):
-        return None
-
-
 def real(node: tuple) -> float | None:
     """A constant expression in double precision; None when it is no finite real number."""
     try:
@@ -103,68 +91,6 @@ def at_points(node: tuple, points: int = 4) -> list[complex | float | None]:
         except (ArithmeticError, ValueError, Undecided):
             values.append(None)
     return values
-
-
-def _exact(node: tuple) -> Fraction:
-    kind = node[0]
-    if kind == "n":
-        return node[1]
-    if kind in ("+", "-", "*", "/", "^"):
-        left, right = _exact(node[1]), _exact(node[2])
-        if kind == "^":
-            return _power(left, right)
-        value = (
-            left + right
-            if kind == "+"
-            else left - right
-            if kind == "-"
-            else left * right
-            if kind == "*"
-            else left / right
-        )
-        _bounded(value)
-        return value
-    if kind == "neg":
-        return -_exact(node[1])
-    if kind == "abs":
-        return abs(_exact(node[1]))
-    if kind == "!":
-        number = _exact(node[1])
-        if number.denominator != 1 or not 0 <= number <= MAX_FACTORIAL:
-            raise Undecided("factorial")
-        return Fraction(math.factorial(int(number)))
-    if kind == "C":
-        above, below = _exact(node[1]), _exact(node[2])
-        if above.denominator != 1 or below.denominator != 1 or not 0 <= below <= above <= MAX_FACTORIAL:
-            raise Undecided("binomial")
-        return Fraction(math.comb(int(above), int(below)))
-    if kind == "root":
-        degree, inside = _exact(node[1]), _exact(node[2])
-        return _exact_root(degree, inside)
-    raise Irrational(kind)
-
-
-def _power(base: Fraction, exponent: Fraction) -> Fraction:
-    if exponent.denominator != 1:
-        raise Irrational("power")
-    size = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if abs(exponent) * size > 60_000:
-        raise Undecided("power too large")
-    return base ** int(exponent)
-
-
-def _bounded(value: Fraction) -> None:
-    if value.numerator.bit_length() > 100_000 or value.denominator.bit_length() > 100_000:
-        raise Undecided("number too large")
-
-
-def _exact_root(degree: Fraction, inside: Fraction) -> Fraction:
-    if degree != 2 or inside < 0:
-        raise Irrational("root")
-    over, under = math.isqrt(inside.numerator), math.isqrt(inside.denominator)
-    if over * over != inside.numerator or under * under != inside.denominator:
-        raise Irrational("root")
-    return Fraction(over, under)
 
 
 def _modular(node: tuple, seed: int) -> int:
@@ -190,7 +116,7 @@ def _modular(node: tuple, seed: int) -> int:
             raise ZeroDivisionError
         return _modular(node[1], seed) * pow(under, -1, PRIME) % PRIME
     if kind == "^":
-        exponent = _exact(node[2])
+        exponent = exact(node[2])
         if exponent.denominator != 1:
             raise Irrational("power")
         if abs(exponent) > MAX_POWER:
@@ -202,7 +128,7 @@ def _modular(node: tuple, seed: int) -> int:
     if kind == "i":
         return ROOT_OF_MINUS_ONE
     if kind in ("!", "C", "abs", "root"):
-        value = _exact(node)
+        value = exact(node)
         return value.numerator % PRIME * pow(value.denominator, -1, PRIME) % PRIME
     raise Irrational(kind)
 

@@ -6,7 +6,8 @@ import math
 import re
 from fractions import Fraction
 
-from rewards.math.equal_expression import rational, real, same
+from rewards.math.equal_expression import real, same
+from rewards.math.exact import rational
 from rewards.math.nodes import contains, letters_of, substitute
 from rewards.math.tokens import Based
 from rewards.math.units import convert, is_unit

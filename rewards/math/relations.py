@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from rewards.math.equal_expression import at_points, rational, real, same
+from rewards.math.equal_expression import at_points, real, same
+from rewards.math.exact import rational
 from rewards.math.nodes import letters_of, substitute
 from rewards.math.parser import parse
 from rewards.math.quantity_names import is_label

@@ -1,0 +1,91 @@
+"""Constant expressions in exact arithmetic: fractions, as far as they are small enough to write down."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from rewards.math.arithmetics import Undecided
+
+MAX_FACTORIAL = 2_500
+
+
+class Irrational(Undecided):
+    """Not a rational function of its variables."""
+
+
+def rational(node: tuple) -> Fraction | None:
+    """The value of a constant expression, when it is rational and small enough to write down."""
+    try:
+        return exact(node)
+    except (Undecided, ZeroDivisionError):
+        return None
+
+
+def exact(node: tuple) -> Fraction:
+    """The value of a constant expression that is rational.
+
+    Raises:
+        Irrational: it is not, or holds a variable.
+        Undecided: it is too large to write down.
+        ZeroDivisionError: it divides by zero.
+    """
+    kind = node[0]
+    if kind == "n":
+        return node[1]
+    if kind in ("+", "-", "*", "/", "^"):
+        left, right = exact(node[1]), exact(node[2])
+        if kind == "^":
+            return _power(left, right)
+        value = (
+            left + right
+            if kind == "+"
+            else left - right
+            if kind == "-"
+            else left * right
+            if kind == "*"
+            else left / right
+        )
+        _bounded(value)
+        return value
+    if kind == "neg":
+        return -exact(node[1])
+    if kind == "abs":
+        return abs(exact(node[1]))
+    if kind == "!":
+        number = exact(node[1])
+        if number.denominator != 1 or not 0 <= number <= MAX_FACTORIAL:
+            raise Undecided("factorial")
+        return Fraction(math.factorial(int(number)))
+    if kind == "C":
+        above, below = exact(node[1]), exact(node[2])
+        if above.denominator != 1 or below.denominator != 1 or not 0 <= below <= above <= MAX_FACTORIAL:
+            raise Undecided("binomial")
+        return Fraction(math.comb(int(above), int(below)))
+    if kind == "root":
+        degree, inside = exact(node[1]), exact(node[2])
+        return _exact_root(degree, inside)
+    raise Irrational(kind)
+
+
+def _power(base: Fraction, exponent: Fraction) -> Fraction:
+    if exponent.denominator != 1:
+        raise Irrational("power")
+    size = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if abs(exponent) * size > 60_000:
+        raise Undecided("power too large")
+    return base ** int(exponent)
+
+
+def _bounded(value: Fraction) -> None:
+    if value.numerator.bit_length() > 100_000 or value.denominator.bit_length() > 100_000:
+        raise Undecided("number too large")
+
+
+def _exact_root(degree: Fraction, inside: Fraction) -> Fraction:
+    if degree != 2 or inside < 0:
+        raise Irrational("root")
+    over, under = math.isqrt(inside.numerator), math.isqrt(inside.denominator)
+    if over * over != inside.numerator or under * under != inside.denominator:
+        raise Irrational("root")
+    return Fraction(over, under)
