@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rewards.math.equal import Comparison, Overtime
 from rewards.math.extract import gold_text
+from rewards.math.set_builder import Family
 from rewards.math.tokens import Unreadable, clean, tokenize
 from rewards.math.values import Grid, Group, Leaf, Relation, Union, Value, read, spelled
 
@@ -89,7 +90,7 @@ def _kind(value: Value) -> str:
         return value.kind
     if isinstance(value, Leaf):
         return "expression" if value.node else "words" if value.words else "formula"
-    return {Grid: "matrix", Relation: "relation", Union: "union"}[type(value)]
+    return {Grid: "matrix", Relation: "relation", Union: "union", Family: "family"}[type(value)]
 
 
 def _unwrapped(text: str) -> str:

@@ -18,9 +18,12 @@ from __future__ import annotations
 import time
 
 from rewards.math.equal_single import Outcome, same_leaf
+from rewards.math.families import same_family
+from rewards.math.inequalities import as_interval
 from rewards.math.nodes import substitute
-from rewards.math.real_sets import as_interval, is_set, pieces, same_set
+from rewards.math.real_sets import is_set, pieces, same_set
 from rewards.math.relations import bare_values, same_relation, solves
+from rewards.math.set_builder import Family
 from rewards.math.tokens import Unreadable
 from rewards.math.values import Grid, Group, Leaf, Relation, Union, Value, read, spelled
 
@@ -53,6 +56,8 @@ class Comparison:
             and not _has_sign_choice(answer)
         ):
             return same_leaf(gold, answer)
+        if isinstance(gold, Family) or isinstance(answer, Family):
+            return same_family(gold, answer, self.equal)
         if is_set(gold) or is_set(answer):
             as_sets = self._equal_sets(gold, answer)
             if as_sets is not None:

@@ -25,6 +25,7 @@ _TIMES = frozenset(["*", "\\cdot", "\\times", "\\ast"])
 _OVER = frozenset(["/", "\\div", "\\over"])
 _ENDS = CLOSERS | frozenset([",", ";", "=", "<", ">"])
 _MAX_POSTFIX = 12
+_MAX_BARS = 4
 _GROUPS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 _INVERSE = {"\\sin": "\\arcsin", "\\cos": "\\arccos", "\\tan": "\\arctan", "\\cot": "\\arccot"}
 
@@ -240,15 +241,24 @@ class _Reader:
         raise Unreadable(f"unexpected {token!r}")
 
     def absolute(self) -> tuple:
-        depth = 0
+        """What stands between a bar and the first one behind it that closes something readable, as in ||x| - 1|."""
+        depth, bars = 0, 0
         for index in range(self.at, len(self.tokens)):
             token = self.tokens[index]
             if token in _GROUPS:
                 depth += 1
             elif token in CLOSERS:
                 depth -= 1
-            elif token == "|" and depth == 0 and index > self.at:
-                node = self.inner(self.tokens[self.at : index])
+            elif token == "|" and depth == 0:
+                bars += 1
+                if index == self.at:
+                    continue
+                try:
+                    node = self.inner(self.tokens[self.at : index])
+                except Unreadable:
+                    if bars > _MAX_BARS:
+                        raise
+                    continue
                 self.at = index + 1
                 return ("abs", node)
         raise Unreadable("a bar that does not close")
