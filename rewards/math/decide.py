@@ -27,7 +27,8 @@ _LETTER = re.compile(_WRAPPER + r"\(?\s*([A-J])\s*\)?\.?\s*\}?\.?")
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """equal: the verdict, unless ``open`` holds pairs (gold, answer) that must all be symbolically equal for it.
+    """equal: the verdict, unless ``open`` holds pairs of formulas that must all be symbolically equal for it; a `Doubt`
+    among them must only not be shown to differ.
 
     late: the comparison was broken off.
     """

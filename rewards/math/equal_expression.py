@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from rewards.math.arithmetics import Double, Precise, Undecided, is_real
-from rewards.math.exact import Irrational, exact, rational
+from rewards.math.exact import Irrational, determinant, exact, rational
 from rewards.math.nodes import contains, letters_of
 
 MAX_POWER = 10_000_000
@@ -135,7 +135,9 @@ def _modular(node: tuple, seed: int) -> int:
         return pow(base, int(exponent), PRIME)
     if kind == "i":
         return ROOT_OF_MINUS_ONE
-    if kind in ("!", "C", "abs", "root"):
+    if kind == "det":
+        return determinant([_modular(cell, seed) for cell in node[1]]) % PRIME
+    if kind in ("!", "C", "abs", "root", "mod", "gcd", "lcm"):
         value = exact(node)
         return value.numerator % PRIME * pow(value.denominator, -1, PRIME) % PRIME
     raise Irrational(kind)
@@ -280,6 +282,10 @@ def _evaluate(node: tuple, seed: int, field):
     if kind == "C":
         above, below = _evaluate(node[1], seed, field), _evaluate(node[2], seed, field)
         return field.factorial(above) / field.factorial(below) / field.factorial(above - below)
+    if kind == "det":
+        return determinant([_evaluate(cell, seed, field) for cell in node[1]])
+    if kind in ("mod", "gcd", "lcm"):
+        return field.number(exact(node))
     if kind == "max" or kind == "min":
         values = [_evaluate(item, seed, field) for item in node[1]]
         return max(values) if kind == "max" else min(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from typing import NamedTuple
 
 from rewards.math.equal_expression import real, same
 from rewards.math.exact import rational
@@ -23,6 +24,13 @@ _COUNTLESS = re.compile(
     r"(?:infinitely many|infinite (?:number|amount) of|infinite(?= solutions$| answers$| values$|$))(?: ([a-z ]+))?"
 )
 Outcome = "bool | tuple[tuple[str, str], ...]"
+
+
+class Doubt(NamedTuple):
+    """Two formulas that an answer says are equal on its way to its value: wrong only where they are shown to differ."""
+
+    one: str
+    other: str
 
 
 def same_leaf(gold: Leaf, answer: Leaf):

@@ -62,6 +62,20 @@ def exact(node: tuple) -> Fraction:
         if above.denominator != 1 or below.denominator != 1 or not 0 <= below <= above <= MAX_FACTORIAL:
             raise Undecided("binomial")
         return Fraction(math.comb(int(above), int(below)))
+    if kind == "det":
+        cells = [exact(cell) for cell in node[1]]
+        value = determinant(cells)
+        _bounded(value)
+        return value
+    if kind == "gcd" or kind == "lcm":
+        items = [_whole(exact(item)) for item in node[1]]
+        value = math.gcd(*items) if kind == "gcd" else math.lcm(*items)
+        return Fraction(value)
+    if kind == "mod":
+        modulus = _whole(exact(node[2]))
+        if modulus < 1:
+            raise Undecided("no modulus")
+        return Fraction(_residue(node[1], modulus))
     if kind == "root":
         degree, inside = exact(node[1]), exact(node[2])
         return _exact_root(degree, inside)
@@ -89,3 +103,45 @@ def _exact_root(degree: Fraction, inside: Fraction) -> Fraction:
     if over * over != inside.numerator or under * under != inside.denominator:
         raise Irrational("root")
     return Fraction(over, under)
+
+
+def _whole(value: Fraction) -> int:
+    if value.denominator != 1:
+        raise Undecided("not a whole number")
+    return int(value)
+
+
+def _residue(node: tuple, modulus: int) -> int:
+    """What is left of a whole number on division, however many digits it has: 7^{10^{50}}, 2024!."""
+    kind = node[0]
+    if kind in ("+", "-", "*"):
+        left, right = _residue(node[1], modulus), _residue(node[2], modulus)
+        return (left + right if kind == "+" else left - right if kind == "-" else left * right) % modulus
+    if kind == "neg":
+        return -_residue(node[1], modulus) % modulus
+    if kind == "^":
+        exponent = _whole(exact(node[2]))
+        if exponent >= 0:
+            return pow(_residue(node[1], modulus), exponent, modulus)
+    if kind == "!" and _whole(exact(node[1])) >= modulus:
+        return 0
+    return _whole(exact(node)) % modulus
+
+
+def determinant(cells: list):
+    """Of a square of numbers of any kind, row by row: row after row is added, for each choice of columns (n 2^n)."""
+    size = math.isqrt(len(cells))
+    minors = {0: 1}
+    for row in range(size):
+        grown: dict = {}
+        for columns, minor in minors.items():
+            sign = 1
+            for column in reversed(range(size)):
+                if columns >> column & 1:
+                    sign = -sign
+                    continue
+                value = sign * minor * cells[row * size + column]
+                chosen = columns | 1 << column
+                grown[chosen] = grown[chosen] + value if chosen in grown else value
+        minors = grown
+    return minors[(1 << size) - 1]

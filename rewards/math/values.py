@@ -107,7 +107,7 @@ def read(tokens: tuple, depth: int = 0) -> Value:
         bracketed = _bracketed(tokens, depth)
         if bracketed is not None:
             return bracketed
-    if len(tokens) == 1 and tokens[0].__class__ is Table:
+    if len(tokens) == 1 and tokens[0].__class__ is Table and tokens[0].kind != "determinant":
         return _grid(tokens[0], depth)
     ratio = _ratio(tokens)
     return ratio if ratio is not None else _leaf(tokens)
@@ -130,7 +130,8 @@ def latex(tokens: tuple) -> str:
     for token in tokens:
         if token.__class__ is Table:
             rows = " \\\\ ".join(" & ".join(latex(cell) for cell in row) for row in token.rows)
-            pieces.append(f"\\begin{{pmatrix}} {rows} \\end{{pmatrix}}")
+            name = "vmatrix" if token.kind == "determinant" else "pmatrix"
+            pieces.append(f"\\begin{{{name}}} {rows} \\end{{{name}}}")
         elif token.__class__ is Based:
             pieces.append(f"{token.digits}_{{{token.base}}}")
         elif token.__class__ is Fraction:
