@@ -8,7 +8,7 @@ Decided once, with reasons, tested in tests/rewards/math/test_verifier_policies.
   holds, any of its members may match. A link to a formula that is not read here, ``\lim ... = 1``, leaves what stands
   behind it, unless a symbolic worker refutes it; ``2x + 1 = 7`` is an equation for x and not 7.
 - **Names are not graded**: x = 16 answers 16, f(x) = x answers f(z) = z. Values named alike are compared name by name.
-- **Bound letters are not graded** either: a set given by a rule is its element and its conditions, whatever the letters.
+- **Bound letters are not graded** either: a set given by a rule is its element and its conditions under any letters.
 - **Infinitely many is \infty** where the gold counts; a gold \infty may be a limit, and is no count.
 - **Exact means exact.** A decimal stands for an exact value from six significant digits on, if it is that value
   rounded or cut; fewer digits are another number.

@@ -8,6 +8,7 @@ from fractions import Fraction
 from rewards.math.arithmetics import Undecided
 
 MAX_FACTORIAL = 2_500
+MAX_BITS_OF_SEVERAL = 10_000
 
 
 class Irrational(Undecided):
@@ -68,8 +69,11 @@ def exact(node: tuple) -> Fraction:
         _bounded(value)
         return value
     if kind == "gcd" or kind == "lcm":
-        items = [_whole(exact(item)) for item in node[1]]
-        value = math.gcd(*items) if kind == "gcd" else math.lcm(*items)
+        value = 0 if kind == "gcd" else 1
+        for item in node[1]:
+            value = (math.gcd if kind == "gcd" else math.lcm)(value, _whole(exact(item)))
+            if value.bit_length() > MAX_BITS_OF_SEVERAL:
+                raise Undecided("number too large")
         return Fraction(value)
     if kind == "mod":
         modulus = _whole(exact(node[2]))

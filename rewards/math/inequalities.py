@@ -147,16 +147,13 @@ def _cases(node: tuple, name: str, low: Bound, high: Bound, left: int) -> Iterat
     argument = inner[1]
     negative = ("neg", argument)
     sides = (negative, argument)
-    if name not in letters_of(argument):
-        sign = order(argument, _ZERO)
-        if sign is None:
-            raise Undecided("sign")
-        yield from _cases(replaced(node, inner, sides[sign >= 0]), name, low, high, left)
-        return
-    line = _line(argument, name)
-    if line is None or line[0] == 0 or left == 0:
+    line = _line(argument, name) if name in letters_of(argument) else (0, End(argument))
+    if line is None or left == 0:
         raise Undecided("no line")
     slope, zero = line
+    if slope == 0:
+        yield from _cases(replaced(node, inner, sides[zero >= End(_ZERO)]), name, low, high, left - 1)
+        return
     before, after = sides if slope > 0 else sides[::-1]
     if low < zero:
         yield from _cases(replaced(node, inner, before), name, low, min(high, zero), left - 1)
