@@ -5,7 +5,7 @@ Works on the raw mapping, before and whether or not the rest is valid. What is o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from orchestra.config.faults import Fault, brief
 from rewards.domain import Domain, domain_names, get_domain
-from rewards.settings import Problems
+from rewards.scoring import RewardError, undefined_functions
+from rewards.settings import Problems, Reward
 from settings import Refers, near, reference_of
 
 SHIPPED = ("embedded/student", "embedded/teacher")
@@ -38,8 +39,20 @@ def is_local(value: str, refers: Refers) -> bool:
     return refers.to == "file" or (refers.file and is_file(value))
 
 
-def find_files(raw: dict[str, Any], at: Where, model: type[BaseModel], beside: Path, stage: str | None) -> list[Fault]:
-    """Write the places of local files into a raw mapping: relative to the working directory or to the recipe.
+def find_files(
+    raw: dict[str, Any],
+    at: Where,
+    model: type[BaseModel],
+    beside: Path,
+    stage: str | None,
+    overridden: Container[Where],
+) -> list[Fault]:
+    """Write the places of local files into a raw mapping: beside the recipe, or else in the working directory.
+
+    What `--set` names is what the user sees: in the working directory first.
+
+    Args:
+        at: where the mapping stands in the recipe; `overridden` are the places of values from the command line.
 
     Returns:
         a fault for each that is not there.
@@ -50,7 +63,9 @@ def find_files(raw: dict[str, Any], at: Where, model: type[BaseModel], beside: P
         if not isinstance(value, str) or not is_local(value, refers):
             return value
         plain = Path(value).expanduser()
-        for candidate in (plain, beside / plain):
+        places = (beside / plain, plain)
+        by_user = any((*at, key)[:n] in overridden for n in range(1, len(at) + 2))
+        for candidate in reversed(places) if by_user else places:
             if candidate.is_file():
                 return str(candidate)
         reason = "is a folder" if plain.is_dir() else "no such file"
@@ -81,6 +96,22 @@ def unknown_words(
             message = _source(value, domain)
         if message:
             yield Fault((*at, key), f"{value!r} {message}", stage=stage)
+
+
+def unknown_rewards(reward: object) -> Iterator[Fault]:
+    """Weights of functions that the recipe's own file, found already, does not define."""
+    raw = reward if isinstance(reward, Mapping) else {}
+    file = raw.get("file")
+    if not isinstance(file, str) or not Path(file).is_file():
+        return
+    own = [name for name, weight in raw.items() if name not in Reward.model_fields and weight]
+    try:
+        missing = undefined_functions(Path(file), own)
+    except RewardError as error:
+        yield Fault(("reward", "file"), str(error))
+        return
+    for name in missing:
+        yield Fault(("reward", str(name)), f"{file} does not define a function of this name")
 
 
 def domain_of(problems: object, faults: list[Fault]) -> Domain | None:

@@ -13,7 +13,7 @@ from orchestra.config.checks import references
 from orchestra.config.recipe import Recipe
 from orchestra.config.stage import EVALUATION, OUTPUTS, Stage
 from orchestra.config.words import is_local
-from orchestra.run.code import closure
+from orchestra.run.code import closure, imported_by
 from orchestra.run.ledger import Fingerprint, LedgerEntry, sha256_of
 from settings import FREE, Node, Refers, marked, reference_of
 
@@ -84,6 +84,9 @@ def _inputs(recipe: Recipe, stage: Stage, entries: Mapping[str, LedgerEntry]) ->
                 yield f"{key} {value}", digest
         elif is_local(value, refers):
             yield f"{key} ({Path(value).name})", sha256_of(Path(value))
+            if refers.to == "file":
+                imported = imported_by(Path(value)).items()
+                yield from ((f"{key} ({Path(value).name}: {name})", digest) for name, digest in imported)
         elif refers.to_stage and value not in parents:
             yield from _given(value, refers.to, entries)
 

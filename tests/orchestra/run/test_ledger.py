@@ -143,6 +143,36 @@ def test_files_count_by_content_and_not_by_place(finished, tmp_path):
     assert a == b != c
 
 
+def test_what_a_users_rewards_import_counts(finished, tmp_path):
+    files = {
+        "mine.py": "import json, torch\nimport near\nfrom package.deep import thing\ndef mine(): ...\n",
+        "near.py": "def late():\n    import further\n",
+        "further.py": "X = 1\n",
+        "package/__init__.py": "from . import of_package\n",
+        "package/of_package.py": "X = 1\n",
+        "package/deep.py": "thing = 1\n",
+        "unused.py": "X = 1\n",
+    }
+    (tmp_path / "package").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+
+    def now():
+        codes._digest.cache_clear()
+        return digest(finished, "explore", [f"reward={{file: {tmp_path}/mine.py, mine: 0.1}}"])
+
+    before = now()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "ADDED = 1\n")
+        assert (now() != before) == (name != "unused.py"), name
+        (tmp_path / name).write_text(text + "# a remark\n")
+        assert (now() != before) == (name == "mine.py"), name
+        (tmp_path / name).write_text(text)
+    assert set(codes.imported_by(tmp_path / "mine.py")) == {
+        "near", "further", "package", "package.of_package", "package.deep"
+    }  # fmt: skip
+
+
 def test_comments_and_docstrings_do_not_count(tmp_path):
     def source_digest(text, name):
         path = tmp_path / name
