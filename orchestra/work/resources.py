@@ -16,6 +16,7 @@ from models.engines.serving import Served, which_sync
 from models.prompts import prompt_tokens, render_prompt
 from models.training import Probe
 from orchestra.config.faults import UserError
+from orchestra.work.held_out import held_out, load
 from rewards.formats import Format
 from rewards.problems import Asked, Problem, Split, overlapping
 
@@ -58,9 +59,7 @@ class Resources:
         """Problems of a source, loaded once."""
         key = (source, split, limit)
         if key not in self._problems:
-            # the held-out problems are the same for every training seed
-            seed = self.recipe.seed if split == "train" else 0
-            self._problems[key] = self.domain.problems(source, split, limit=limit, seed=seed)
+            self._problems[key] = load(self.recipe, source, split, limit)
         return self._problems[key]
 
     def test(self, stage: Stage) -> Asked:
@@ -70,15 +69,21 @@ class Resources:
         budget = context_length(base) - self._completion_budget()
         return self._asked(self.problems(source, "test", limit), base, budget, f"test problems ({source})")
 
+    def apart(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Those that share no 13 words with a problem of any evaluation in the recipe."""
+        asked = [problem for source, limit in held_out(self.recipe) for problem in self.problems(source, "test", limit)]
+        overlap = overlapping(problems, asked)
+        return [problem for problem in problems if problem.id not in overlap]
+
     def train(self, model: str | None = None, count: int | None = None) -> Asked:
         """Training problems that share no 13 words with a held-out one, as `model` is asked."""
         own = self.recipe.problems
         problems = self.problems(own.train, "train", own.train_limit)
-        overlap = overlapping(problems, self.problems(own.test, "test", own.test_limit))
-        clean = [problem for problem in problems if problem.id not in overlap][:count]
+        clean = self.apart(problems)
+        overlap = len(problems) - len(clean)
         budget = self.recipe.rollouts.max_prompt_tokens
         return self._asked(
-            clean, model or self.recipe.model.base, budget, f"training problems ({own.train})", len(overlap)
+            clean[:count], model or self.recipe.model.base, budget, f"training problems ({own.train})", overlap
         )
 
     def _asked(self, problems: Sequence[Problem], model: str, budget: int, what: str, gone: int = 0) -> Asked:
