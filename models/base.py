@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from models.paths import model_path
+from models.paths import model_place
 from models.settings import Arithmetic, Quantize
 from models.sizes import arithmetic_name
 
@@ -36,8 +36,9 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
+    place = model_place(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path(name))
+        tokenizer = AutoTokenizer.from_pretrained(place.path, revision=place.revision)
     except (OSError, ValueError) as error:
         raise ModelError(_cannot_load(name, error)) from error
     if tokenizer.eos_token_id is None:
@@ -51,7 +52,8 @@ def context_length(name: str) -> int:
     """Tokens that a model was made for."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(model_path(name)).max_position_embeddings
+    place = model_place(name)
+    return AutoConfig.from_pretrained(place.path, revision=place.revision).max_position_embeddings
 
 
 def arithmetic(dtype: Arithmetic) -> torch.dtype:
@@ -89,6 +91,7 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
 
     cuda = torch.cuda.is_available()
     compute = arithmetic(dtype)
+    place = model_place(name)
     quantization = None
     if quantize == "nf4":
         quantization = BitsAndBytesConfig(
@@ -99,7 +102,8 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
         )
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            model_path(name),
+            place.path,
+            revision=place.revision,
             dtype=compute,
             quantization_config=quantization,
             device_map={"": torch.cuda.current_device()} if cuda else {"": "cpu"},

@@ -14,7 +14,7 @@ from torch import nn
 from models.adapters import POLICY, load_adapter
 from models.base import arithmetic, dequantized, load_base, load_tokenizer
 from models.engines.protocol import Weight, Weights
-from models.paths import model_path
+from models.paths import model_place
 from models.settings import Model
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ def merged_model(model: Model, adapter: Path | None, dtype: torch.dtype) -> "Pre
 
     frozen = load_base(model.base, model.quantize, model.dtype)
     policy = load_adapter(frozen, adapter) if adapter is not None else frozen
-    plain = AutoModelForCausalLM.from_pretrained(model_path(model.base), dtype=arithmetic(model.dtype)).float()
+    place = model_place(model.base)
+    plain = AutoModelForCausalLM.from_pretrained(place.path, revision=place.revision, dtype=arithmetic(model.dtype))
+    plain = plain.float()
     own = dict(plain.named_parameters())
     with torch.no_grad():
         for name, tensor in folded_weights(policy):

@@ -29,7 +29,7 @@ class Model(Node):
     """The frozen base and the adapter on it."""
 
     base: Annotated[Text, SIZE, Refers("model")]
-    """Hub id, local folder, or `embedded/student`, which ships with the package."""
+    """Hub id (`name[@revision]`), local folder, or `embedded/student`, which ships with the package."""
     quantize: Quantize = "nf4"
     """4-bit NF4 with double quantisation (arXiv 2305.14314), or none."""
     dtype: Annotated[Arithmetic, SIZE] = "auto"

@@ -17,7 +17,8 @@ class Problems(Node):
     domain: Text = "math"
     """What kind of task they are: a folder of rewards/ with problems, formats, verifier and rewards of its own."""
     train: Annotated[Text, SIZE, Refers("problems")]
-    """`embedded` (the generator), a .jsonl file (`question`, `answer`, optional `solution`), or a Hub dataset."""
+    """`embedded` (the generator), a .jsonl file (`question`, `answer`, optional `solution`), or a Hub dataset
+    (`name[:config][@revision]`)."""
     test: Annotated[Text, SIZE, Refers("problems")]
     """The held-out problems of every evaluation; same sources as `train`."""
     format: Text = "think-boxed"

@@ -7,7 +7,7 @@ import torch
 from models.base import arithmetic, load_tokenizer
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights
 from models.engines.start import Capacity
-from models.paths import model_path
+from models.paths import model_place
 from models.settings import Serving
 
 
@@ -22,7 +22,8 @@ class TransformersEngine:
 
         cuda = torch.cuda.is_available()
         self.dtype = arithmetic(serving.dtype)
-        self._model = AutoModelForCausalLM.from_pretrained(model_path(model), dtype=self.dtype).eval()
+        place = model_place(model)
+        self._model = AutoModelForCausalLM.from_pretrained(place.path, revision=place.revision, dtype=self.dtype).eval()
         self._model.to("cuda" if cuda else "cpu")
         self._tokenizer = load_tokenizer(model)
         self._batch = capacity.max_num_seqs

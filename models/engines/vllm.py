@@ -13,7 +13,7 @@ import torch
 from models.base import arithmetic, free_memory, load_tokenizer
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights, last_line
 from models.engines.start import Capacity
-from models.paths import model_path
+from models.paths import model_place
 from models.settings import Serving
 
 if TYPE_CHECKING:
@@ -45,9 +45,12 @@ class VllmEngine:
         free_memory()
         threads = torch.get_num_threads()
         self.dtype = arithmetic(serving.dtype)
+        place = model_place(model)
         lora = {"enable_lora": True, "max_lora_rank": _lora_rank(capacity.lora_rank)} if capacity.lora_rank else {}
         self._llm = vllm.LLM(
-            model_path(model),
+            place.path,
+            revision=place.revision,
+            tokenizer_revision=place.revision,
             dtype=str(self.dtype).removeprefix("torch."),
             max_model_len=capacity.max_model_len,
             max_num_seqs=capacity.max_num_seqs,

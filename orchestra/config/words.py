@@ -11,11 +11,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from models.paths import hub_model
 from orchestra.config.faults import Fault, brief
 from rewards.domain import Domain, domain_names, get_domain
 from rewards.scoring import RewardError, undefined_functions
 from rewards.settings import Problems, Reward
 from settings import Refers, near, reference_of
+from settings.hub import HubName
 
 SHIPPED = ("embedded/student", "embedded/teacher")
 
@@ -141,7 +143,8 @@ def _referring(model: type[BaseModel]) -> Iterator[tuple[str, Refers]]:
 
 
 def _source(source: str, domain: Domain) -> str:
-    if source in domain.sources or is_problem_file(source) or source.count("/") == 1:
+    hub = HubName.parse(source)
+    if source in domain.sources or is_problem_file(source) or (hub is not None and "/" in hub.repo):
         return ""
     own = " nor ".join([*domain.sources, "a .jsonl file"])
     return f"is neither {own} nor a Hub data set (name/set){near(source, domain.sources)}"
@@ -153,4 +156,6 @@ def _model(name: str) -> str:
         return f"is not shipped (there are: {', '.join(SHIPPED)}){near(name, SHIPPED)}"
     if name.startswith((".", "/", "~")) and not (Path(name).expanduser() / "config.json").is_file():
         return "is not a folder with a model (no config.json there)"
+    if hub_model(name) is not None and hub_model(name).config is not None:
+        return "names a configuration, which models do not have; a revision stands behind '@'"
     return ""

@@ -91,7 +91,6 @@ def _inputs(recipe: Recipe, stage: Stage, entries: Mapping[str, LedgerEntry]) ->
         elif refers.to_stage and value not in parents:
             yield from _given(value, refers.to, entries)
 
-
     if lost := lost_to_other_evaluations(recipe, stage):
         digest = hashlib.sha256("\n".join(lost).encode()).hexdigest()
         yield "training problems left out because an evaluate stage asks them", digest
