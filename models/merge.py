@@ -15,7 +15,7 @@ from models.adapters import POLICY, load_adapter
 from models.base import arithmetic, dequantized, load_base, load_tokenizer
 from models.engines.protocol import Weight, Weights
 from models.paths import model_place
-from models.settings import Model
+from models.settings import Model, PromptFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,7 +80,12 @@ def merged_model(model: Model, adapter: Path | None, dtype: torch.dtype) -> "Pre
     return plain.to(dtype)
 
 
-def save_merged(model: "PreTrainedModel", base: str, folder: Path) -> None:
-    """Write a merged model with the base's tokenizer and generation config, as safetensors."""
+def save_merged(model: "PreTrainedModel", base: str, folder: Path, prompt: PromptFormat | None = None) -> None:
+    """Write a merged model as safetensors, with the base's generation config, and its tokenizer as it was trained with:
+    the chat template is the prompt format, the end one of those at which the model stops.
+
+    Args:
+        prompt: `Model.prompt`; None is `auto`.
+    """
     model.save_pretrained(folder)
-    load_tokenizer(base).save_pretrained(folder)
+    load_tokenizer(base, prompt).save_pretrained(folder)
