@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from models.paths import model_path
-from models.settings import Arithmetic, Quantize
+from models.conversation import Conversation, UntrainedEndError, conversation_of, declared_ends, speak
+from models.paths import model_place
+from models.settings import Arithmetic, PromptFormat, Quantize
 from models.sizes import arithmetic_name
 
 if TYPE_CHECKING:
@@ -28,30 +29,57 @@ class ModelError(ValueError):
     user_message = True
 
 
-def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """Tokenizer of a Hub id, a local folder or an `embedded/...` model, with a pad token set.
+def load_tokenizer(name: str, prompt: PromptFormat | None = None) -> "PreTrainedTokenizerBase":
+    """Tokenizer of a Hub id, a local folder or an `embedded/...` model, as the model is spoken to: its chat template is
+    the prompt format, its `eos_token` what completions end with (models/conversation.py); and a pad token is set.
+
+    Args:
+        prompt: `Model.prompt`; None is `auto`.
 
     Raises:
-        ModelError: it cannot be found, or it has neither a chat template nor an end-of-sequence token.
+        ModelError: it cannot be found, or it has no end-of-sequence token that was trained on.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path(name))
-    except (OSError, ValueError) as error:
-        raise ModelError(_cannot_load(name, error)) from error
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"model '{name}': its tokenizer has no eos_token, so no completion could ever end")
+    tokenizer, conversation = _tokenizer_of(name, prompt)
+    speak(tokenizer, conversation)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def spoken_to(name: str, prompt: PromptFormat) -> Conversation:
+    """How a model is spoken to. Raises ModelError as `load_tokenizer` does."""
+    return _tokenizer_of(name, prompt)[1]
+
+
+def _tokenizer_of(name: str, prompt: PromptFormat | None) -> "tuple[PreTrainedTokenizerBase, Conversation]":
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    place = model_place(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place.path, revision=place.revision)
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"model '{name}': its tokenizer has no eos_token, so no completion could ever end")
+        return tokenizer, conversation_of(place, tokenizer, prompt or "auto")
+    except (UntrainedEndError, TemplateError) as error:
+        raise ModelError(f"model '{name}': {error}") from error
+    except ModelError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load(name, error)) from error
+
+
+def end_tokens(name: str, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """The tokens at which a model stops: those that it declares, of which one is the tokenizer's."""
+    return frozenset({tokenizer.eos_token_id, *declared_ends(model_place(name))})
 
 
 def context_length(name: str) -> int:
     """Tokens that a model was made for."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(model_path(name)).max_position_embeddings
+    place = model_place(name)
+    return AutoConfig.from_pretrained(place.path, revision=place.revision).max_position_embeddings
 
 
 def arithmetic(dtype: Arithmetic) -> torch.dtype:
@@ -89,6 +117,7 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
 
     cuda = torch.cuda.is_available()
     compute = arithmetic(dtype)
+    place = model_place(name)
     quantization = None
     if quantize == "nf4":
         quantization = BitsAndBytesConfig(
@@ -99,7 +128,8 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
         )
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            model_path(name),
+            place.path,
+            revision=place.revision,
             dtype=compute,
             quantization_config=quantization,
             device_map={"": torch.cuda.current_device()} if cuda else {"": "cpu"},

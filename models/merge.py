@@ -14,8 +14,8 @@ from torch import nn
 from models.adapters import POLICY, load_adapter
 from models.base import arithmetic, dequantized, load_base, load_tokenizer
 from models.engines.protocol import Weight, Weights
-from models.paths import model_path
-from models.settings import Model
+from models.paths import model_place
+from models.settings import Model, PromptFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,7 +70,9 @@ def merged_model(model: Model, adapter: Path | None, dtype: torch.dtype) -> "Pre
 
     frozen = load_base(model.base, model.quantize, model.dtype)
     policy = load_adapter(frozen, adapter) if adapter is not None else frozen
-    plain = AutoModelForCausalLM.from_pretrained(model_path(model.base), dtype=arithmetic(model.dtype)).float()
+    place = model_place(model.base)
+    plain = AutoModelForCausalLM.from_pretrained(place.path, revision=place.revision, dtype=arithmetic(model.dtype))
+    plain = plain.float()
     own = dict(plain.named_parameters())
     with torch.no_grad():
         for name, tensor in folded_weights(policy):
@@ -78,7 +80,12 @@ def merged_model(model: Model, adapter: Path | None, dtype: torch.dtype) -> "Pre
     return plain.to(dtype)
 
 
-def save_merged(model: "PreTrainedModel", base: str, folder: Path) -> None:
-    """Write a merged model with the base's tokenizer and generation config, as safetensors."""
+def save_merged(model: "PreTrainedModel", base: str, folder: Path, prompt: PromptFormat | None = None) -> None:
+    """Write a merged model as safetensors, with the base's generation config, and its tokenizer as it was trained with:
+    the chat template is the prompt format, the end one of those at which the model stops.
+
+    Args:
+        prompt: `Model.prompt`; None is `auto`.
+    """
     model.save_pretrained(folder)
-    load_tokenizer(base).save_pretrained(folder)
+    load_tokenizer(base, prompt).save_pretrained(folder)

@@ -10,6 +10,7 @@ from settings import FREE, SIZE, Count, Names, Node, NotNegative, Positive, Refe
 
 Arithmetic = Literal["auto", "bfloat16", "float32"]
 Quantize = Literal["nf4", "none"]
+PromptFormat = Literal["auto", "chat", "plain"]
 
 
 class Lora(Node):
@@ -29,11 +30,14 @@ class Model(Node):
     """The frozen base and the adapter on it."""
 
     base: Annotated[Text, SIZE, Refers("model")]
-    """Hub id, local folder, or `embedded/student`, which ships with the package."""
+    """Hub id (`name[@revision]`), local folder, or `embedded/student`, which ships with the package."""
     quantize: Quantize = "nf4"
     """4-bit NF4 with double quantisation (arXiv 2305.14314), or none."""
     dtype: Annotated[Arithmetic, SIZE] = "auto"
     """Arithmetic of the trainer. auto: bfloat16 on a GPU, float32 on a CPU."""
+    prompt: PromptFormat = "auto"
+    """How problems are put to it: by its chat template, or plainly, without tokens of a template. auto: chat where the
+    template is trained in, as its generation config and its embeddings say (models/conversation.py)."""
     lora: Lora = Lora()
     """The adapter."""
 

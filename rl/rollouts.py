@@ -15,6 +15,7 @@ from torch.utils.data import Sampler
 
 from models.engines.protocol import Completion, Engine, Sampling, Tokens
 from models.engines.serving import Served
+from models.training import TrainingError
 from rl.advantages import ask_rewards, deviations, equal_groups, group_advantages, total_rewards
 from rl.batches import Row
 from rl.metrics import StepMetrics
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from trl.trainer.utils import RepeatSampler
 
     from rewards.scoring import RewardSet
+
+# a step in which so many completions are cut off is left to fewer than one in twenty, the shortest: a policy that does
+# not end, not one that at times runs long. A few steps, because one may be unlucky, and each costs a whole rollout
+CUT_SHARE = 0.95
+CUT_STEPS = 4
 
 # a row of the dataset: `prompt` (text), `prompt_ids`, and the columns that reward functions get
 Problem = dict[str, object]
@@ -105,6 +111,33 @@ def fresh_problems(dataset: "Dataset", seed: int, place: Place, count: int, tota
     return [dataset[int(chosen[(place.first_group + i) % len(chosen)])] for i in range(count)]
 
 
+class Cut:
+    """Stops a run in which hardly a completion ends: rows that were cut off are out of the loss, so nothing is learned.
+
+    Args:
+        stop_token_ids: for the message.
+    """
+
+    def __init__(self, stop_token_ids: Sequence[int], max_completion_tokens: int) -> None:
+        self._stops, self._limit = ", ".join(map(str, stop_token_ids)), max_completion_tokens
+        self._steps = 0
+
+    def count(self, step: int, cut: int, rows: int) -> None:
+        """Of a step's rows over all processes, how many were cut off.
+
+        Raises:
+            TrainingError: nearly all, for several steps.
+        """
+        self._steps = self._steps + 1 if cut >= CUT_SHARE * rows else 0
+        if self._steps >= CUT_STEPS:
+            raise TrainingError(
+                f"{cut} of {rows} completions were cut off at step {step + 1}, and nearly all in the last {CUT_STEPS} "
+                "steps: they give no gradient, so nothing is learned. Either max_completion_tokens "
+                f"({self._limit}) is too small, or the policy does not say its end tokens ({self._stops}): imitate "
+                "traces first (sft), or look at model.prompt; `mask_truncated_completions: false` goes on all the same"
+            )
+
+
 class RowSource:
     """A step's rows: groups sampled from the policy, rewarded, and replaced where they teach nothing.
 
@@ -135,6 +168,7 @@ class RowSource:
         self._settings, self._rollouts = settings, rollouts
         self._stops, self._ends = stop_token_ids, {*stop_token_ids, pad_token_id}
         self._seed, self._accelerator, self._metrics = seed, accelerator, metrics
+        self._cut = Cut(stop_token_ids, rollouts.max_completion_tokens)
 
     def rows(self, policy: "PeftModel", problems: Sequence[Problem], state: "TrainerState") -> tuple[list[Row], int]:
         """(this process's rows, a group's in a row; tokens of prompts and completions sampled over all processes).
@@ -168,6 +202,8 @@ class RowSource:
                     groups[slot] = group
                     replaced += 1
         rows = [row for group in groups for row in group]
+        cut, sampled = (sum(self._of_all_processes(n)) for n in (sum(not row.in_loss for row in rows), len(rows)))
+        self._cut.count(step, cut, sampled)
         self._metrics.chosen(rows, len(groups), first_empty, replaced)
         return rows, tokens
 

@@ -241,8 +241,10 @@ def traces_of_solutions(
     """Traces from written solutions (a JSONL file with `solution`) instead of a teacher.
 
     Raises:
-        DistillError: a problem has no solution.
+        DistillError: a problem has no solution, or there are no problems.
     """
+    if not problems:
+        raise DistillError(f"{source}: all of its problems overlap with held-out ones; nothing is left to imitate")
     without = [problem.id for problem in problems if not problem.solution]
     if without:
         raise DistillError(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.base import arithmetic, free_memory, load_tokenizer
+from models.base import arithmetic, end_tokens, free_memory, load_tokenizer
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights, last_line
 from models.engines.start import Capacity
-from models.paths import model_path
+from models.paths import model_place
 from models.settings import Serving
 
 if TYPE_CHECKING:
@@ -45,9 +45,12 @@ class VllmEngine:
         free_memory()
         threads = torch.get_num_threads()
         self.dtype = arithmetic(serving.dtype)
+        place = model_place(model)
         lora = {"enable_lora": True, "max_lora_rank": _lora_rank(capacity.lora_rank)} if capacity.lora_rank else {}
         self._llm = vllm.LLM(
-            model_path(model),
+            place.path,
+            revision=place.revision,
+            tokenizer_revision=place.revision,
             dtype=str(self.dtype).removeprefix("torch."),
             max_model_len=capacity.max_model_len,
             max_num_seqs=capacity.max_num_seqs,
@@ -73,6 +76,7 @@ class VllmEngine:
         # vLLM changes torch's own thread count on a CPU
         torch.set_num_threads(threads)
         self._tokenizer = load_tokenizer(model)
+        self._ends = end_tokens(model, self._tokenizer)
         self._adapter: LoRARequest | None = None
         self._versions = 0
         self._broken: str | None = None
@@ -97,7 +101,9 @@ class VllmEngine:
                 max_tokens=sampling.max_tokens,
                 logprobs=0 if sampling.logprobs else None,
                 seed=None if seeds is None else seeds[i] % 2**63,
-                stop_token_ids=list(sampling.stop_token_ids) or None,
+                # vLLM's own end is that of the tokenizer as it lies on the disk, which the base may never have learned
+                ignore_eos=True,
+                stop_token_ids=sorted({*self._ends, *sampling.stop_token_ids}),
                 detokenize=False,
             )
             for i in range(len(prompts))

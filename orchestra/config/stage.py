@@ -100,6 +100,10 @@ class Stage(Node):
         """The problems it is evaluated on: their source, and how many at most."""
         return recipe.problems.test, recipe.problems.test_limit
 
+    def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
+        """The problems that it trains on, or has traces made of: (source, how many at most)."""
+        return ()
+
     def other_models(self) -> tuple[str, ...]:
         """Models besides the base that it asks, each through an engine of its own."""
         return ()

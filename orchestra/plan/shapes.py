@@ -86,9 +86,8 @@ R1 = QWEN | {"1.5b": Shape(1536, 28, 12, 2, 8960, 151936, False)}
 
 def shape_of(model: str) -> Shape | None:
     """The shape of a base or teacher; None where nothing is known without the network."""
+    model = model_path(model)
     name = model.lower()
-    if name.startswith("embedded/"):
-        return _from_file(Path(model_path(name)) / "config.json")
     found = _from_file(Path(model).expanduser() / "config.json") or _from_cache(model)
     if found is not None:
         return found

@@ -22,7 +22,7 @@ from orchestra.config.recipe import Recipe
 from orchestra.config.stage import Stage
 from orchestra.plan.machine import peak_memory
 from orchestra.run import folder as run_folder
-from orchestra.run import gates, processes
+from orchestra.run import commits, gates, processes
 from orchestra.run.fingerprint import fingerprint, hashed_outputs
 from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult, sha256_of, write_json
 from orchestra.run.progress import Progress, chatter_to
@@ -80,7 +80,10 @@ class Run:
                     stack.enter_context(run_folder.locked(self.run_dir))
                     ledger = Ledger(self.run_dir)
                     self._prepare(ledger, restart_from)
+                    for name, commit in commits.resolve(self.recipe, self.run_dir).items():
+                        self.progress.say(f"{name} is commit {commit}")
                 processes.barrier()
+                self.recipe = commits.pinned(self.recipe, self.run_dir)
                 ledger = Ledger(self.run_dir)
                 # before anything is written that says what this run is
                 self._judge_changes(ledger)
@@ -111,6 +114,8 @@ class Run:
             target = run_folder.set_aside(self.run_dir, ledger, names.index(restart_from))
             if target is not None:
                 self.progress.say(f"stages from {restart_from!r} on are set aside in {target}")
+            if restart_from == names[0]:
+                commits.forget(self.run_dir)
         gone = frozenset(name for name in ledger.entries if name not in names)
         if gone:
             target = run_folder.set_aside(self.run_dir, ledger, 100, gone)

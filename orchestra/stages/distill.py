@@ -49,6 +49,9 @@ class DistillStage(Stage, DistillSettings):
     def other_models(self) -> tuple[str, ...]:
         return () if self.teacher == SELF else (self.teacher,)
 
+    def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
+        return ((recipe.problems.train, recipe.problems.train_limit),)
+
     def longest_completion(self, recipe: Recipe) -> int:
         return self.max_tokens
 

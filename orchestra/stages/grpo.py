@@ -61,6 +61,9 @@ class GrpoStage(Stage, GrpoSettings):
                 return stage
         return None
 
+    def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
+        return ((recipe.problems.train, recipe.problems.train_limit),)
+
     def longest_completion(self, recipe: Recipe) -> int:
         return max(super().longest_completion(recipe), recipe.rollouts.overridden_by(self).max_completion_tokens)
 

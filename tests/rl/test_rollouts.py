@@ -12,9 +12,10 @@ from tiny_grpo import Stage
 
 from models.engines.protocol import Completion, EngineError
 from models.engines.serving import Served
+from models.training import TrainingError
 from rewards.scoring import RewardSet
 from rl.metrics import StepMetrics
-from rl.rollouts import Place, ProblemOrder, RowSource, fresh_problems, rollout_seed, sample_groups
+from rl.rollouts import Cut, Place, ProblemOrder, RowSource, fresh_problems, rollout_seed, sample_groups
 from rl.settings import DynamicSampling, GrpoSettings, Rollouts
 
 START = Place(step=0, attempt=0, first_group=0)
@@ -177,8 +178,8 @@ def first_token(completion_ids, **_):
     return [{5: 0.3, 6: 0.3000005, 7: 1.0, 8: None}[ids[0]] for ids in completion_ids]
 
 
-def rows_of(engine, problems, resamples=0, **settings):
-    """(rows, tokens, metrics, how often the policy was pushed)"""
+def source_of(engine, resamples=0, **settings):
+    """(source, its metrics, what is pushed)"""
     pushed, metrics = [], StepMetrics(ONE_PROCESS)
     source = RowSource(
         SimpleNamespace(engine=engine, push=lambda policy, step: pushed.append((policy, step))),
@@ -192,6 +193,12 @@ def rows_of(engine, problems, resamples=0, **settings):
         accelerator=ONE_PROCESS,
         metrics=metrics,
     )
+    return source, metrics, pushed
+
+
+def rows_of(engine, problems, resamples=0, **settings):
+    """(rows, tokens, metrics)"""
+    source, metrics, pushed = source_of(engine, resamples, **settings)
     rows, tokens = source.rows("policy", problems, SimpleNamespace(global_step=4))
     assert pushed == [("policy", 4)], "once, before anything is sampled"
     return rows, tokens, metrics.take(engine_mismatch=0.0, with_kl=False)
@@ -250,6 +257,38 @@ def test_what_nobody_can_grade_has_no_reward_and_the_step_goes_on():
     rows, _, told = rows_of(Scripted([[[8, END], [8, END]], [[8, END], [8, END]]]), PROBLEMS)
     assert all(row.zero_variance and row.advantage == 0.0 for row in rows)
     assert "reward" not in told and all(math.isfinite(value) for value in told.values())
+
+
+# completions that do not end
+
+
+def test_a_run_in_which_hardly_anything_ends_is_stopped():
+    """At 0.95 of 40, that is 38, in four steps in a row."""
+    cut = Cut((5, 7), 96)
+    for step, number in enumerate((38, 38, 38, 37, 40, 40, 40, 0, 38, 40, 38)):
+        cut.count(step, number, 40)
+    with pytest.raises(TrainingError) as caught:
+        cut.count(11, 39, 40)
+    message = str(caught.value)
+    assert message.startswith("39 of 40 completions were cut off at step 12, and nearly all in the last 4 steps")
+    assert "max_completion_tokens (96)" in message and "end tokens (5, 7)" in message and "model.prompt" in message
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_rows_that_do_not_end_are_counted_step_by_step(masked):
+    """Where they are in the loss all the same, they teach, and the run goes on."""
+    source = source_of(Scripted(*[[[[5, 6], [7, 6]]]] * 9), mask_truncated_completions=masked)[0]
+
+    def steps(count):
+        for step in range(count):
+            source.rows("policy", PROBLEMS[:1], SimpleNamespace(global_step=step))
+
+    steps(3)
+    if masked:
+        with pytest.raises(TrainingError, match="2 of 2 completions were cut off at step 1"):
+            steps(1)
+    else:
+        steps(6)
 
 
 # an engine that does not follow

@@ -141,6 +141,34 @@ def test_local_files_are_found_beside_the_recipe_too(written, tmp_path):
     assert os.path.samefile(recipe.problems.train, tmp_path / "sub" / "train.jsonl")
 
 
+def test_a_file_beside_the_recipe_comes_before_one_in_the_working_directory(written, tmp_path):
+    """But what the command line names is what lies where the user is."""
+    text = TEXT + "reward: {file: mine.py, mine: 0.2}\n"
+    path = written(text, "sub/mine.yaml")
+    for folder in (tmp_path, tmp_path / "sub"):
+        (folder / "mine.py").write_text("def mine(): ...\n")
+    assert os.path.samefile(load_recipe(path, None).reward.file, tmp_path / "sub" / "mine.py")
+    for override in ("reward.file=mine.py", "reward={file: mine.py, mine: 0.2}"):
+        assert os.path.samefile(load_recipe(path, None, [override]).reward.file, tmp_path / "mine.py")
+    (tmp_path / "sub" / "mine.py").unlink()
+    assert os.path.samefile(load_recipe(path, None).reward.file, tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize(
+    ("source", "reward", "said"),
+    [
+        ("def mine(): ...", "{file: mine.py, mine: 0.5}", "reward: a wrong answer could beat a right one"),
+        ("def mine(): ...", "{file: mine.py, mine: -0.1}", "reward.mine: -0.1 must be at least 0"),
+        ("def mein(): ...", "{file: mine.py, mine: 0.1}", "reward.mine: mine.py does not define a function of this"),
+        ("def mine(:", "{file: mine.py, mine: 0.1}", "reward.file: mine.py is not Python"),
+    ],
+)
+def test_rewards_that_could_not_be_built(written, tmp_path, source, reward, said):
+    (tmp_path / "mine.py").write_text(source)
+    (line,) = faults(written(TEXT + f"reward: {reward}\n"))
+    assert line.startswith("mine.yaml:8") and said in line
+
+
 def test_which_recipe(written, tmp_path):
     (tmp_path / "recipes").mkdir()
     written(TEXT, "recipes/mine.yaml")

@@ -170,6 +170,9 @@ def test_nothing_to_export():
         {"mine": "1", "file": "rewards.py"},
         {"ungradable_limit": 2.0},
         {"length": -1.0},
+        {"correct": 1.0, "brevity": 0.5, "file": "rewards.py"},
+        {"correct": 1.0, "brevity": -0.1, "file": "rewards.py"},
+        {"brevity": 0.0, "correct": 0.0, "file": "rewards.py"},
     ],
 )
 def test_wrong_rewards(wrong):
@@ -178,8 +181,8 @@ def test_wrong_rewards(wrong):
 
 
 def test_rewards_of_ones_own():
-    reward = Reward.model_validate({"file": "mine.py", "brevity": 0.5, "format": 0})
-    assert reward.weights == {"correct": 1.0, "brevity": 0.5}
+    reward = Reward.model_validate({"file": "mine.py", "brevity": 0.4, "format": 0})
+    assert reward.weights == {"correct": 1.0, "brevity": 0.4}
 
 
 def test_settings_of_a_stage_override_the_recipes():
