@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.processes import Processes
 from orchestra.config.faults import UserError, is_user_error
 from orchestra.config.recipe import Recipe
 from orchestra.config.stage import Stage
 from orchestra.plan.machine import peak_memory
 from orchestra.run import folder as run_folder
-from orchestra.run import gates, processes
+from orchestra.run import gates
 from orchestra.run.fingerprint import fingerprint, hashed_outputs
 from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult, sha256_of, write_json
 from orchestra.run.progress import Progress, chatter_to
@@ -60,6 +61,7 @@ class Run:
 
     Fields:
         plan: what was planned, kept in run.json for the report.
+        processes: that run it together. The first one decides and writes; the others are told.
     """
 
     recipe: Recipe
@@ -68,19 +70,19 @@ class Run:
     source: str = ""
     sets: tuple[str, ...] = ()
     plan: Mapping[str, Any] | None = None
-    progress: Progress = field(default_factory=lambda: Progress(quiet=processes.rank() != 0))
+    progress: Progress = field(default_factory=Progress)
+    processes: Processes = field(default_factory=Processes)
     _resources: Resources | None = None
 
     def start(self, restart_from: str | None = None) -> Outcome:
         """Run what is not finished. Raises UserError (and StageError) with a message for the user."""
-        first = processes.rank() == 0
+        first = self.processes.first
         with contextlib.ExitStack() as stack:
             with _disk_errors(self.run_dir):
                 if first:
                     stack.enter_context(run_folder.locked(self.run_dir))
-                    ledger = Ledger(self.run_dir)
-                    self._prepare(ledger, restart_from)
-                processes.barrier()
+                    self._prepare(Ledger(self.run_dir), restart_from)
+                self.processes.wait()
                 ledger = Ledger(self.run_dir)
                 # before anything is written that says what this run is
                 self._judge_changes(ledger)
@@ -148,21 +150,25 @@ class Run:
                 self._must_be_same(stage, place, entry, now)
                 self.progress.say(f"{label}: finished before")
             else:
-                entry = self._adopted(stage, place, now)
+                entry = self.processes.once(lambda: self._adopted(stage, place, now))
                 if entry is None:
                     self._begin(stage, place, now)
                     self.progress.say(f"{label}: {stage.summary(self.recipe)}")
                     entry = self._execute(stage, place, ledger, now)
                     self.progress.say(f"    {gates.sentence(entry.result)}")
-                if processes.rank() == 0:
-                    write_json(place / "result.json", entry.result.to_json())
-                    ledger.record(entry)
-                processes.barrier()
-                if processes.rank() != 0:
-                    ledger.entries = Ledger(self.run_dir).entries
-            if processes.rank() == 0:
+                self._keep(entry, place, ledger)
+            if self.processes.first:
                 shutil.rmtree(place / "checkpoints", ignore_errors=True)
             return self._judged(stage, place, ledger)
+
+    def _keep(self, entry: LedgerEntry, place: Path, ledger: Ledger) -> None:
+        """Record a finished stage, on disk before any process goes on."""
+        if self.processes.first:
+            write_json(place / "result.json", entry.result.to_json())
+            ledger.record(entry)
+        else:
+            ledger.entries[entry.result.name] = entry
+        self.processes.wait()
 
     def _must_be_same(self, stage: Stage, place: Path, entry: LedgerEntry, now: Fingerprint) -> None:
         """A finished stage is as its ledger entry says, or the user is told what changed."""
@@ -188,12 +194,12 @@ class Run:
 
     def _begin(self, stage: Stage, place: Path, now: Fingerprint) -> None:
         """Make the folder; what a killed run left in it stays only if it was begun with the same settings."""
-        if processes.rank() == 0:
+        if self.processes.first:
             place.mkdir(exist_ok=True)
             self._begun_must_be_same(stage, place, now)
             config = {"stage": stage.model_dump(mode="json"), "digest": now.digest, **dataclasses.asdict(now)}
             write_json(place / "config.json", config)
-        processes.barrier()
+        self.processes.wait()
 
     def _begun_must_be_same(self, stage: Stage, place: Path, now: Fingerprint) -> None:
         """An unfinished stage was begun as it would be now, or the user is told what changed."""
@@ -206,7 +212,7 @@ class Run:
             )
 
     def _execute(self, stage: Stage, place: Path, ledger: Ledger, now: Fingerprint) -> LedgerEntry:
-        suffix = f"-{processes.rank()}" if processes.rank() else ""
+        suffix = "" if self.processes.first else f"-{self.processes.rank}"
         log = place / f"log{suffix}.txt"
         start = time.monotonic()
         try:
@@ -214,7 +220,7 @@ class Run:
                 if self._resources is None:
                     from orchestra.work.resources import Resources
 
-                    self._resources = Resources(self.recipe)
+                    self._resources = Resources(self.recipe, self.processes)
                 context = StageContext(
                     recipe=self.recipe,
                     stage=stage,
@@ -224,14 +230,17 @@ class Run:
                     parents=self.recipe.parents_of(stage.name),
                     resources=self._resources,
                     progress=self.progress,
+                    processes=self.processes,
                 )
                 result = stage.run(context)
+                # a file may be another process's, so none is hashed before all are done
+                peak = max(self.processes.gather(peak_memory()))
         except Exception as error:  # the one place where anything that a stage may raise becomes a message
             _append_traceback(log, error)
             raise _explained(error, stage, log) from error
-        extra = result.extra | {"peak_memory_bytes": float(peak_memory())}
+        extra = result.extra | {"peak_memory_bytes": float(peak)}
         result = dataclasses.replace(result, seconds=result.seconds or time.monotonic() - start, extra=extra)
-        return LedgerEntry(place.name, now, hashed_outputs(stage, place), result)
+        return self.processes.once(lambda: LedgerEntry(place.name, now, hashed_outputs(stage, place), result))
 
     # after a stage
 
@@ -243,11 +252,7 @@ class Run:
         gate = verdict.word if verdict is not None else None
         if gate != entry.result.gate:
             entry = dataclasses.replace(entry, result=dataclasses.replace(entry.result, gate=gate))
-            if processes.rank() == 0:
-                write_json(place / "result.json", entry.result.to_json())
-                ledger.record(entry)
-            else:
-                ledger.entries[stage.name] = entry
+            self._keep(entry, place, ledger)
         if verdict is not None:
             self.progress.say(f"    gate: {verdict.sentence}")
             if verdict.word == gates.NO_GO:
