@@ -119,13 +119,14 @@ class Processes:
 
 
 def first_to_tell() -> bool:
-    """Whether this process is the first of its run to say why it ends; what ends the others only follows from that."""
+    """Whether this process is the first of its run that asks, and so says why the run ends: what ends the others only
+    follows from that. Asked again, the answer is the same."""
     if count() == 1 or "MASTER_ADDR" not in os.environ:  # the number alone, as for a plan
         return rank() == 0
     from torch.distributed import DistError
 
     try:
-        return _launchers_store().add("told", 1) == 1
+        return _launchers_store().compare_set("told", "", str(rank())) == str(rank()).encode()
     except DistError:  # the launcher is gone, and its store with it
         return rank() == 0
 

@@ -1,4 +1,4 @@
-"""`python -m orchestra`, for `accelerate launch -m orchestra run 40d`."""
+"""`python -m orchestra`, for `torchrun -m orchestra run 40d`."""
 
 import sys
 

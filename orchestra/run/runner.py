@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.processes import Processes
+from models.processes import Processes, first_to_tell
 from orchestra.config.faults import UserError, is_user_error
 from orchestra.config.recipe import Recipe
 from orchestra.config.stage import Stage
@@ -32,6 +32,10 @@ from settings import near
 
 if TYPE_CHECKING:
     from orchestra.work.resources import Resources
+
+
+LEFT_ALONE = ("Connection closed by peer", "Connection reset by peer")
+"""What gloo says where the process at the other end is gone."""
 
 
 class StageError(UserError):
@@ -89,7 +93,7 @@ class Run:
                 if first:
                     self._note_versions()
             stack.callback(self._close)
-            stack.enter_context(_sigterm_as_interrupt())
+            stack.enter_context(_sigterm_as_interrupt(alone=self.processes.count == 1))
             verdict = "GO"
             for index, stage in enumerate(self.recipe.all_stages):
                 try:
@@ -236,6 +240,8 @@ class Run:
                 # a file may be another process's, so none is hashed before all are done
                 peak = max(self.processes.gather(peak_memory()))
         except Exception as error:  # the one place where anything that a stage may raise becomes a message
+            # before engines are closed, at which the other processes end with errors of their own
+            first_to_tell()
             _append_traceback(log, error)
             raise _explained(error, stage, log) from error
         extra = result.extra | {"peak_memory_bytes": float(peak)}
@@ -281,6 +287,11 @@ def _explained(error: Exception, stage: Stage, log: Path) -> StageError:
     if is_user_error(error):
         return StageError(f"stage {stage.name!r}: {error}")
     text = " ".join(str(error).split())
+    if any(words in text for words in LEFT_ALONE):
+        return StageError(
+            f"stage {stage.name!r}: another process of this run ended before this one, without a word (killed? out of "
+            f"memory?); the same command goes on from the last checkpoint ({log} has {type(error).__name__})"
+        )
     text = text if len(text) <= 300 else text[:297] + "..."
     return StageError(f"stage {stage.name!r} failed: {type(error).__name__}: {text}\nthe whole story is in {log}")
 
@@ -318,8 +329,12 @@ def _disk_errors(place: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """A polite kill ends a run like Ctrl-C does."""
+def _sigterm_as_interrupt(*, alone: bool) -> Iterator[None]:
+    """A polite kill ends a run like Ctrl-C does.
+
+    `alone`: without other processes. With them, one that ends with an error has yet to say so when the launcher, which
+    saw another one end, kills it politely.
+    """
 
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -331,5 +346,9 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         return
     try:
         yield
+    except BaseException:
+        if not alone:
+            old = signal.SIG_IGN
+        raise
     finally:
         signal.signal(signal.SIGTERM, old)
