@@ -92,7 +92,7 @@ class Run:
                 self._judge_changes(ledger)
                 if first:
                     self._note_versions()
-            stack.callback(self._close)
+            stack.push(self._close)
             stack.enter_context(_sigterm_as_interrupt(alone=self.processes.count == 1))
             verdict = "GO"
             for index, stage in enumerate(self.recipe.all_stages):
@@ -270,8 +270,9 @@ class Run:
             ledger.entries[stage.name].result for stage in self.recipe.all_stages if stage.name in ledger.entries
         )
 
-    def _close(self) -> None:
-        if self._resources is not None:
+    def _close(self, failed: type[BaseException] | None, *_: object) -> None:
+        # where other processes are gone there is no taking down of what was joined with them; see __main__.py
+        if self._resources is not None and (failed is None or self.processes.count == 1):
             with chatter_to(self.run_dir / "log.txt"):
                 self._resources.close()
 
