@@ -48,6 +48,8 @@ def run_command(
         progress.say(told)
     if machine.gpus and (unusable := why_unusable()) is not None:
         raise UserError(f"{unusable} ({machine})")
+    if machine.gpus and processes.here() > len(machine.gpus):
+        raise UserError(f"{processes.here()} processes for {len(machine.gpus)} GPUs; each needs one of its own")
     recipe = _settled(recipe, bool(machine.gpus))
     plan = planning.estimate(recipe, machine, scale.name)
     if not plan.fits:

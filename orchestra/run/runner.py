@@ -216,8 +216,7 @@ class Run:
             )
 
     def _execute(self, stage: Stage, place: Path, ledger: Ledger, now: Fingerprint) -> LedgerEntry:
-        suffix = "" if self.processes.first else f"-{self.processes.rank}"
-        log = place / f"log{suffix}.txt"
+        log = self._log(place)
         start = time.monotonic()
         try:
             with chatter_to(log):
@@ -273,8 +272,12 @@ class Run:
     def _close(self, failed: type[BaseException] | None, *_: object) -> None:
         # where other processes are gone there is no taking down of what was joined with them; see __main__.py
         if self._resources is not None and (failed is None or self.processes.count == 1):
-            with chatter_to(self.run_dir / "log.txt"):
+            with chatter_to(self._log(self.run_dir)):
                 self._resources.close()
+
+    def _log(self, place: Path) -> Path:
+        """A process's own."""
+        return place / ("log.txt" if self.processes.first else f"log-{self.processes.rank}.txt")
 
 
 def _listed(changes: list[str], limit: int = 8) -> str:

@@ -143,6 +143,14 @@ def test_a_gpu_that_torch_cannot_use_is_told_of_before_anything_is_loaded(
     assert said in err and "CUDA_VISIBLE_DEVICES=" in err and err.count("\n") == 1, err
 
 
+def test_more_processes_than_gpus_are_refused(orchestra, fake, monkeypatch):
+    monkeypatch.setattr("orchestra.cli_run.this_machine", lambda: Machine(8, 2**36, (Gpu("NVIDIA H100", 2**36),)))
+    monkeypatch.setattr("orchestra.cli_run.why_unusable", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = orchestra("run", "40d", "--scale", "embedded")
+    assert code == 1 and fake.calls == [] and "2 processes for 1 GPUs; each needs one of its own" in err
+
+
 def test_a_gpu_that_torch_can_use_is_not_complained_of(monkeypatch):
     import torch
 
