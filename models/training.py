@@ -17,6 +17,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from models.adapters import adapter_sha256, adapter_tensors, read_adapter, save_adapter, write_adapter
 from models.base import arithmetic_of, base_sha256, trained_arithmetic
+from models.processes import rank
 from models.settings import TrainingSettings
 from models.sizes import activation_bytes, must_checkpoint
 
@@ -116,6 +117,8 @@ class AdapterTrainer:
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         super()._save_checkpoint(model, trial)
+        # every process writes its random state into it
+        self.accelerator.wait_for_everyone()
         if not self.args.should_save:
             return
         policy = self._policy()
@@ -326,6 +329,8 @@ def reporting(report_to: str, folder: Path) -> tuple[str, list[TrainerCallback]]
     """
     if report_to != "tensorboard":
         return report_to, []
+    if rank() > 0:
+        return "none", []
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 

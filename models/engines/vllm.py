@@ -14,6 +14,7 @@ from models.base import arithmetic, end_tokens, free_memory, load_tokenizer
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights, last_line
 from models.engines.start import Capacity
 from models.paths import model_place
+from models.processes import count
 from models.settings import Serving
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class VllmEngine:
             generation_config="vllm",
             seed=0,
             # several processes: each has an engine of its own, beside a process group that is not vLLM's
-            distributed_executor_backend="external_launcher" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+            distributed_executor_backend="external_launcher" if count() > 1 else None,
             disable_log_stats=True,
             enable_sleep_mode=cuda and capacity.temporary,
             **lora,

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from models import processes
 from orchestra import RECIPES
 from orchestra.config import overrides, scales
 from orchestra.config.checks import Unread, faults_between_stages
@@ -153,7 +154,8 @@ def _between_stages(raw: dict[str, Any]) -> list[Fault]:
             read = _read(field.annotation, raw[key]) if key in raw else field.get_default()
             sections |= {key: read} if isinstance(read, Node) else {}
     stages = raw.get("stages")
-    return faults_between_stages(sections, [_stage(one) for one in (stages if isinstance(stages, list) else [])])
+    read = [_stage(one) for one in (stages if isinstance(stages, list) else [])]
+    return faults_between_stages(sections, read, processes.count())
 
 
 def _stage(raw: object) -> Stage | Unread:

@@ -148,11 +148,13 @@ class Draft:
         sections: the recipe's parts other than its stages; one with a fault in it is missing.
         stages: those before this one that could be read.
         kinds: of every named stage before this one, readable or not; None where the kind is unknown.
+        processes: that a run now would have.
     """
 
     sections: Mapping[str, Node]
     stages: tuple[Stage, ...] = ()
     kinds: Mapping[str, type[Stage] | None] = field(default_factory=dict)
+    processes: int = 1
 
     def parent_of(self, stage: Stage) -> Stage | None:
         """The first of the stages that this one takes its policy from, if it could be read."""

@@ -7,11 +7,14 @@ import os
 import resource
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import psutil
+
+from models.processes import count
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Machine:
     memory: int
     """Bytes of main memory that this process may use."""
     gpus: tuple[Gpu, ...]
+    processes: int = 1
+    """That a run has here, as the launcher says."""
 
     def __str__(self) -> str:
         text = f"{self.cores} cores, {self.memory / 2**30:.0f} GiB"
@@ -43,7 +48,26 @@ class Machine:
 def this_machine() -> Machine:
     """The machine we are on, container limits included."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(cores=cores, memory=_memory(), gpus=gpus())
+    return Machine(cores=cores, memory=_memory(), gpus=gpus(), processes=count())
+
+
+def why_unusable() -> str | None:
+    """Why torch cannot use the GPUs that are here, in one line; None where it can. Imports torch."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return None
+    built = torch.version.cuda
+    if built is None:
+        return "there is a GPU, but torch is a build for CPUs: `make setup` anew, or hide it with CUDA_VISIBLE_DEVICES="
+    words = " ".join(str(told[-1].message).split()) if told else "torch.cuda.is_available() is false"
+    return (
+        f"there is a GPU that torch {torch.__version__} (CUDA {built}) cannot use: "
+        f"{words.partition(' (Triggered')[0][:300]}; a newer driver, or wheels for this one, would do; "
+        "to run on the CPU set CUDA_VISIBLE_DEVICES="
+    )
 
 
 def peak_memory() -> int:

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from orchestra.config.checks import micro_batch_faults
+from orchestra.config.checks import micro_batch_faults, share_faults
 from orchestra.config.stage import Draft, Gives, Stage
 from rl.settings import GrpoSettings
 
 if TYPE_CHECKING:
-    from models.reference import Reference
     from peft import PeftModel
 
+    from models.reference import Reference
     from orchestra.config.recipe import Recipe
     from orchestra.plan.estimate import Estimator, StagePlan
     from orchestra.report.data import StageRecord
@@ -52,6 +52,8 @@ class GrpoStage(Stage, GrpoSettings):
             own = rollouts.overridden_by(self)
             batch = own.group_size * own.prompts_per_step
             yield from micro_batch_faults(self.micro_batch_size, batch, "group_size x prompts_per_step")
+            # problems, so that no group is split over two processes
+            yield from share_faults(own.prompts_per_step, "prompts_per_step", draft)
 
     def _grpo_before(self, draft: Draft) -> GrpoStage | None:
         """The nearest grpo stage among those whose policy it builds on."""
@@ -73,13 +75,14 @@ class GrpoStage(Stage, GrpoSettings):
 
         rollouts = estimator.recipe.rollouts.overridden_by(self)
         batch, limit = rollouts.group_size * rollouts.prompts_per_step, rollouts.max_completion_tokens
-        micro = completions_at_once(self.micro_batch_size, batch, limit, cuda=estimator.device.cuda)
+        own = batch // estimator.device.processes
+        micro = completions_at_once(self.micro_batch_size, own, limit, cuda=estimator.device.cuda)
         generated, sampling = estimator.generate(estimator.base, batch, limit)
         memory, again = estimator.training(self, micro * (estimator.longest_prompt + limit))
         passes = (FLOPS_TRAIN + again * FLOPS_FORWARD) * self.num_iterations
         passes += FLOPS_FORWARD if self.beta > 0 else 0.0
         optimising = estimator.train(
-            batch * estimator.prompt + generated, self.num_iterations * math.ceil(batch / micro), passes
+            batch * estimator.prompt + generated, self.num_iterations * math.ceil(own / micro), passes
         )
         work = estimator.with_evaluation(self, self.steps * generated, self.steps * (sampling + optimising))
         return estimator.row(
@@ -131,7 +134,7 @@ class GrpoStage(Stage, GrpoSettings):
                 report_to=recipe.report_to,
                 on_step=steps_on(bar, "reward"),
             )
-        course = read_steps(context.folder / "metrics.jsonl")
+        course = context.once(lambda: read_steps(context.folder / "metrics.jsonl"))
         if self.beta:
             self._check_start(course[0].get("kl"))
         result = context.result(engine_mismatch=outcome.engine_mismatch, base_sha256=outcome.base_sha256)
@@ -142,9 +145,8 @@ class GrpoStage(Stage, GrpoSettings):
 
     def _reference(self, context: StageContext, policy: PeftModel) -> Reference:
         """What `reference:` names: the base, this stage's start, or an earlier stage's policy."""
-        from models.reference import Reference
-
         from models.adapters import adapter_tensors, read_adapter
+        from models.reference import Reference
 
         if self.reference == "base":
             return Reference(self.reference, None)

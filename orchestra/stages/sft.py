@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from orchestra.config.checks import micro_batch_faults
+from orchestra.config.checks import micro_batch_faults, share_faults
 from orchestra.config.stage import Draft, Gives, Stage
 from sft.settings import SftSettings
 
@@ -31,6 +31,7 @@ class SftStage(Stage, SftSettings):
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         yield from micro_batch_faults(self.micro_batch_size, self.batch_size, "batch_size")
+        yield from share_faults(self.batch_size, "batch_size", draft)
 
     def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
         earlier = {stage.name for stage in recipe.stages}
@@ -41,13 +42,14 @@ class SftStage(Stage, SftSettings):
         from orchestra.plan.estimate import FLOPS_FORWARD, FLOPS_TRAIN
 
         limit = estimator.recipe.rollouts.max_completion_tokens
-        micro = traces_at_once(self.micro_batch_size, self.batch_size, cuda=estimator.device.cuda)
+        own = self.batch_size // estimator.device.processes
+        micro = traces_at_once(self.micro_batch_size, own, cuda=estimator.device.cuda)
         longest = self.max_length or estimator.longest_prompt + limit
         examples = self.steps * self.batch_size
         tokens = int(examples * (estimator.prompt + limit * estimator.length_share))
         memory, again = estimator.training(self, micro * longest)
         passes = FLOPS_TRAIN + again * FLOPS_FORWARD
-        seconds = estimator.train(tokens, self.steps * math.ceil(self.batch_size / micro), passes)
+        seconds = estimator.train(tokens, self.steps * math.ceil(own / micro), passes)
         return estimator.row(
             self, estimator.with_evaluation(self, tokens, seconds), memory, data=", ".join(self.data), steps=self.steps
         )

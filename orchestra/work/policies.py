@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from models.reference import Reference
 
 from evals.divergence import mean_kl
 from evals.evaluate import Evaluation, compare, evaluate
-from models.adapters import load_adapter, new_adapter, read_adapter, save_adapter
+from models.adapters import adapter_sha256, adapter_tensors, load_adapter, new_adapter, read_adapter, save_adapter
 from models.base import free_memory, load_base, trained_arithmetic
 from models.engines.protocol import Sampling
+from models.reference import Reference
 from models.settings import PromptFormat
-from models.training import StepListener
+from models.training import StepListener, TrainingError
 from orchestra.work.context import ADAPTER, StageContext
 from orchestra.work.resources import stage_seed
 
@@ -73,7 +73,7 @@ def evaluated(
             stop_token_ids=resources.stops(prompt),
             progress=bar.advance,
         )
-    (context.folder / file).write_text(evaluation.to_json())
+    context.once(lambda: (context.folder / file).write_text(evaluation.to_json()))
     return evaluation, asked
 
 
@@ -88,11 +88,11 @@ def evaluated_in_both_formats(context: StageContext, other: PromptFormat) -> tup
     found: dict[str, Evaluation] = {}
     for prompt in (own, other):
         context.progress.say(f"    {prompt} prompts:")
-        found[prompt], asked = evaluated(context, prompt, f"evaluation-{prompt}.json")
+        found[prompt], _ = evaluated(context, prompt, f"evaluation-{prompt}.json")
     best = max(found, key=lambda prompt: found[prompt].sampled.accuracy.estimate)
     greedy = [one.greedy for one in found.values() if one.greedy is not None]
     better = replace(found[best], greedy=max(greedy, key=lambda one: one.accuracy.estimate, default=None))
-    (context.folder / EVALUATION).write_text(better.to_json())
+    context.once(lambda: (context.folder / EVALUATION).write_text(better.to_json()))
     told: dict[str, float] = {}
     for prompt, one in found.items():
         told[f"accuracy_{prompt}"] = one.sampled.accuracy.estimate
@@ -150,8 +150,15 @@ def trained(context: StageContext, policy: PeftModel, result: StageResult, *, st
     Args:
         result: what the stage has to say of its training.
         steps, tokens: optimizer steps, and tokens generated or trained on.
+
+    Raises:
+        TrainingError: the processes trained different policies.
+        EngineError: the engine does not serve the policy.
     """
-    sha256 = save_adapter(policy, context.folder / ADAPTER)
+    hashes = context.processes.gather(adapter_sha256(adapter_tensors(policy)))
+    if len(set(hashes)) > 1:
+        raise TrainingError("the processes of this run do not hold the same policy after training")
+    sha256 = context.once(lambda: save_adapter(policy, context.folder / ADAPTER))
     serve(context, policy)
     evaluation, asked = evaluated(context)
     extra = result.extra | divergences(context, policy, asked)

@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from models.engines.protocol import Engine
-from models.engines.start import Capacity, start_engine
-from rewards.domain import Domain, get_domain
-
 from models.base import context_length, load_tokenizer, spoken_to
 from models.conversation import Conversation
+from models.engines.protocol import Engine
 from models.engines.serving import Served, which_sync
+from models.engines.shared import SharedEngine
+from models.engines.start import Capacity, start_engine
+from models.processes import Processes
 from models.prompts import prompt_tokens, render_prompt
 from models.settings import PromptFormat
 from models.training import Probe
 from orchestra.config.faults import UserError
 from orchestra.work.held_out import held_out, load
+from rewards.domain import Domain, get_domain
 from rewards.formats import Format
 from rewards.problems import Asked, Problem, Split, overlapping
 
@@ -35,6 +36,7 @@ class Resources:
     """Everything is made when first asked for."""
 
     recipe: Recipe
+    processes: Processes = field(default_factory=Processes)
     _engines: dict[str, Engine] = field(default_factory=dict)
     _served: Served | None = None
     _resting: list[Engine] = field(default_factory=list)
@@ -137,7 +139,13 @@ class Resources:
         )
 
     def engine(self, model: str | None = None) -> Engine:
-        """The run's engine for this model (None: the base); started once."""
+        """The run's engine for this model (None: the base), which all processes ask the same at the same time: each
+        generates its share, and all get everything."""
+        own = self._own_engine(model)
+        return SharedEngine(own, self.processes) if self.processes.count > 1 else own
+
+    def _own_engine(self, model: str | None = None) -> Engine:
+        """This process's; started once."""
         name, own = model or self.recipe.model.base, self.recipe.model.base
         if name not in self._engines:
             room = self._prompt_budget(name) + self._completion_budget()
@@ -148,14 +156,16 @@ class Resources:
                 # vLLM can take back the memory of one engine in a process; a second teacher stays
                 temporary=name != own and not self._resting and set(self._engines) <= {own},
             )
+            # vLLM's start is a collective of all processes, which does not wait for long
+            self.processes.wait()
             self._engines[name] = start_engine(name, self.recipe.rollouts, capacity)
         return self._engines[name]
 
     def served(self) -> Served:
-        """The base's engine with the policy that it serves."""
+        """The base's engine, each process's own, with the policy that it serves."""
         if self._served is None:
             probe = Probe.of_prompts(self.test(self.recipe.all_stages[0]).tokens)
-            self._served = Served(self.engine(), self._sync, probe)
+            self._served = Served(self._own_engine(), self._sync, probe)
         return self._served
 
     @property

@@ -246,7 +246,8 @@ COUNTLESS = [
 COUNTABLE = [
     *((count, answer) for count in COUNTS
       for answer in (r"-\infty", r"(-\infty, \infty)", "1000", r"\mathbb{R}", r"\infty \text{ or } 3", r"\infty + 1",
-                     r"\text{infinitely many or none}", r"\text{not infinitely many}", r"\text{finitely many}", "none")),
+                     r"\text{infinitely many or none}", r"\text{not infinitely many}", r"\text{finitely many}",
+                     "none")),
     # a limit is no count
     (r"\infty", r"\text{infinitely many}"), (r"\infty", r"\text{infinite}"), (r"-\infty", r"\text{infinitely many}"),
     (r"\text{infinite discontinuity}", r"\infty"), ("5", "infinitely many"),
