@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from orchestra.config.faults import UserError, is_user_error
 from orchestra.config.recipe import Recipe
 from orchestra.config.stage import Stage
-from orchestra.plan.machine import peak_memory
+from orchestra.plan.machine import PeakMemory
 from orchestra.run import folder as run_folder
 from orchestra.run import gates, processes
 from orchestra.run.fingerprint import fingerprint, hashed_outputs
@@ -210,7 +210,7 @@ class Run:
         log = place / f"log{suffix}.txt"
         start = time.monotonic()
         try:
-            with chatter_to(log):
+            with chatter_to(log), PeakMemory() as peak:
                 if self._resources is None:
                     from orchestra.work.resources import Resources
 
@@ -229,7 +229,7 @@ class Run:
         except Exception as error:  # the one place where anything that a stage may raise becomes a message
             _append_traceback(log, error)
             raise _explained(error, stage, log) from error
-        extra = result.extra | {"peak_memory_bytes": float(peak_memory())}
+        extra = result.extra | {"peak_memory_bytes": float(peak.bytes)}
         result = dataclasses.replace(result, seconds=result.seconds or time.monotonic() - start, extra=extra)
         return LedgerEntry(place.name, now, hashed_outputs(stage, place), result)
 
