@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SUMS = (
     *("tokens", "entropy", "kl", "engine_kl", "groups", "zero_variance_groups", "masked_groups", "replaced_groups"),
-    *("useful_samples", "sampled_tokens", "sampling_entropy", "resampled_groups", "resampled_tokens"),
+    *("useful_samples", "sampled_tokens", "sampling_entropy", "resampled_groups", "resampled_tokens", "clipped"),
 )
 
 
@@ -133,6 +133,8 @@ class StepMetrics:
             "entropy": total["entropy"] / tokens,
             "sampling_entropy": total["sampling_entropy"] / sampled,
             "engine_kl": total["engine_kl"] / tokens,
+            # in the place of TRL's, which is a mean over passes
+            "clip_ratio/region_mean": total["clipped"] / tokens,
             "engine_mismatch": engine_mismatch,
             "zero_variance_groups": total["zero_variance_groups"] / groups,
             "masked_groups": total["masked_groups"] / groups,

@@ -182,10 +182,18 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
         with torch.no_grad():
             self._told.add("tokens", float(mask.sum()))
             self._told.add("entropy", float((scored.entropies * mask).sum()))
+            self._told.add("clipped", float((self._clipped(scored, inputs) * mask).sum()))
             if self.beta != 0.0:
                 self._told.add("kl", float((k3(scored.logprobs, inputs["ref_per_token_logps"]) * mask).sum()))
         # in the model's place: all that TRL's loss asks of it is the next method
         return super()._compute_loss(scored, inputs) * inputs["share"]
+
+    def _clipped(self, scored: Scored, inputs: Batch) -> torch.Tensor:
+        """clipped_BC (bool): tokens whose ratio is beyond the bound that their advantage pushes it over."""
+        ratio_BC = torch.exp(scored.logprobs - inputs["old_per_token_logps"])
+        advantages_B1 = inputs["advantages"][:, None]
+        too_low = (ratio_BC < 1 - self._settings.epsilon) & (advantages_B1 < 0)
+        return too_low | ((ratio_BC > 1 + self._settings.epsilon_high) & (advantages_B1 > 0))
 
     @torch.no_grad()
     def _check_start(self, model: torch.nn.Module, inputs: Batch) -> None:
@@ -210,6 +218,8 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
         if "train_runtime" not in logs and self.model.training:
             told = self._told.take(engine_mismatch=self._served.mismatch, with_kl=self.beta != 0.0)
             self._metrics["train"].update({name: [value] for name, value in told.items()})
+            # to TRL each pass is a step
+            self._metrics["train"].pop("step_time", None)
         super().log(logs, start_time)
 
     def check_frozen(self) -> None:
