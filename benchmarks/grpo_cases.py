@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from models.settings import Lora
-from models.sizes import completions_at_once
 
 BETA = 0.01
 LORA = Lora(rank=16, alpha=32.0)
@@ -40,18 +39,19 @@ CASES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """How a trainer runs. `micro` is completions per forward pass; `sync` is ours alone, `vllm` is stock's."""
+    """How a trainer runs. `micro` is completions per forward pass, None what the trainer chooses; `sync` is ours alone,
+    `vllm` is stock's."""
 
     trainer: Literal["ours", "stock"]
     bf16: bool
-    micro: int
+    micro: int | None
     quantize: Literal["nf4", "none"] = "nf4"
     sync: Literal["folded", "adapter"] = "folded"
     vllm: bool = False
     checkpointing: bool = False
 
     def __str__(self) -> str:
-        words = ["bf16" if self.bf16 else "fp32", f"micro-batch {self.micro}", f"base {self.quantize}"]
+        words = ["bf16" if self.bf16 else "fp32", f"micro-batch {self.micro or 'by tokens'}", f"base {self.quantize}"]
         words += [f"sync {self.sync}"] if self.trainer == "ours" else []
         words += ["gradient checkpointing"] if self.checkpointing else []
         return ", ".join([*words, "vLLM colocate"] if self.vllm else words)
@@ -68,7 +68,5 @@ def stock_settings(case: Case, cuda: bool) -> list[Setting]:
 
 def our_settings(case: Case, cuda: bool) -> list[Setting]:
     """Settings to try for ours."""
-    batch = case.prompts_per_step * case.group_size
-    micro = completions_at_once(None, batch, case.max_completion_tokens, cuda=cuda)
     tries = [(True, "folded"), (True, "adapter")] if cuda else [(False, "folded"), (False, "adapter"), (True, "folded")]
-    return [Setting("ours", bf16, micro, sync=sync) for bf16, sync in tries]
+    return [Setting("ours", bf16, None, sync=sync) for bf16, sync in tries]

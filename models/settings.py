@@ -75,7 +75,8 @@ class TrainingSettings(Node):
     max_grad_norm: Positive = 1.0
     """The gradient's norm is clipped to this."""
     micro_batch_size: Annotated[Count | None, SIZE] = None
-    """Completions per forward pass; must divide the batch. None: chosen by the stage (models/sizes.py)."""
+    """Rows per forward pass. sft: must divide the batch; grpo: of the longest completions, there are more of shorter
+    ones. None: chosen by the stage (models/sizes.py)."""
     gradient_checkpointing: Annotated[bool | None, SIZE, FREE] = None
     """Compute activations again instead of keeping them: slower, less memory. None: where a GPU has too little."""
     save_steps: Annotated[Count, SIZE, FREE] = 20

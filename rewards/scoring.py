@@ -66,11 +66,17 @@ class UngradableError(RuntimeError):
 
 @dataclass(frozen=True)
 class RewardSet:
-    """What TRL's GRPOTrainer takes: ``reward_funcs``, their names (for logs) and ``reward_weights``, in one order."""
+    """What TRL's GRPOTrainer takes: ``reward_funcs``, their names (for logs) and ``reward_weights``, in one order.
+
+    Fields:
+        task: the function whose value says how well the task itself was done, and by which it is judged whether a
+            completion can be graded and whether a group has a signal (rl/advantages.py). None: all together.
+    """
 
     functions: list[RewardFunction]
     names: list[str]
     weights: list[float]
+    task: str | None = None
 
 
 def build_rewards(reward: Reward, domain: Domain, format: Format, max_completion_tokens: int) -> RewardSet:
@@ -98,7 +104,8 @@ def build_rewards(reward: Reward, domain: Domain, format: Format, max_completion
     if own:
         components |= _from_file(Path(reward.file), own)
     functions = [components[name] for name in weights]
-    return RewardSet(functions, list(weights), [float(weight) for weight in weights.values()])
+    task = "correct" if "correct" in weights else None
+    return RewardSet(functions, list(weights), [float(weight) for weight in weights.values()], task)
 
 
 def check_weights(weights: Mapping[str, float]) -> None:

@@ -20,10 +20,11 @@ VOCABULARY_TILE = 32768
 
 
 def install_scoring(causal: "PreTrainedModel") -> None:
-    """Let the model's forward answer `scored=mask, temperature=t` with (log-probabilities, entropies).
+    """Let the model's forward answer `scored=mask, starts=lengths, temperature=t` with (log-probabilities, entropies).
 
-    `mask` (B x C, bool) says which of the last C positions count; the rest is 0 in both results (B x C, nats, float32).
-    Without `scored` the forward is the model's own, and has no temperature.
+    `input_ids` (B x W) are rows padded on the right, where causal attention needs no mask; a row's completion begins
+    after `starts` (B) tokens, and `scored` (B x C, bool) says which of its tokens count. The rest is 0 in both results
+    (B x C, nats, float32). Without `scored` the forward is the model's own, and has no temperature.
     """
     own_forward = causal.forward
 
@@ -31,20 +32,22 @@ def install_scoring(causal: "PreTrainedModel") -> None:
         self: "PreTrainedModel",
         *args: object,
         scored: torch.Tensor | None = None,
+        starts: torch.Tensor | None = None,
         temperature: float | None = None,
         **kwargs: object,
     ) -> object:
         if scored is None:
             return own_forward(*args, **kwargs)
         ids = kwargs["input_ids"]
-        length = scored.shape[1]
-        hidden = self.base_model(use_cache=False, **kwargs).last_hidden_state[:, -length - 1 : -1]
+        hidden = self.base_model(use_cache=False, **kwargs).last_hidden_state
         head = self.get_output_embeddings()
+        row, token = scored.nonzero(as_tuple=True)
+        place = starts[row] + token
         logprobs, entropy, *_ = ChunkedLogProbFunction.apply(
-            hidden[scored],
+            hidden[row, place - 1],
             head.weight,
             head.bias,
-            ids[:, -length:][scored],
+            ids[row, place],
             temperature,
             min(VOCABULARY_TILE, head.weight.shape[0]),
             None,
@@ -61,10 +64,16 @@ def install_scoring(causal: "PreTrainedModel") -> None:
 
 def completion_logprobs(model: nn.Module, batch: Batch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(log-probabilities, entropies) of a batch's completion tokens under the active adapter, each B x C in nats."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    starts = batch["prompt_mask"].sum(dim=1)
+    # without the padding between prompts and completions of different lengths: each row from its own first token on
+    lengths = starts + batch["completion_mask"].sum(dim=1)
+    width = int(lengths.max())
+    places = torch.arange(width, device=ids.device) + (batch["prompt_ids"].shape[1] - starts)[:, None]
     return model(
-        input_ids=torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
-        attention_mask=torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+        input_ids=ids.gather(1, places.clamp(max=ids.shape[1] - 1)),
         scored=batch["completion_mask"].bool(),
+        starts=starts,
         temperature=temperature,
     )
 

@@ -17,6 +17,7 @@ from models.training import (
     Probe,
     StepListener,
     TrainingError,
+    learning_rate_course,
     per_process,
     reporting,
     trainer_arguments,
@@ -146,20 +147,20 @@ def _arguments(
     settings: SftSettings, policy: "PeftModel", checkpoints: Path, max_length: int, seed: int, report_to: str
 ) -> SFTConfig:
     rows = per_process(settings.batch_size, "batch_size")
+    at_once = traces_at_once(settings.micro_batch_size, rows, cuda=torch.cuda.is_available())
     common = trainer_arguments(
         settings,
         policy,
         checkpoints,
         rows=rows,
-        rows_at_once=traces_at_once(settings.micro_batch_size, rows, cuda=torch.cuda.is_available()),
-        longest=max_length,
+        rows_at_once=at_once,
+        tokens_at_once=at_once * max_length,
         seed=seed,
         report_to=report_to,
     )
     return SFTConfig(
         **common,
-        lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=settings.warmup_ratio,
+        **learning_rate_course(settings.lr_scheduler_type, settings.warmup_ratio, settings.steps),
         max_length=max_length,
         packing=settings.packing,
     )

@@ -21,9 +21,9 @@ from models.processes import Processes, first_to_tell
 from orchestra.config.faults import UserError, is_user_error
 from orchestra.config.recipe import Recipe
 from orchestra.config.stage import Stage
-from orchestra.plan.machine import peak_memory
-from orchestra.run import folder as run_folder
+from orchestra.plan.machine import PeakMemory
 from orchestra.run import commits, gates
+from orchestra.run import folder as run_folder
 from orchestra.run.fingerprint import fingerprint, hashed_outputs
 from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult, sha256_of, write_json
 from orchestra.run.progress import Progress, chatter_to
@@ -224,7 +224,7 @@ class Run:
         log = self._log(place)
         start = time.monotonic()
         try:
-            with chatter_to(log):
+            with chatter_to(log), PeakMemory() as peak:
                 if self._resources is None:
                     from orchestra.work.resources import Resources
 
@@ -241,14 +241,14 @@ class Run:
                     processes=self.processes,
                 )
                 result = stage.run(context)
-                # a file may be another process's, so none is hashed before all are done
-                peak = max(self.processes.gather(peak_memory()))
+            # a file may be another process's, so none is hashed before all are done
+            most = max(self.processes.gather(peak.bytes))
         except Exception as error:  # the one place where anything that a stage may raise becomes a message
             # before engines are closed, at which the other processes end with errors of their own
             first_to_tell()
             _append_traceback(log, error)
             raise _explained(error, stage, log) from error
-        extra = result.extra | {"peak_memory_bytes": float(peak)}
+        extra = result.extra | {"peak_memory_bytes": float(most)}
         result = dataclasses.replace(result, seconds=result.seconds or time.monotonic() - start, extra=extra)
         return self.processes.once(lambda: LedgerEntry(place.name, now, hashed_outputs(stage, place), result))
 

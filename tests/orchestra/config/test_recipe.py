@@ -136,7 +136,6 @@ def test_a_recipe_is_frozen_and_hashable():
         ({"polish": {"gate": {"against": "traces"}}}, "gate.against: 'traces' is a stage of kind distill"),
         ({"traces": {"teacher": "embedded/student"}}, "'embedded/student' is the base itself; write `teacher: self`"),
         ({"traces": {"gate": {}}}, "a distill stage is not evaluated"),
-        ({"polish": {"micro_batch_size": 7}}, "7 does not divide group_size x prompts_per_step (512); 8 does"),
         ({"imitate": {"batch_size": 8, "micro_batch_size": 3}}, "3 does not divide batch_size (8)"),
     ],
 )

@@ -33,6 +33,26 @@ def test_round_trip(tmp_path):
     assert Ledger(tmp_path).entries == {}
 
 
+def test_what_is_no_number_is_none_in_json(tmp_path):
+    """NaN is no JSON: readers of other languages stop at it."""
+
+    def refused(word):
+        raise AssertionError(word)
+
+    nan, infinity = float("nan"), float("inf")
+    one = entry(accuracy=nan, kl=infinity, extra={"engine_mismatch": nan, "left": 1.0})
+    ledger = Ledger(tmp_path)
+    ledger.record(one)
+    write_json(tmp_path / "other.json", {"a": [nan, 1.5, (infinity,)], "b": {"c": -infinity}})
+    write_json(tmp_path / "result.json", one.result.to_json())
+    for name in ("ledger.json", "other.json", "result.json"):
+        json.loads((tmp_path / name).read_text(), parse_constant=refused)
+    assert json.loads((tmp_path / "other.json").read_text()) == {"a": [None, 1.5, [None]], "b": {"c": None}}
+    result = Ledger(tmp_path).entries["explore"].result
+    assert (result.accuracy, result.kl, result.extra) == (None, None, {"left": 1.0})
+    assert result == StageResult.from_json(json.loads((tmp_path / "result.json").read_text()))
+
+
 def test_results_of_a_newer_version_can_be_read():
     assert StageResult.from_json({"name": "a", "kind": "sft", "invented": 3}).name == "a"
 
