@@ -46,8 +46,17 @@ def test_names_weights_and_functions_stand_in_one_order():
     assert [function.__name__ for function in rewards.functions] == rewards.names
 
 
+def test_all_components_stand_in_the_settings_order():
+    rewards = build({"repetition": 0.05, "cosine": 0.1, "length": 0.2, "format": 0.1, "correct": 1})
+    assert rewards.names == ["correct", "format", "length", "cosine", "repetition"]
+    assert rewards.weights == [1.0, 0.1, 0.2, 0.1, 0.05]
+    assert [function.__name__ for function in rewards.functions] == rewards.names
+
+
 def test_conversational_completions_are_read():
     (correct,) = build({"correct": 1.0}).functions
+    turns = [{"role": "assistant", "content": WRONG}, {"role": "assistant", "content": RIGHT}]
+    assert call(correct, [turns, turns[::-1]], ["42", "42"]) == [1.0, 0.0], "the last turn counts"
     assert call(correct, [[{"role": "assistant", "content": RIGHT}]], ["42"]) == [1.0]
 
 
@@ -191,6 +200,10 @@ def whole(completions, **columns):
     return [1] * len(completions)
 def short(completions, **columns):
     return [0.0]
+def none(completions, **columns):
+    return [float("nan")] * len(completions)
+def low(completions, **columns):
+    return [-1.0] * len(completions)
 CONSTANT = 3
 """
 
@@ -204,6 +217,8 @@ def test_a_users_reward_is_called_by_name(tmp_path):
     assert call(rewards.functions[1], ["please", "no"], ["1", "1"]) == [0.5, None]
     values = call(build({"correct": 1.0, "whole": 0.2}, file=str(file)).functions[1], ["a"], ["1"])
     assert values == [1.0] and type(values[0]) is float
+    low = build({"correct": 1.0, "low": 0.2}, file=str(file)).functions[1]
+    assert call(low, ["a"], ["1"]) == [-1.0], "both ends are within"
 
 
 def test_a_users_file_is_loaded_only_when_named(tmp_path):
@@ -215,7 +230,12 @@ def test_a_users_file_is_loaded_only_when_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("wild", "wild returned 3.0"), ("short", "short returned 1 values for 2")]
+    ("name", "message"),
+    [
+        ("wild", "wild returned 3.0"),
+        ("short", "short returned 1 values for 2"),
+        ("none", "none returned nan; return None or a number between -1 and 1"),
+    ],
 )
 def test_a_users_values_are_checked(tmp_path, name, message):
     file = tmp_path / "my_rewards.py"
@@ -304,6 +324,13 @@ def test_too_many_ungradable_golds_stop_the_run():
     assert call(correct, [RIGHT] * 64, ["42"] * 58 + [""] * 6) == [1.0] * 58 + [None] * 6  # 6 of 64 are within 10 %
     with pytest.raises(UngradableError, match=r"12 of 84 .*problem p-7.*ungradable_limit"):
         call(correct, [RIGHT] * 20, ["42"] * 14 + [" "] * 6, problem_id=["p-7"] * 20)
+
+
+def test_the_limit_itself_is_allowed():
+    (correct,) = build({"correct": 1.0}, ungradable_limit=0.125).functions
+    assert call(correct, [RIGHT] * 64, ["42"] * 56 + [""] * 8).count(None) == 8  # 8 of 64 are 12.5 %
+    with pytest.raises(UngradableError, match="9 of 65"):
+        call(correct, [RIGHT], [""])
 
 
 def test_a_few_ungradable_golds_at_the_start_do_not():

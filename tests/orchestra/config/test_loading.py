@@ -124,6 +124,7 @@ def test_what_is_not_a_recipe_is_one_message(written, text, said):
         ("teacher: embedded/teacher", "teacher: embedded/theacher", "teacher: 'embedded/theacher' is not shipped"),
         ("train: embedded", "train: .", "problems.train: '.': is a folder"),
         ("data: traces", "data: more/traces.jsonl", "stage 'imitate': data: 'more/traces.jsonl': no such file"),
+        ("data: traces", "data: more/traces", "stage 'imitate': data: 'more/traces': no such file"),
         ("name: mine", "name: mine\nreward: {file: mine.py}", "reward.file: 'mine.py': no such file"),
     ],
 )  # fmt: skip
@@ -169,6 +170,18 @@ def test_rewards_that_could_not_be_built(written, tmp_path, source, reward, said
     assert line.startswith("mine.yaml:8") and said in line
 
 
+def test_files_need_not_be_there_where_only_the_recipe_is_read(written):
+    path = written(TEXT.replace("train: embedded", "train: nowhere.jsonl"))
+    assert load_recipe(path, None, files=False).problems.train == "nowhere.jsonl"
+    with pytest.raises(RecipeError, match="no such file"):
+        load_recipe(path, None)
+
+
+def test_ones_own_recipe_comes_before_the_shipped_one(written):
+    written(TEXT, "recipes/40d.yaml")
+    assert load_recipe("40d", None).name == "mine"
+
+
 def test_which_recipe(written, tmp_path):
     (tmp_path / "recipes").mkdir()
     written(TEXT, "recipes/mine.yaml")
@@ -198,6 +211,7 @@ def test_which_recipe(written, tmp_path):
         (["evaluate.samples=2", "evaluate.pass_at_k=[1, 2]"], lambda recipe: recipe.evaluate.pass_at_k, (1, 2)),
         (["stages.explore.steps=1", "stages.explore.steps=2"], lambda recipe: recipe.stages[2].steps, 2),
         (["problems.train_limit="], lambda recipe: recipe.problems.train_limit, None),
+        (["model.lora=", "model.lora.rank=8"], lambda recipe: recipe.model.lora.rank, 8),
     ],
 )
 def test_set(written, sets, get, value):
@@ -223,6 +237,7 @@ def test_set(written, sets, get, value):
         ("stages.explore.beta=[", "not YAML"),
         ("stages.explore.beta=!mine 3", "a tag"),
         ("stages=3", "3 is a whole number; a list is needed"),
+        ("stages.explore.gate={mind_difference: 3}", "gate.mind_difference: unknown key; did you mean"),
         ("model=3", "a mapping (`key: value`) is needed"),
         ("problems.train=/nowhere/x.jsonl", "problems.train: '/nowhere/x.jsonl': no such file"),
     ],
@@ -264,6 +279,25 @@ def test_a_scale_casts_the_recipe(written):
     assert (recipe.stages[2].steps, recipe.stages[2].learning_rate, recipe.stages[1].steps) == (30, 3e-4, 7)
     assert (recipe.model.base, recipe.model.lora.rank) == ("other/base", 8)
     assert load_recipe(written(TEXT), path, ["stages.explore.steps=4"]).stages[2].steps == 4
+
+
+@pytest.mark.parametrize(
+    ("scale", "steps"),
+    [
+        ("kinds: {grpo: {steps: x 0.5}}", 100),
+        ("kinds: {grpo: {steps: x 0.5}}\nstages: {explore: {steps: x 0.1}}", 20),  # of the recipe's own 200, not of 100
+        ("stages: {explore: {steps: 7}}\nkinds: {grpo: {steps: 9}}", 7),  # what is said of one stage counts, wherever
+        ("kinds: {grpo: {steps: x 0.148}}", 30),  # 29.6
+        ("kinds: {grpo: {steps: x 1e-4}}", 1),  # not 0
+    ],
+)
+def test_parts_of_the_recipes_own_number(written, scale, steps):
+    assert load_recipe(written(TEXT), scale_of(written, scale)).stages[2].steps == steps
+
+
+def test_a_part_of_a_number_keeps_six_digits(written):
+    path = scale_of(written, "kinds: {grpo: {learning_rate: x 0.1234567}}")
+    assert load_recipe(written(TEXT), path).stages[2].learning_rate == 1.23457e-06
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,9 @@ def test_changes_are_named():
         "code rl/new.py",
     ]
     assert old.changes_since(old) == []
+    bare = Fingerprint({"stage.beta": 0.1}, {}, {})
+    assert bare.changes_since(old) == ['data ["a"] -> (not set)', "adapter", "code rl/kl.py"], "what is gone"
+    assert old.changes_since(bare) == ['data (not set) -> ["a"]', "adapter", "code rl/kl.py"]
 
 
 @pytest.fixture
