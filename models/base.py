@@ -184,15 +184,20 @@ def dequantized(linear: nn.Module) -> torch.Tensor:
     return dequantize_4bit(weight.data, exact)
 
 
-def to_float32(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Let a loaded base compute in float32. Its 4-bit codes and rounded values stay those that it was trained on, which
-    loading it in float32 would not give: a checkpoint is cast before it is quantised."""
+def to_arithmetic(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedModel":
+    """Let a loaded base compute in another arithmetic. Its 4-bit codes stay those that it was trained on, which loading
+    it in that arithmetic would not give: a checkpoint is cast before it is quantised. What is not quantised is cast."""
     for _, layer in quantized_layers(model):
-        layer.compute_dtype = layer.weight.quant_state.dtype = torch.float32
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.float()
+        layer.compute_dtype = layer.weight.quant_state.dtype = dtype
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and ".lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
     return model
+
+
+def to_float32(model: "PreTrainedModel") -> "PreTrainedModel":
+    """A base that computes in float32."""
+    return to_arithmetic(model, torch.float32)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

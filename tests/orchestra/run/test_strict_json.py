@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 
-import pytest
 from fake_stages import Fake
 from hypothesis import given, settings
 from hypothesis import strategies as st
