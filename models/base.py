@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from models.families import refused
 from models.paths import model_path
 from models.settings import Arithmetic, Quantize
 from models.sizes import arithmetic_name
@@ -54,6 +55,20 @@ def context_length(name: str) -> int:
     return AutoConfig.from_pretrained(model_path(name)).max_position_embeddings
 
 
+def architecture(name: str) -> str | None:
+    """The class that a checkpoint says it is of, such as `Qwen2ForCausalLM`.
+
+    Raises:
+        ModelError: it cannot be found.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return next(iter(AutoConfig.from_pretrained(model_path(name)).architectures or ()), None)
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load(name, error)) from error
+
+
 def arithmetic(dtype: Arithmetic) -> torch.dtype:
     """What a recipe's `dtype` means on this machine."""
     return getattr(torch, arithmetic_name(dtype, cuda=torch.cuda.is_available()))
@@ -82,10 +97,10 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
     No parameter requires a gradient.
 
     Raises:
-        ModelError: the model cannot be found or loaded.
+        ModelError: the model cannot be found or loaded, or is of a kind that cannot be a base.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
     cuda = torch.cuda.is_available()
     compute = arithmetic(dtype)
@@ -98,6 +113,8 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
             bnb_4bit_compute_dtype=compute,
         )
     try:
+        if reason := refused(AutoConfig.from_pretrained(model_path(name)).to_dict()):
+            raise ModelError(f"model.base: {name!r} {reason}")
         model, found = AutoModelForCausalLM.from_pretrained(
             model_path(name),
             dtype=compute,
@@ -105,6 +122,8 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
             device_map={"": torch.cuda.current_device()} if cuda else {"": "cpu"},
             output_loading_info=True,
         )
+    except ModelError:
+        raise
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(_cannot_load(name, error)) from error
     # transformers fills a missing tensor with random numbers, and takes one of any shape into a 4-bit layer
@@ -121,7 +140,7 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
     for module in model.modules():
         # bitsandbytes repacks such layers in place on their first eval forward, which corrupts training and
         # dequantisation (bitsandbytes#2078)
-        if _is_4bit(module):
+        if is_4bit(module):
             module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     return model
@@ -133,7 +152,8 @@ def _cannot_load(name: str, error: Exception) -> str:
     return f"model '{name}' cannot be loaded{where}: {reason}"
 
 
-def _is_4bit(module: nn.Module) -> bool:
+def is_4bit(module: nn.Module) -> bool:
+    """Whether it is a linear layer whose weight bitsandbytes has quantised."""
     return type(module).__name__ == "Linear4bit"
 
 
@@ -167,7 +187,7 @@ def to_float32(model: "PreTrainedModel") -> "PreTrainedModel":
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, module) of each 4-bit linear layer."""
-    return ((name, module) for name, module in model.named_modules() if _is_4bit(module))
+    return ((name, module) for name, module in model.named_modules() if is_4bit(module))
 
 
 def base_sha256(model: nn.Module) -> str:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 CPU_CACHE_GIB = 1
 
 
-def _prepare_process() -> None:
-    # read by vLLM at import or engine start
+def prepare_process() -> None:
+    """Set what vLLM reads at its import or at an engine's start."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_CACHE_GIB))
@@ -38,7 +38,7 @@ class VllmEngine:
     kind = "vllm"
 
     def __init__(self, model: str, serving: Serving, capacity: Capacity) -> None:
-        _prepare_process()
+        prepare_process()
         import vllm
 
         cuda = torch.cuda.is_available()

@@ -33,12 +33,13 @@ class BaseStage(Stage):
         return f"evaluate {recipe.model.base}"
 
     def run(self, context: StageContext) -> StageResult:
+        from models.engines.start import why_not_vllm
         from orchestra.work.policies import evaluated, measured, serve, start_policy
 
         served = serve(context, start_policy(context))
         if served.engine.kind != "vllm":
-            context.progress.say(
-                "    vLLM is not used here: completions come from transformers' generate, which is slower"
-            )
+            base = context.recipe.model.base
+            reason = why_not_vllm(base, base) or "so rollouts.engine asks"
+            context.progress.say(f"    completions come from transformers' generate, which is slower: {reason}")
         evaluation, asked = evaluated(context)
         return measured(context, evaluation, context.result(left_out=asked.left_out))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from models.engines.protocol import Engine
-from models.engines.start import Capacity, start_engine
+from models.engines.start import Capacity, serving_for, start_engine
 from rewards.domain import Domain, get_domain
 
 from models.base import context_length, load_tokenizer
@@ -112,7 +112,7 @@ class Resources:
                 # vLLM can take back the memory of one engine in a process; a second teacher stays
                 temporary=name != own and not self._resting and set(self._engines) <= {own},
             )
-            self._engines[name] = start_engine(name, self.recipe.rollouts, capacity)
+            self._engines[name] = start_engine(name, serving_for(name, own, self.recipe.rollouts), capacity)
         return self._engines[name]
 
     def served(self) -> Served:
@@ -124,7 +124,8 @@ class Resources:
 
     @property
     def _sync(self) -> Literal["folded", "adapter"]:
-        return which_sync(self.recipe.rollouts, self.recipe.model.quantize)
+        own = self.recipe.model
+        return which_sync(serving_for(own.base, own.base, self.recipe.rollouts), own.quantize)
 
     def release(self, model: str) -> None:
         """Take the memory of a teacher's engine back."""

@@ -6,11 +6,12 @@ import pytest
 import tiny
 import torch
 
-from models.adapters import adapter_files
+from models.adapters import adapter_files, new_adapter
+from models.base import load_base
 from models.engines.protocol import AdapterFiles, EngineError
 from models.engines.start import Capacity, start_engine
 from models.merge import folded_weights
-from models.settings import Serving
+from models.settings import Lora, Serving
 
 GREEDY = tiny.sampling(16, temperature=0.0, stop_token_ids=tiny.MORE_ENDS)
 SAMPLED = tiny.sampling(24, n=3, logprobs=True, stop_token_ids=tiny.MORE_ENDS)
@@ -73,8 +74,6 @@ def texts(groups):
 
 
 def test_the_checkpoint_is_served_until_the_first_sync(transformers_engine, tiny_path, prompts):
-    from models.base import load_base
-
     assert_serves(transformers_engine, load_base(str(tiny_path), "none", "float32"), prompts)
 
 
@@ -90,6 +89,17 @@ def test_log_probabilities_are_the_policys_after_every_sync(engine, tiny_path, p
         assert_serves(engine, other, prompts)
     engine.sync_folded(folded_weights(policy))
     assert_serves(engine, policy, prompts)
+
+
+def test_one_part_of_a_packed_layer_may_be_adapted_alone(engine, tiny_path, prompts):
+    """Of an unquantised base, whose other layers need no push: vLLM makes q, k and v one layer, gate and up another."""
+    base = load_base(str(tiny_path), "none", "float32")
+    model = new_adapter(base, Lora(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "up_proj")), seed=1)
+    engine.sync_folded(folded_weights(new_adapter(load_base(str(tiny_path), "none", "float32"), Lora(rank=1), seed=0)))
+    for seed in range(2):
+        tiny.nudge(model, 0.1, seed=seed)
+        engine.sync_folded(folded_weights(model))
+        assert_serves(engine, model, prompts)
 
 
 def test_a_sync_only_reads_the_trainers_tensors(engine, policy):
