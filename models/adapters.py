@@ -16,6 +16,7 @@ from torch import nn
 from models.base import ModelError, hash_tensor
 from models.engines.protocol import ADAPTER_CONFIG, ADAPTER_TENSORS, AdapterFiles
 from models.families import ALL_LINEAR, unknown_targets
+from models.paths import model_path
 from models.settings import Lora
 
 if TYPE_CHECKING:
@@ -56,6 +57,16 @@ def linear_layers(base: "PreTrainedModel") -> list[str]:
     """Names of the linear layers that may be adapted: all but the output head, which may be the embedding too."""
     head = base.get_output_embeddings()
     return [name for name, module in base.named_modules() if isinstance(module, nn.Linear) and module is not head]
+
+
+def linear_names(model: str) -> list[str]:
+    """What `all-linear` means in a model by name, found without its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return target_modules(
+            AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path(model))), (ALL_LINEAR,)
+        )
 
 
 def target_modules(base: "PreTrainedModel", targets: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from models.adapters import linear_names
 from models.base import arithmetic, free_memory, load_tokenizer
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights, last_line
 from models.engines.start import Capacity
@@ -45,7 +46,7 @@ class VllmEngine:
         free_memory()
         threads = torch.get_num_threads()
         self.dtype = arithmetic(serving.dtype)
-        lora = {"enable_lora": True, "max_lora_rank": _lora_rank(capacity.lora_rank)} if capacity.lora_rank else {}
+        lora = _lora(model, capacity.lora_rank) if capacity.lora_rank else {}
         self._llm = vllm.LLM(
             model_path(model),
             dtype=str(self.dtype).removeprefix("torch."),
@@ -191,6 +192,16 @@ class VllmEngine:
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
+
+
+def _lora(model: str, rank: int) -> dict[str, object]:
+    """What vLLM is told of adapters. Left to itself it makes ready for one on the output head, too, which no policy has
+    and which fails on a CPU when log-probabilities of prompts are asked for (Llama, Phi-3, Qwen3)."""
+    return {
+        "enable_lora": True,
+        "max_lora_rank": _lora_rank(rank),
+        "lora_target_modules": linear_names(model),
+    }
 
 
 def _lora_rank(rank: int) -> int:

@@ -3,13 +3,24 @@
 import json
 
 import pytest
+import tiny
 import torch
-from tiny_families import FAMILIES, config_of
+from tiny_families import FAMILIES, config_of, write_family
 
-from models.adapters import AdapterError, adapter_sha256, adapter_tensors, linear_layers, new_adapter, target_modules
-from models.base import ModelError, load_base
+from models.adapters import (
+    AdapterError,
+    adapter_sha256,
+    adapter_tensors,
+    linear_layers,
+    linear_names,
+    new_adapter,
+    save_adapter,
+    target_modules,
+)
+from models.base import ModelError, load_base, quantized_layers
 from models.families import ALL_LINEAR, LINEARS, SEPARATE, TIED, read_config, refused, unknown_targets
-from models.settings import Lora
+from models.merge import folded_weights, merged_model, save_merged
+from models.settings import Lora, Model
 from orchestra.plan.shapes import shape_of
 
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -65,6 +76,11 @@ def test_all_linear_is_every_layer_of_the_blocks_and_never_the_head(family):
     assert len(adapter_tensors(adapted)) == 2 * 2 * len(names)
 
 
+def test_by_name_it_is_found_without_weights(tmp_path):
+    config_of("phi3").save_pretrained(tmp_path)
+    assert sorted(linear_names(str(tmp_path))) == sorted(LINEARS["phi3"])
+
+
 def test_for_qwen2_it_is_the_seven_layers_to_the_byte(tiny_path, tmp_path):
     """PEFT draws in the order of the model's modules, whatever the order of the names."""
     made = {}
@@ -75,6 +91,33 @@ def test_for_qwen2_it_is_the_seven_layers_to_the_byte(tiny_path, tmp_path):
         made[targets] = adapter_sha256(adapter_tensors(model)), set(model.peft_config["default"].target_modules)
     assert made[(ALL_LINEAR,)] == made[SEVEN] == made[SEVEN[::-1]] and made[SEVEN][1] == set(SEVEN)
     assert Lora().targets == (ALL_LINEAR,)
+
+
+@pytest.mark.parametrize("family", ["phi3", "gemma3"])
+def test_what_is_quantised_adapted_and_folded_is_the_same_and_survives_the_export(family, tmp_path):
+    """Fused layers and untied embeddings; extra norms, a cap on the logits and tied embeddings."""
+    from transformers import AutoModelForCausalLM
+
+    from evals.divergence import mean_kl
+
+    checkpoint = str(write_family(family, tmp_path / "base"))
+    base = load_base(checkpoint, "nf4", "float32")
+    layers = linear_layers(base)
+    assert [name for name, _ in quantized_layers(base)] == layers
+    policy = new_adapter(base, Lora(rank=4, alpha=8.0), seed=1)
+    tiny.nudge(policy, 0.1)
+    folded = [name for name, _ in folded_weights(policy) if name.endswith(".weight")]
+    assert folded == [f"{name}.weight" for name in layers]
+    save_adapter(policy, tmp_path / "adapter")
+    merged = merged_model(Model(base=checkpoint, quantize="nf4"), tmp_path / "adapter", torch.float32)
+    save_merged(merged, checkpoint, tmp_path / "merged")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    tied = reloaded.lm_head.weight.data_ptr() == reloaded.model.embed_tokens.weight.data_ptr()
+    assert tied == (family == "gemma3")
+    sequences = [([5, 17, 99, 3], [250, 8, 77, 12, 400]), ([1, 2], [33, 44, 55])]
+    assert mean_kl(policy.eval(), reloaded, sequences).kl < 1e-9
+    with policy.disable_adapter():
+        assert mean_kl(policy, reloaded, sequences).kl > 1e-3
 
 
 # names

@@ -1,5 +1,6 @@
 """Both engines: the policy's own log-probabilities before and after a sync, the same greedy tokens, seeded samples."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from models.adapters import adapter_files, new_adapter
 from models.base import load_base
 from models.engines.protocol import AdapterFiles, EngineError
-from models.engines.start import Capacity, start_engine
+from models.engines.start import Capacity, serving_for, start_engine, why_not_vllm
 from models.merge import folded_weights
 from models.settings import Lora, Serving
 
@@ -231,7 +232,6 @@ def test_progress_counts_every_prompt_once(engine, prompts):
 
 def test_the_models_own_sampling_habits_are_not_used(tiny_path, tmp_path, policy, prompts):
     """A generation_config.json may ask for a repetition penalty (Qwen2.5-Instruct does): that is another policy."""
-    import json
     import shutil
 
     folder = shutil.copytree(tiny_path, tmp_path / "m")
@@ -323,6 +323,44 @@ def test_without_vllm_auto_takes_transformers_and_vllm_is_refused(tiny_path, mon
     assert start_engine(str(tiny_path), Serving(engine="auto"), ROOM).kind == "transformers"
     with pytest.raises(EngineError, match="not installed"):
         start_engine(str(tiny_path), Serving(engine="vllm"), ROOM)
+
+
+@pytest.fixture
+def named(tmp_path):
+    """named(class) -> a folder with no more than the config.json of a model of it."""
+
+    def write(architecture):
+        folder = tmp_path / architecture
+        folder.mkdir(exist_ok=True)
+        kind = architecture.removesuffix("ForCausalLM").lower()
+        (folder / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [architecture]}))
+        return str(folder)
+
+    return write
+
+
+def test_what_vllm_would_rewrite_under_the_trainer_is_left_to_transformers(named):
+    """It serves an OLMo-2 through transformers' class, whose __init__ and __call__ it replaces in the whole process."""
+    pytest.importorskip("vllm", reason="vLLM is not installed here")
+    olmo, qwen = named("Olmo2ForCausalLM"), named("Qwen2ForCausalLM")
+    assert "vLLM has no Olmo2ForCausalLM of its own" in why_not_vllm(olmo, olmo)
+    assert serving_for(olmo, olmo, Serving(engine="auto", dtype="bfloat16")) == Serving(
+        engine="transformers", dtype="bfloat16"
+    )
+    with pytest.raises(EngineError, match=r"rollouts\.engine: 'vllm' cannot serve .*Olmo2.*use 'auto'") as caught:
+        serving_for(olmo, olmo, Serving(engine="vllm"))
+    assert "\n" not in str(caught.value)
+    # an OLMo-2 that teaches a Qwen2, or is asked to be served by transformers anyway, does no harm
+    for model, base, asked in ((olmo, qwen, "auto"), (olmo, qwen, "vllm"), (olmo, olmo, "transformers")):
+        assert serving_for(model, base, Serving(engine=asked)) == Serving(engine=asked)
+    for own in ("Llama", "Qwen2", "Qwen3", "Mistral", "Phi3"):
+        assert why_not_vllm(named(f"{own}ForCausalLM"), named(f"{own}ForCausalLM")) == ""
+
+
+def test_where_vllm_is_missing_auto_says_so(tiny_path, monkeypatch):
+    monkeypatch.setattr("models.engines.start.vllm_available", lambda: False)
+    assert why_not_vllm(str(tiny_path), str(tiny_path)) == "vLLM is not installed here"
+    assert serving_for(str(tiny_path), str(tiny_path), Serving()).engine == "transformers"
 
 
 def test_transformers_refuses_an_adapter(transformers_engine):
