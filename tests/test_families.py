@@ -41,7 +41,6 @@ SOLVED = [
 # vLLM has none of its own
 THROUGH_TRANSFORMERS = ("olmo2",)
 CASES = [(family, sync) for family in FAMILIES for sync in ("folded", "adapter")]
-QUICK = [("phi3", "folded"), ("qwen3", "adapter")]
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +69,8 @@ def run_family(forks, folder, family, sync):
     return code, output.read_text(), folder / "runs" / "family-none"
 
 
-@pytest.mark.parametrize(
-    ("family", "sync"), [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "sync"), CASES)
 def test_a_family_is_trained_served_and_exported(forks, tmp_path, family, sync):
     pytest.importorskip("vllm", reason="vLLM is not installed here")
     code, output, run = run_family(forks, tmp_path, family, sync)

@@ -127,7 +127,7 @@ def test_what_is_quantised_adapted_and_folded_is_the_same_and_survives_the_expor
     ("family", "targets", "said"),
     [
         ("phi3", SEVEN, "'q_proj' is no linear layer of phi3; it has o_proj, qkv_proj, gate_up_proj, down_proj, and"),
-        ("phi3", ("o_proj", "qkv"), "did you mean 'qkv_proj'?"),
+        ("phi3", ("o_proj", "qkv_porj"), "did you mean 'qkv_proj'?"),
         ("llama", ("q_proj", "qkv_proj"), "'qkv_proj' is no linear layer of llama; it has q_proj, k_proj, v_proj"),
         ("smollm", ("lm_head",), "'lm_head' is no linear layer"),
         ("qwen3", ("q_norm",), "'q_norm' is no linear layer"),

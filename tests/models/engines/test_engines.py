@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from tiny_families import write_family
 
 from models.adapters import adapter_files, new_adapter
 from models.base import load_base
@@ -292,6 +293,18 @@ def test_the_adapter_alone(own_engine, tiny_path, prompts, monkeypatch):
     assert len(set(folders)) == 3
     sampled = engine.generate(prompts, SAMPLED, SEEDS)
     assert texts(engine.generate(prompts, SAMPLED, SEEDS)) == texts(sampled)
+
+
+def test_fused_layers_and_an_output_head_that_vllm_would_adapt(own_engine, tmp_path, prompts):
+    """Phi-3, in one engine: the base folded, adapters over it, and folded again."""
+    path = write_family("phi3", tmp_path)
+    engine, model = own_engine(path, lora_rank=4), tiny.policy(path)
+    assert engine.score(prompts, prompts), "before there is any adapter"
+    engine.sync_folded(folded_weights(model, adapter=None))
+    for version in range(2):
+        engine.sync_adapter(adapter_files(model))
+        assert_serves(engine, model, prompts)
+        tiny.nudge(model, 0.1, seed=version)
 
 
 # failures
