@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from models.conversation import Conversation, UntrainedEndError, conversation_of, declared_ends, speak
+from models.families import refused
 from models.paths import model_place
 from models.settings import Arithmetic, PromptFormat, Quantize
 from models.sizes import arithmetic_name
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class ModelError(ValueError):
@@ -74,12 +75,29 @@ def end_tokens(name: str, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int
     return frozenset({tokenizer.eos_token_id, *declared_ends(model_place(name))})
 
 
-def context_length(name: str) -> int:
-    """Tokens that a model was made for."""
+def load_config(name: str) -> "PreTrainedConfig":
+    """What a model's config.json says.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
     from transformers import AutoConfig
 
     place = model_place(name)
-    return AutoConfig.from_pretrained(place.path, revision=place.revision).max_position_embeddings
+    try:
+        return AutoConfig.from_pretrained(place.path, revision=place.revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load(name, error)) from error
+
+
+def context_length(name: str) -> int:
+    """Tokens that a model was made for. Raises ModelError."""
+    return load_config(name).max_position_embeddings
+
+
+def architecture(name: str) -> str | None:
+    """The class that a checkpoint says it is of, such as `Qwen2ForCausalLM`. Raises ModelError."""
+    return next(iter(load_config(name).architectures or ()), None)
 
 
 def arithmetic(dtype: Arithmetic) -> torch.dtype:
@@ -110,7 +128,7 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
     No parameter requires a gradient.
 
     Raises:
-        ModelError: the model cannot be found or loaded.
+        ModelError: the model cannot be found or loaded, or is of a kind that cannot be a base.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -126,6 +144,8 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
         )
+    if reason := refused(load_config(name).to_dict()):
+        raise ModelError(f"model.base: {name!r} {reason}")
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             place.path,
@@ -151,7 +171,7 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
     for module in model.modules():
         # bitsandbytes repacks such layers in place on their first eval forward, which corrupts training and
         # dequantisation (bitsandbytes#2078)
-        if _is_4bit(module):
+        if is_4bit(module):
             module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     return model
@@ -163,7 +183,8 @@ def _cannot_load(name: str, error: Exception) -> str:
     return f"model '{name}' cannot be loaded{where}: {reason}"
 
 
-def _is_4bit(module: nn.Module) -> bool:
+def is_4bit(module: nn.Module) -> bool:
+    """Whether it is a linear layer whose weight bitsandbytes has quantised."""
     return type(module).__name__ == "Linear4bit"
 
 
@@ -202,7 +223,7 @@ def to_float32(model: "PreTrainedModel") -> "PreTrainedModel":
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, module) of each 4-bit linear layer."""
-    return ((name, module) for name, module in model.named_modules() if _is_4bit(module))
+    return ((name, module) for name, module in model.named_modules() if is_4bit(module))
 
 
 def base_sha256(model: nn.Module) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from models.adapters import POLICY, load_adapter
-from models.base import arithmetic, dequantized, load_base, load_tokenizer
+from models.base import arithmetic, dequantized, is_4bit, load_base, load_tokenizer
 from models.engines.protocol import Weight, Weights
 from models.paths import model_place
 from models.settings import Model, PromptFormat
@@ -22,23 +22,34 @@ if TYPE_CHECKING:
 
 
 def folded_weights(model: nn.Module, adapter: str | None = POLICY, to: torch.dtype = torch.float32) -> Weights:
-    """Every linear layer that is quantised or adapted, folded; nothing is computed before the weights are gone through.
+    """Every linear layer that is quantised or adapted, folded, and those beside it; nothing is computed before the
+    weights are gone through.
 
-    Names are those of the base's own checkpoint. A layer's bias follows its weight, since vLLM rebuilds a layer only
-    from all of its parts. `adapter=None` gives the dequantised base; `to` is what each is cast to in the end.
+    Names are those of the base's own checkpoint. vLLM packs q, k and v, or gate and up, into one layer, and rebuilds a
+    layer only from all of its parts: so what stands beside an adapted layer is in, and a bias follows its weight.
+    `adapter=None` gives the dequantised base; `to` is what each is cast to in the end.
     """
     weights = []
-    for name, module in model.named_modules():
-        adapted = hasattr(module, "lora_A")
-        linear = module.base_layer if adapted else module
-        if not adapted and (name.endswith(".base_layer") or type(module).__name__ != "Linear4bit"):
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A") or (isinstance(module, nn.Linear) and not name.endswith(".base_layer"))
+    }
+    changed = {_parent(name) for name, module in layers.items() if hasattr(module, "lora_A") or is_4bit(module)}
+    for name, module in layers.items():
+        if _parent(name) not in changed:
             continue
+        linear = module.base_layer if hasattr(module, "lora_A") else module
         key = name.replace("base_model.model.", "", 1)
         shape = (linear.out_features, linear.in_features)
         weights.append(Weight(f"{key}.weight", shape, to, partial(_folded, module, adapter, to)))
         if linear.bias is not None:
             weights.append(Weight(f"{key}.bias", tuple(linear.bias.shape), to, partial(_bias, linear, to)))
     return Weights(tuple(weights))
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from models.families import ALL_LINEAR
 from settings import FREE, SIZE, Count, Names, Node, NotNegative, Positive, Refers, Share, Text, TopP
 
 Arithmetic = Literal["auto", "bfloat16", "float32"]
@@ -22,8 +23,8 @@ class Lora(Node):
     """Scale of the update; alpha / rank multiplies B A."""
     dropout: Share = 0.0
     """Dropout on the adapter's input. 0 keeps rollouts and training the same policy."""
-    targets: Names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Linear layers that get an adapter."""
+    targets: Names = (ALL_LINEAR,)
+    """Linear layers that get an adapter, by name (q_proj). all-linear: all but the output head (QLoRA, section 4)."""
 
 
 class Model(Node):

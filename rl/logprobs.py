@@ -12,8 +12,13 @@ import torch
 from torch import nn
 from trl.kernels import ChunkedLogProbFunction
 
+from models.base import arithmetic_of, trained_arithmetic
+from models.engines.serving import TOLERANCE
+from models.training import Probe, TrainingError, mean_difference
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from peft import PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 Batch = dict[str, torch.Tensor]
 VOCABULARY_TILE = 32768
@@ -27,6 +32,7 @@ def install_scoring(causal: "PreTrainedModel") -> None:
     (B x C, nats, float32). Without `scored` the forward is the model's own, and has no temperature.
     """
     own_forward = causal.forward
+    cap, scale = logits_transform(causal.config)
 
     def forward(
         self: "PreTrainedModel",
@@ -50,8 +56,8 @@ def install_scoring(causal: "PreTrainedModel") -> None:
             ids[row, place],
             temperature,
             min(VOCABULARY_TILE, head.weight.shape[0]),
-            None,
-            1.0,
+            cap,
+            scale,
             ("log_probs", "entropy"),
         )
         # the scatter stays connected to the model when nothing is scored: such a batch has a gradient of zero
@@ -60,6 +66,40 @@ def install_scoring(causal: "PreTrainedModel") -> None:
         )
 
     causal.forward = types.MethodType(forward, causal)
+
+
+def logits_transform(config: "PretrainedConfig") -> tuple[float | None, float]:
+    """(cap, scale) of a family's logits, cap tanh(scale h W / cap): of Gemma, Cohere and Granite, say. Read as TRL
+    does for its fused head (`trl.trainer.utils`); that nothing is overlooked, `check_scoring` sees."""
+    scale = getattr(config, "logit_scale", None)
+    if scale is None and getattr(config, "logits_scaling", None) is not None:
+        scale = 1 / config.logits_scaling
+    return getattr(config, "final_logit_softcapping", None), 1.0 if scale is None else scale
+
+
+@torch.no_grad()
+def check_scoring(policy: "PeftModel", probe: Probe) -> None:
+    """What is scored, of a model with `install_scoring`, is what the model's own logits say.
+
+    Raises:
+        TrainingError: it is not, so this family does something to its logits that is not known here.
+    """
+    training = policy.training
+    policy.eval()
+    scored = []
+    for prompt, completion in zip(probe.prompts, probe.completions, strict=True):
+        ids = {"prompt_ids": torch.tensor([prompt]), "completion_ids": torch.tensor([completion])}
+        masks = {name.replace("ids", "mask"): torch.ones_like(one) for name, one in ids.items()}
+        batch = {name: one.to(policy.device) for name, one in (ids | masks).items()}
+        with trained_arithmetic(policy):
+            scored += completion_logprobs(policy, batch, 1.0)[0].tolist()
+    policy.train(training)
+    off = mean_difference(scored, probe.logprobs(policy))
+    if not off <= TOLERANCE[arithmetic_of(policy)]:
+        raise TrainingError(
+            f"grpo cannot train a {policy.config.model_type} model: its logits are more than hidden states times the "
+            f"output head, and how is not known here (log-probabilities are off by {off:.2g} nats a token)"
+        )
 
 
 def completion_logprobs(model: nn.Module, batch: Batch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,7 +22,7 @@ from models.reference import Reference
 from models.training import AdapterTrainer, TrainingError, without_dropout
 from rl.batches import Batch, micro_batches
 from rl.kl import k3
-from rl.logprobs import completion_logprobs, importance_weights, install_scoring
+from rl.logprobs import check_scoring, completion_logprobs, importance_weights, install_scoring
 from rl.metrics import StepMetrics
 from rl.rollouts import Problem, ProblemOrder, RowSource
 from rl.settings import GrpoSettings, Rollouts
@@ -92,6 +92,7 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
         # calls vLLM; given as an argument, it would start one of its own
         self.use_vllm = True
         self.probe = served.probe
+        check_scoring(model, self.probe)
         self.base_hash = base_sha256(model)
         self._settings, self._reference, self._served = settings, reference, served
         self._tokens_at_once = tokens_at_once

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from models.adapters import linear_names
 from models.base import arithmetic, end_tokens, free_memory, load_tokenizer
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights, last_line
 from models.engines.start import Capacity
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 CPU_CACHE_GIB = 1
 
 
-def _prepare_process() -> None:
-    # read by vLLM at import or engine start
+def prepare_process() -> None:
+    """Set what vLLM reads at its import or at an engine's start."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_CACHE_GIB))
@@ -39,7 +40,7 @@ class VllmEngine:
     kind = "vllm"
 
     def __init__(self, model: str, serving: Serving, capacity: Capacity) -> None:
-        _prepare_process()
+        prepare_process()
         import vllm
 
         cuda = torch.cuda.is_available()
@@ -47,7 +48,7 @@ class VllmEngine:
         threads = torch.get_num_threads()
         self.dtype = arithmetic(serving.dtype)
         place = model_place(model)
-        lora = {"enable_lora": True, "max_lora_rank": _lora_rank(capacity.lora_rank)} if capacity.lora_rank else {}
+        lora = _lora(model, capacity.lora_rank) if capacity.lora_rank else {}
         self._llm = vllm.LLM(
             place.path,
             revision=place.revision,
@@ -198,6 +199,16 @@ class VllmEngine:
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
+
+
+def _lora(model: str, rank: int) -> dict[str, object]:
+    """What vLLM is told of adapters. Left to itself it makes ready for one on the output head, too, which no policy has
+    and which fails on a CPU when log-probabilities of prompts are asked for (Llama, Phi-3, Qwen3)."""
+    return {
+        "enable_lora": True,
+        "max_lora_rank": _lora_rank(rank),
+        "lora_target_modules": linear_names(model),
+    }
 
 
 def _lora_rank(rank: int) -> int:

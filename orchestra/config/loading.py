@@ -17,7 +17,7 @@ from orchestra.config.explain import faults_from, stage_label
 from orchestra.config.faults import Fault, RecipeError, UserError
 from orchestra.config.recipe import Recipe
 from orchestra.config.stage import Stage
-from orchestra.config.words import domain_of, find_files, unknown_rewards, unknown_words
+from orchestra.config.words import base_faults, domain_of, find_files, unknown_rewards, unknown_words
 from orchestra.config.yamlfile import line_of, read_mapping, shown
 from orchestra.plan import machine
 from orchestra.stages import kinds
@@ -125,8 +125,7 @@ def _words(raw: dict[str, Any], path: Path, overridden: Container[Where]) -> lis
         stage = stage_label(at, raw)
         faults += find_files(mapping, at, model, path.parent, stage, overridden)
         faults += unknown_words(mapping, at, model, domain, stage)
-    faults += unknown_rewards(raw.get("reward"))
-    return faults
+    return [*faults, *unknown_rewards(raw.get("reward")), *base_faults(raw.get("model"))]
 
 
 def _mappings(raw: dict[str, Any]) -> Iterator[tuple[Where, dict[str, Any], type[BaseModel]]]:

@@ -11,12 +11,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from models.families import ALL_LINEAR, LINEARS, read_config, refused, unknown_targets
 from models.paths import hub_model
 from orchestra.config.faults import Fault, brief
 from rewards.domain import Domain, domain_names, get_domain
 from rewards.scoring import RewardError, undefined_functions
 from rewards.settings import Problems, Reward
-from settings import Refers, near, reference_of
+from settings import Refers, as_names, near, reference_of
 from settings.hub import HubName
 
 SHIPPED = ("embedded/student", "embedded/teacher")
@@ -114,6 +115,26 @@ def unknown_rewards(reward: object) -> Iterator[Fault]:
         return
     for name in missing:
         yield Fault(("reward", str(name)), f"{file} does not define a function of this name")
+
+
+def base_faults(model: object) -> Iterator[Fault]:
+    """A base that cannot be one, and adapter targets that it does not have, as far as a config.json at hand tells."""
+    raw = model if isinstance(model, Mapping) else {}
+    config = read_config(raw["base"]) if isinstance(raw.get("base"), str) else None
+    if config is None:
+        return
+    if reason := refused(config):
+        yield Fault(("model", "base"), f"{brief(raw['base'], 200)} {reason}")
+        return
+    lora, kind = raw.get("lora"), config.get("model_type")
+    targets = as_names(lora.get("targets", ALL_LINEAR)) if isinstance(lora, Mapping) else ()
+    if kind in LINEARS and isinstance(targets, tuple) and all(isinstance(target, str) for target in targets):
+        # a layer may be named more closely than by the last part of its name
+        named = [target.rpartition(".")[2] for target in targets]
+        if named and (fault := unknown_targets(named, LINEARS[kind], kind)):
+            yield Fault(("model", "lora", "targets"), fault)
+
+
 
 
 def domain_of(problems: object, faults: list[Fault]) -> Domain | None:

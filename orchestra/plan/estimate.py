@@ -23,7 +23,7 @@ from models.sizes import activation_bytes, arithmetic_name, must_checkpoint
 from orchestra.plan.devices import GIB, Device, device_of
 from orchestra.plan.machine import Machine
 from orchestra.plan.remedies import what_fits
-from orchestra.plan.shapes import Shape, shape_of
+from orchestra.plan.shapes import Shape, Unknown, shape_of
 from rewards.problems import Split
 
 if TYPE_CHECKING:
@@ -127,10 +127,6 @@ def _lines(source: str) -> int:
         return sum(1 for line in file if line.strip())
 
 
-class Unknown(Exception):
-    """Nothing is known about the model's shape."""
-
-
 class Estimator:
     """The formulas, for one recipe on one device."""
 
@@ -148,10 +144,7 @@ class Estimator:
     @staticmethod
     def shape(model: str) -> Shape:
         """Raises Unknown."""
-        shape = shape_of(model)
-        if shape is None:
-            raise Unknown(model)
-        return shape
+        return shape_of(model)
 
     def training_problems(self, at_most: int | None = None) -> int:
         """How many training problems a stage asks that limits them itself, or as the recipe does."""
@@ -302,10 +295,7 @@ def estimate(recipe: Recipe, machine: Machine, scale: str = "none") -> Plan:
         estimator = Estimator(recipe, device)
         stages = tuple(stage.plan(estimator) for stage in recipe.all_stages)
     except Unknown as error:
-        reason = (
-            f"the shape of {error} is not known here (no config.json at hand); fetch the model once, then plan again"
-        )
-        return Plan(recipe.name, scale, str(machine), device.name, (), False, reason)
+        return Plan(recipe.name, scale, str(machine), device.name, (), False, str(error))
     needed = max(stages, key=lambda stage: stage.peak)
     fits, reason = True, f"{needed.peak / GIB:.1f} of {device.memory / GIB:.0f} GiB in stage {needed.name!r}"
     if scale == "gpu" and not machine.gpus:

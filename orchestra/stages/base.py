@@ -33,13 +33,14 @@ class BaseStage(Stage):
         return f"evaluate {recipe.model.base}"
 
     def run(self, context: StageContext) -> StageResult:
+        from models.engines.start import why_not_vllm
         from orchestra.work.policies import evaluated, evaluated_in_both_formats, measured, serve, start_policy
 
         served = serve(context, start_policy(context))
         if served.engine.kind != "vllm":
-            context.progress.say(
-                "    vLLM is not used here: completions come from transformers' generate, which is slower"
-            )
+            base = context.recipe.model.base
+            reason = why_not_vllm(base, base) or "so rollouts.engine asks"
+            context.progress.say(f"    completions come from transformers' generate, which is slower: {reason}")
         spoken = context.resources.conversation
         if spoken.other is None:
             evaluation, asked = evaluated(context)

@@ -13,7 +13,7 @@ from models.conversation import Conversation
 from models.engines.protocol import Engine
 from models.engines.serving import Served, which_sync
 from models.engines.shared import SharedEngine
-from models.engines.start import Capacity, start_engine
+from models.engines.start import Capacity, serving_for, start_engine
 from models.processes import Processes
 from models.prompts import prompt_tokens, render_prompt
 from models.settings import PromptFormat
@@ -158,7 +158,7 @@ class Resources:
             )
             # vLLM's start is a collective of all processes, which does not wait for long
             self.processes.wait()
-            self._engines[name] = start_engine(name, self.recipe.rollouts, capacity)
+            self._engines[name] = start_engine(name, serving_for(name, own, self.recipe.rollouts), capacity)
         return self._engines[name]
 
     def served(self) -> Served:
@@ -170,7 +170,8 @@ class Resources:
 
     @property
     def _sync(self) -> Literal["folded", "adapter"]:
-        return which_sync(self.recipe.rollouts, self.recipe.model.quantize)
+        own = self.recipe.model
+        return which_sync(serving_for(own.base, own.base, self.recipe.rollouts), own.quantize)
 
     def release(self, model: str) -> None:
         """Take the memory of a teacher's engine back."""

@@ -196,6 +196,51 @@ def test_which_recipe(written, tmp_path):
         load_recipe("mine", "embeded")
 
 
+# the base, as far as its config.json is at hand
+
+
+@pytest.mark.parametrize(
+    ("config", "targets", "said"),
+    [
+        (
+            '{"model_type": "phi3"}', "targets: [qkv_proj, q_proj]",
+            "mine.yaml:2: model.lora.targets: 'q_proj' is no linear layer of phi3; it has qkv_proj, o_proj, "
+            "gate_up_proj, down_proj, and all-linear means all of them; did you mean 'qkv_proj'?",
+        ),
+        ('{"model_type": "llama"}', "targets: all_linear", "all-linear means all of them"),
+        (
+            '{"model_type": "mixtral", "num_local_experts": 8}', "targets: o_proj",
+            "mine.yaml:2: model.base: './here' is a mixture of experts (mixtral, 8 of them), whose experts neither NF4 "
+            "nor an adapter reaches; take a dense base (such a model may teach)",
+        ),
+        ('{"model_type": "gemma3", "vision_config": {}}', "rank: 4", "base: './here' is not a model of text alone"),
+    ],
+)  # fmt: skip
+def test_what_the_base_cannot_do_is_one_line(written, config, targets, said):
+    written(config, "here/config.json")
+    text = TEXT.replace("{base: embedded/student}", f"{{base: ./here, lora: {{{targets}}}}}")
+    (line,) = faults(written(text))
+    assert said in line
+    # another model may be whatever it is: it only writes traces
+    other = TEXT.replace("teacher: embedded/teacher", "teacher: ./here")
+    assert load_recipe(written(other), None).stages[0].teacher == "./here"
+
+
+@pytest.mark.parametrize(
+    ("config", "lora"),
+    [
+        ('{"model_type": "phi3"}', "{targets: [qkv_proj, layers.1.self_attn.o_proj]}"),
+        ('{"model_type": "phi3"}', "{targets: all-linear}"),
+        ('{"model_type": "phi3"}', "{}"),
+        ('{"model_type": "never_heard_of"}', "{targets: [q_proj]}"),
+        ("not json", "{targets: [anything]}"),
+    ],
+)
+def test_what_the_base_can_do_or_nobody_knows_yet_is_valid(written, config, lora):
+    written(config, "here/config.json")
+    load_recipe(written(TEXT.replace("{base: embedded/student}", f"{{base: ./here, lora: {lora}}}")), None)
+
+
 # overrides
 
 

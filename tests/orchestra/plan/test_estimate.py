@@ -34,6 +34,25 @@ LITTLE_GPU = Machine(cores=8, memory=32 * GIB, gpus=(Gpu("NVIDIA GeForce RTX 309
         ("Qwen/Qwen2.5-14B-Instruct", 14.8),
         ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1.78),
         ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7.62),
+        ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", 8.03),
+        ("Qwen/Qwen3-0.6B-Base", 0.596),
+        ("Qwen/Qwen3-1.7B", 1.72),
+        ("Qwen/Qwen3-4B", 4.02),
+        ("Qwen/Qwen3-8B", 8.19),
+        ("Qwen/Qwen3-14B", 14.77),
+        ("meta-llama/Llama-3.2-1B-Instruct", 1.24),
+        ("meta-llama/Llama-3.2-3B", 3.21),
+        ("meta-llama/Llama-3.1-8B", 8.03),
+        ("mistralai/Mistral-7B-v0.3", 7.25),
+        ("microsoft/Phi-3-mini-4k-instruct", 3.82),
+        ("microsoft/Phi-4-mini-instruct", 3.84),
+        ("google/gemma-3-270m", 0.268),
+        ("google/gemma-3-1b-it", 1.0),
+        ("allenai/OLMo-2-0425-1B", 1.48),
+        ("allenai/OLMo-2-1124-7B", 7.3),
+        ("HuggingFaceTB/SmolLM2-135M", 0.1345),
+        ("HuggingFaceTB/SmolLM2-360M-Instruct", 0.362),
+        ("HuggingFaceTB/SmolLM2-1.7B", 1.71),
     ],
 )
 def test_known_shapes_have_their_published_size(model, billions):
@@ -41,24 +60,57 @@ def test_known_shapes_have_their_published_size(model, billions):
 
 
 def test_shapes_from_a_config_at_hand(tmp_path, monkeypatch):
-    config = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-              "intermediate_size": 16, "vocab_size": 100, "tie_word_embeddings": True}  # fmt: skip
+    config = {"model_type": "qwen2", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "num_key_value_heads": 1, "intermediate_size": 16, "vocab_size": 100,
+              "tie_word_embeddings": True}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     shape = shapes.shape_of(str(tmp_path))
     # q 8x8, k and v 8x4, o 8x8, three times 8x16, in 2 blocks; a tied embedding
     assert shape.block_parameters == 2 * (64 + 2 * 32 + 64 + 3 * 128) and shape.parameters == 2 * 576 + 800
-    assert shape.adapter_parameters(2, ["q_proj", "down_proj", "no_such"]) == 2 * (2 * 16 + 2 * 24)
+    assert shape.adapter_parameters(2, ["q_proj", "down_proj"]) == 2 * (2 * 16 + 2 * 24)
+    # q, o of 8 and 8; k, v of 8 and 4; three of 8 and 16
+    assert shape.adapter_parameters(2, ["all-linear"]) == 2 * 2 * (2 * 16 + 2 * 12 + 3 * 24)
     assert shape.kv_per_token == 2 * 2 * 1 * 4
     cached = tmp_path / "hub" / "models--some--model" / "snapshots" / "abc"
     cached.mkdir(parents=True)
     (cached / "config.json").write_text(json.dumps(config))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert shapes.shape_of("some/model") == shape
-    (cached / "config.json").write_text("{}")
-    assert shapes.shape_of("some/model") is None
+    # the same numbers in three matrices less: q, k and v are 8 x 16 together, gate and up 8 x 32
+    (cached / "config.json").write_text(json.dumps(config | {"model_type": "phi3", "tie_word_embeddings": False}))
+    fused = shapes.shape_of("some/model")
+    assert fused.block_parameters == shape.block_parameters and fused.parameters == shape.parameters + 800
+    assert fused.adapter_parameters(2, ["all-linear"]) == 2 * 2 * (24 + 16 + 40 + 24)
+    # Gemma's config.json does not say that its embeddings are tied
+    del config["tie_word_embeddings"]
+    for kind, tied in (("gemma3_text", True), ("llama", False)):
+        (cached / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+        assert shapes.shape_of("some/model").tied == tied
 
 
-@pytest.mark.parametrize("model", ["someone/unknown-70b", "Qwen/Qwen2.5-999B", "gpt2"])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"model_type": None}, "(None) are not those of a dense family"),
+        ({"model_type": "mamba2"}, "(mamba2)"),
+        ({"num_local_experts": 8}, "mixture of experts"),
+        ({"hidden_size": None}, "its config.json has no 'hidden_size'"),
+    ],
+)
+def test_what_cannot_be_counted_is_not(tmp_path, change, said):
+    config = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "intermediate_size": 16, "vocab_size": 100} | change  # fmt: skip
+    config = {key: value for key, value in config.items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(shapes.Unknown, match=re.escape(said)):
+        shapes.shape_of(str(tmp_path))
+    made = estimate(load_recipe("40d", "gpu", [f"stages.traces.teacher={tmp_path}"]), H100, "gpu")
+    assert not made.fits and made.stages == () and said in made.reason
+
+
+@pytest.mark.parametrize(
+    "model", ["someone/unknown-70b", "Qwen/Qwen2.5-999B", "gpt2", "Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-VL-4B-Instruct"]
+)
 def test_an_unknown_model_is_said_to_be_unknown(model):
     recipe = load_recipe("40d", "gpu", [f"model.base={model}"])
     made = estimate(recipe, H100, "gpu")
@@ -95,7 +147,7 @@ def test_logits_by_hand():
     parts = recipe.stage("explore").plan(Estimator(recipe, device_of(H100, "gpu"))).memory
     # 2 x 2048 tokens, of the vocabulary 32,768 words at once, 12 bytes each
     assert parts["logits"] == 4096 * 32768 * 12
-    assert parts["optimizer"] == 8 * shapes.QWEN["3b"].adapter_parameters(32, recipe.model.lora.targets)
+    assert parts["optimizer"] == 8 * shapes.QWEN2["3b"].adapter_parameters(32, recipe.model.lora.targets)
 
 
 def test_more_of_everything_takes_more():
