@@ -18,7 +18,7 @@ BACKEND_cpu = $(if $(LINKS),,--torch-backend cpu)
 COMPILE  = $(UV) compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_39 --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all check report export lint lock bench bench-grpo embedded-models $(addprefix recipe-,$(RECIPES))
+.PHONY: help setup test test-all check report export lint lock bench bench-minutes bench-grpo bench-rewards embedded-models $(addprefix recipe-,$(RECIPES))
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -63,8 +63,12 @@ test-all: $(READY) ## every test, slow ones too
 lint: $(READY) ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-bench: $(READY) ## three seeds of the main recipe at the embedded scale -> benchmarks/
+bench: $(READY) ## three seeds of the main recipe at the embedded scale, and minutes to stock TRL's accuracy -> benchmarks/
 	@$(BIN)/python -m benchmarks.recipe_seeds $(ARGS)
+	@$(BIN)/python -m benchmarks.minutes $(ARGS)
+
+bench-minutes: $(READY) ## the second half of bench: ours against stock TRL from the same SFT policies -> benchmarks/minutes.md
+	@$(BIN)/python -m benchmarks.minutes $(ARGS)
 
 bench-grpo: $(READY) ## a GRPO step against stock TRL -> benchmarks/grpo_step.md
 	@$(BIN)/python -m benchmarks.grpo_step $(ARGS)

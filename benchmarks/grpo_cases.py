@@ -1,10 +1,10 @@
-"""What benchmarks/grpo_step.py trains, and the settings that both sides are tried in."""
+"""What ours and stock TRL train beside each other, and the settings that they are tried in."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from models.settings import Lora
-from models.sizes import completions_at_once
+from models.settings import Lora, Quantize
 
 BETA = 0.01
 LORA = Lora(rank=16, alpha=32.0)
@@ -29,6 +29,41 @@ class Case:
     mean_length: int = 128
     tied: bool = False
 
+    @property
+    def batch(self) -> int:
+        """Completions of a step."""
+        return self.prompts_per_step * self.group_size
+
+
+@dataclass(frozen=True)
+class Start:
+    """The SFT policy of a finished run, from which both sides train on with the settings of one of its grpo stages.
+
+    Fields:
+        name: for people and files.
+        run: the run's folder; problems, rewards, base and rollouts are its recipe's.
+        sft: the stage whose policy it is.
+        stage: the grpo stage.
+        batch, max_completion_tokens: completions of its step, and how long they may get.
+        steps: in the place of the stage's own number.
+        every: the policy is kept after every so many steps, and after the last.
+    """
+
+    name: str
+    run: str
+    sft: str
+    stage: str
+    batch: int
+    max_completion_tokens: int
+    steps: int
+    every: int
+
+    def keeps(self, step: int) -> bool:
+        """Whether the policy after this step is kept."""
+        return step % self.every == 0 or step == self.steps
+
+
+Job = Case | Start
 
 CASES = {
     "student": Case("student", 32, 8, 96),
@@ -40,35 +75,41 @@ CASES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """How a trainer runs. `micro` is completions per forward pass; `sync` is ours alone, `vllm` is stock's."""
+    """How a trainer runs. `micro` is completions per forward pass, None what the trainer chooses; `sync` is ours alone,
+    `vllm` is stock's."""
 
     trainer: Literal["ours", "stock"]
     bf16: bool
-    micro: int
-    quantize: Literal["nf4", "none"] = "nf4"
+    micro: int | None
+    quantize: Quantize = "nf4"
     sync: Literal["folded", "adapter"] = "folded"
     vllm: bool = False
     checkpointing: bool = False
 
     def __str__(self) -> str:
-        words = ["bf16" if self.bf16 else "fp32", f"micro-batch {self.micro}", f"base {self.quantize}"]
+        words = ["bf16" if self.bf16 else "fp32", f"micro-batch {self.micro or 'by tokens'}", f"base {self.quantize}"]
         words += [f"sync {self.sync}"] if self.trainer == "ours" else []
         words += ["gradient checkpointing"] if self.checkpointing else []
         return ", ".join([*words, "vLLM colocate"] if self.vllm else words)
 
 
-def stock_settings(case: Case, cuda: bool) -> list[Setting]:
-    """Settings to try for stock TRL."""
+def stock_settings(job: Job, cuda: bool, base: Quantize | None = None) -> list[Setting]:
+    """Settings to try for stock TRL, whose passes must divide the batch.
+
+    Args:
+        base: the only one allowed, where the policy was trained on it before.
+    """
     if cuda:
         tries = [(8, False, False), *((micro, True, again) for micro in (8, 16) for again in (False, True))]
-        return [Setting("stock", True, micro, vllm=vllm, checkpointing=again) for micro, vllm, again in tries]
-    sizes = [(8, "nf4"), (8, "none"), (64, "none")]
-    return [Setting("stock", bf16, micro, base) for micro, base in sizes for bf16 in (False, True)]
+        return [
+            Setting("stock", True, math.gcd(micro, job.batch), base or "nf4", vllm=vllm, checkpointing=again)
+            for micro, vllm, again in tries
+        ]
+    sizes = [(8, base), (64, base)] if base else [(8, "nf4"), (8, "none"), (64, "none")]
+    return [Setting("stock", bf16, math.gcd(micro, job.batch), kind) for micro, kind in sizes for bf16 in (False, True)]
 
 
 def our_settings(case: Case, cuda: bool) -> list[Setting]:
     """Settings to try for ours."""
-    batch = case.prompts_per_step * case.group_size
-    micro = completions_at_once(None, batch, case.max_completion_tokens, cuda=cuda)
     tries = [(True, "folded"), (True, "adapter")] if cuda else [(False, "folded"), (False, "adapter"), (True, "folded")]
-    return [Setting("ours", bf16, micro, sync=sync) for bf16, sync in tries]
+    return [Setting("ours", bf16, None, sync=sync) for bf16, sync in tries]

@@ -19,12 +19,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from benchmarks.grpo_cases import CASES, KEYS, Case, Setting, our_settings, stock_settings
-from benchmarks.grpo_worker import model_name
+from benchmarks.grpo_cases import CASES, KEYS, Case, Job, Setting, our_settings, stock_settings
+from benchmarks.grpo_task import model_name
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,27 @@ def _last_line(path: Path) -> str:
 
 
 class Trainer:
-    """A worker process, from this side."""
+    """A worker process, from this side.
 
-    def __init__(self, case: Case, setting: Setting, folder: Path) -> None:
+    Attributes:
+        setup: seconds from the start of the process to its first step.
+        peak: bytes of memory, at most, up to the last step.
+    """
+
+    def __init__(self, job: Job, setting: Setting, folder: Path) -> None:
+        start = time.perf_counter()
         read, write = os.pipe()
-        self._log = open(folder / f"{setting.trainer}-{case.name}.log", "ab")  # noqa: SIM115
+        self._log = open(folder / f"{setting.trainer}-{job.name}.log", "ab")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.grpo_worker", json.dumps(asdict(case)), json.dumps(asdict(setting)),
-             str(folder), str(write)],
+            [sys.executable, "-m", "benchmarks.grpo_worker", type(job).__name__, json.dumps(asdict(job)),
+             json.dumps(asdict(setting)), str(folder), str(write)],
             stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, pass_fds=[write],
         )  # fmt: skip
         os.close(write)
         self._replies = os.fdopen(read)
         self.peak = 0
         self._line()
+        self.setup = time.perf_counter() - start
 
     def _line(self) -> str:
         line = self._replies.readline()
@@ -84,12 +93,12 @@ class Trainer:
         self._log.close()
 
 
-def fastest(case: Case, settings: list[Setting], folder: Path, steps: int = 2) -> tuple[Setting, dict[str, float]]:
-    """The setting with the shortest step after one warm-up, and every setting's seconds."""
+def timed(job: Job, settings: Sequence[Setting], folder: Path, steps: int = 2) -> dict[Setting, float]:
+    """Seconds of the shortest step after one warm-up, of every setting that works."""
     seconds = {}
     for setting in settings:
         try:
-            trainer = Trainer(case, setting, folder)
+            trainer = Trainer(job, setting, folder)
             trainer.step()
             seconds[setting] = min(trainer.step().seconds["step"] for _ in range(steps))
             trainer.close()
@@ -99,29 +108,35 @@ def fastest(case: Case, settings: list[Setting], folder: Path, steps: int = 2) -
         print(f"  {setting.trainer}: {setting}: {seconds[setting]:.2f} s", flush=True)
     if not seconds:
         raise WorkerEnded(f"no setting works for {settings[0].trainer}")
-    best = min(seconds, key=seconds.__getitem__)
-    return best, {str(setting): value for setting, value in seconds.items()}
+    return seconds
+
+
+def alternate(sides: Mapping[str, Trainer], steps: int) -> dict[str, list[Step]]:
+    """Steps taken in turn; who goes first alternates, too."""
+    taken: dict[str, list[Step]] = {name: [] for name in sides}
+    for index in range(steps):
+        for name, trainer in sides.items() if index % 2 else reversed(sides.items()):
+            taken[name].append(trainer.step())
+        print(f"  pair {index + 1}/{steps}", flush=True)
+    for trainer in sides.values():
+        trainer.close()
+    return taken
 
 
 def run_case(case: Case, steps: int, folder: Path, cuda: bool) -> dict[str, object]:
-    """Pick both sides' settings, then alternate."""
+    """Pick both sides' settings, then alternate; the first pair warms up."""
     model_name(case, folder)
-    ours, our_tried = fastest(case, our_settings(case, cuda), folder)
-    stock, stock_tried = fastest(case, stock_settings(case, cuda), folder)
-    sides = {"ours": Trainer(case, ours, folder), "stock": Trainer(case, stock, folder)}
-    taken: dict[str, list[Step]] = {"ours": [], "stock": []}
-    for index in range(steps + 1):
-        for name, trainer in sides.items() if index % 2 else reversed(sides.items()):
-            step = trainer.step()
-            if index:
-                taken[name].append(step)
-        print(f"  pair {index}/{steps}", flush=True)
-    for trainer in sides.values():
-        trainer.close()
+    tried = {
+        "ours": timed(case, our_settings(case, cuda), folder),
+        "stock": timed(case, stock_settings(case, cuda), folder),
+    }
+    fastest = {name: min(seconds, key=seconds.__getitem__) for name, seconds in tried.items()}
+    sides = {name: Trainer(case, setting, folder) for name, setting in fastest.items()}
+    taken = {name: values[1:] for name, values in alternate(sides, steps + 1).items()}
     return {
         "case": asdict(case),
-        "settings": {"ours": str(ours), "stock": str(stock)},
-        "tried": {"ours": our_tried, "stock": stock_tried},
+        "settings": {name: str(setting) for name, setting in fastest.items()},
+        "tried": {name: {str(one): value for one, value in seconds.items()} for name, seconds in tried.items()},
         "steps": {name: [asdict(step) for step in values] for name, values in taken.items()},
         "peak_gib": {name: trainer.peak / 2**30 for name, trainer in sides.items()},
         "ratios": ratios(taken["ours"], taken["stock"]),

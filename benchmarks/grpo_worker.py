@@ -1,6 +1,9 @@
-"""One side of benchmarks/grpo_step.py: a trainer in a process of its own that takes a step whenever it is told to."""
+"""One side of a benchmark: a trainer in a process of its own that takes a step whenever it is told to."""
+
+from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import sys
@@ -8,8 +11,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks.grpo_cases import BETA, KEYS, LORA, Case, Setting
+from benchmarks.grpo_cases import KEYS, Case, Setting, Start
+from benchmarks.grpo_task import Task, task_of
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import TrainerCallback, TrainerState, TrainingArguments
+    from trl import GRPOTrainer
 
 
 class Turns:
@@ -43,118 +54,38 @@ def _peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _model(case: Case, setting: Setting, folder: Path):
-    from models.adapters import new_adapter
-    from models.base import load_base, load_tokenizer
-
-    name = model_name(case, folder)
-    base = load_base(name, setting.quantize, "bfloat16" if setting.bf16 else "float32")
-    return name, new_adapter(base, LORA, seed=1), load_tokenizer(name)
-
-
-def model_name(case: Case, folder: Path) -> str:
-    """Name or folder of the case's model, made when it is not there."""
-    if case.hidden is None:
-        return "embedded/student"
-    path = folder / case.name
-    if path.is_dir():
-        return str(path)
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from models.base import load_tokenizer
-
-    torch.manual_seed(0)
-    tokenizer = load_tokenizer("embedded/student")
-    ends = case.vocabulary // case.mean_length
-    eos = [tokenizer.eos_token_id, *range(case.vocabulary - ends + 1, case.vocabulary)]
-    config = Qwen2Config(
-        vocab_size=case.vocabulary, hidden_size=case.hidden, num_hidden_layers=case.layers,
-        num_attention_heads=case.heads, num_key_value_heads=case.kv_heads, intermediate_size=case.mlp,
-        max_position_embeddings=2048, tie_word_embeddings=case.tied, eos_token_id=eos,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, initializer_range=0.01,
-    )  # fmt: skip
-    model = Qwen2ForCausalLM(config)
-    model.generation_config.eos_token_id = eos
-    model.to(torch.bfloat16).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return str(path)
-
-
-def _parity(completion_ids: Sequence[Sequence[int]], **_: object) -> list[float]:
-    return [float(sum(ids) % 2) for ids in completion_ids]
-
-
-def _task(case: Case, tokenizer):
-    """Problems, prompts and rewards: the recipe's for the student, the same prompts with a cheap reward elsewhere."""
-    from models.prompts import render_prompt
-    from rewards.domain import get_domain
-    from rewards.scoring import RewardSet
-    from rewards.settings import Reward
-
-    domain = get_domain("math")
-    format = domain.format("think-boxed")
-    problems = domain.problems("embedded", "train", limit=1024, seed=3)
-    prompts = [render_prompt(tokenizer, format.messages(one.question)) for one in problems]
-    if case.hidden is None:
-        rewards = domain.rewards(Reward(correct=1.0, format=0.1), format, case.max_completion_tokens)
-    else:
-        rewards = RewardSet([_parity], ["parity"], [1.0])
-    return problems, prompts, rewards
-
-
-def _ours(case: Case, setting: Setting, folder: Path, turns: Turns) -> None:
+def _ours(task: Task, folder: Path, turns: Turns) -> None:
     """The metrics of a step say what it took; unlike stock's, its time includes writing them."""
     from models.adapters import adapter_tensors
-    from models.engines.serving import Served
-    from models.engines.start import Capacity, start_engine
-    from models.prompts import prompt_tokens
     from models.reference import Reference
-    from models.training import Probe
-    from rewards.problems import Asked
-    from rl.settings import GrpoSettings, Rollouts
     from rl.train import train_grpo
 
-    name, model, tokenizer = _model(case, setting, folder)
-    problems, prompts, rewards = _task(case, tokenizer)
-    tokens = tuple(tuple(prompt_tokens(tokenizer, prompt)) for prompt in prompts)
-    rollouts = Rollouts(
-        engine="vllm", sync=setting.sync, dtype="bfloat16" if setting.bf16 else "float32", gpu_memory_utilization=0.4,
-        prompts_per_step=case.prompts_per_step, group_size=case.group_size,
-        max_completion_tokens=case.max_completion_tokens,
-    )  # fmt: skip
-    room = Capacity(
-        max_model_len=case.max_completion_tokens + 256, lora_rank=LORA.rank if setting.sync == "adapter" else 0
-    )
-    settings = GrpoSettings(
-        steps=10**6, learning_rate=case.learning_rate, beta=BETA, micro_batch_size=setting.micro, save_steps=10**6,
-        mask_truncated_completions=False,
-    )  # fmt: skip
-    samples = case.prompts_per_step * case.group_size
+    samples = task.rollouts.prompts_per_step * task.rollouts.group_size
 
     def on_step(step: int, line: Mapping[str, float] | None) -> None:
         if line is not None:
             parts = {"rollout": "rollout", "sync": "sync", "reward": "reward", "logprob": "reference"}
             turns.end(
                 {part: line[f"seconds/{ours}"] for part, ours in parts.items()},
-                tokens=round(line["completion_length"] * samples),
+                # a further iteration over the same rollouts has no tokens of its own
+                tokens=round(line.get("completion_length", 0.0) * samples),
                 samples=samples,
                 useful=round(line["useful_samples"]),
             )
+            task.keep(step)
         turns.begin()
 
-    (folder / "ours").mkdir(exist_ok=True)
     train_grpo(
-        model,
-        tokenizer,
-        Asked(tuple(problems), tuple(prompts), tokens),
-        rewards,
-        Served(start_engine(name, rollouts, room), setting.sync, Probe.of_prompts(tokens)),
-        settings,
-        rollouts,
-        folder / "ours",
-        reference=Reference("start", adapter_tensors(model)),
-        seed=0,
+        task.policy,
+        task.tokenizer,
+        task.asked,
+        task.rewards,
+        task.served(),
+        task.settings,
+        task.rollouts,
+        folder,
+        reference=Reference("start", adapter_tensors(task.policy)),
+        seed=task.seed,
         report_to="none",
         on_step=on_step,
     )
@@ -181,16 +112,69 @@ class Clock:
         setattr(owner, attribute, timed)
 
 
-def _stock(case: Case, setting: Setting, folder: Path, turns: Turns) -> None:
+def stock_trainer(task: Task, setting: Setting, folder: Path, callbacks: Sequence[TrainerCallback] = ()) -> GRPOTrainer:
+    """TRL's own trainer on the task's policy, with those of the settings that TRL has.
+
+    Raises:
+        TrainingError: it does not start from the policy, or its KL penalty does not pull to it.
+    """
     import torch
     from datasets import Dataset
-    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    _, model, tokenizer = _model(case, setting, folder)
-    problems, prompts, rewards = _task(case, tokenizer)
+    from models.adapters import adapter_tensors
+
     cuda = torch.cuda.is_available()
-    batch = case.prompts_per_step * case.group_size
+    settings, rollouts, problems = task.settings, task.rollouts, task.asked.problems
+    args = GRPOConfig(
+        output_dir=str(folder), max_steps=settings.steps, learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm,
+        lr_scheduler_type=settings.lr_scheduler_type, warmup_steps=math.ceil(settings.warmup_ratio * settings.steps),
+        per_device_train_batch_size=setting.micro,
+        gradient_accumulation_steps=rollouts.prompts_per_step * rollouts.group_size // setting.micro,
+        num_generations=rollouts.group_size, max_completion_length=rollouts.max_completion_tokens,
+        temperature=rollouts.temperature, top_p=rollouts.top_p, beta=settings.beta, epsilon=settings.epsilon,
+        epsilon_high=settings.epsilon_high, num_iterations=settings.num_iterations, loss_type=settings.loss_type,
+        scale_rewards=settings.scale_rewards, mask_truncated_completions=settings.mask_truncated_completions,
+        reward_weights=task.rewards.weights, seed=task.seed, data_seed=task.seed, bf16=setting.bf16,
+        gradient_checkpointing=setting.checkpointing, logging_steps=1, report_to="none", disable_tqdm=True,
+        save_strategy="no", use_cpu=not cuda, dataloader_pin_memory=cuda, use_vllm=setting.vllm,
+        vllm_gpu_memory_utilization=0.35, vllm_max_model_length=rollouts.max_completion_tokens + 256,
+    )  # fmt: skip
+    columns = {"prompt": list(task.asked.prompts), "problem_id": [problem.id for problem in problems]}
+    columns |= {name: [getattr(p, name) for p in problems] for name in ("gold", "domain", "difficulty")}
+    start = adapter_tensors(task.policy)
+    trainer = GRPOTrainer(
+        model=task.policy, args=args, reward_funcs=list(task.rewards.functions),
+        train_dataset=Dataset.from_dict(columns), processing_class=task.tokenizer, callbacks=list(callbacks),
+    )  # fmt: skip
+    check_stock_start(trainer.accelerator.unwrap_model(trainer.model), start, beta=settings.beta)
+    return trainer
+
+
+def check_stock_start(policy: PeftModel, start: Mapping[str, torch.Tensor], *, beta: float) -> None:
+    """With a 4-bit base TRL rounds the policy's adapter to bfloat16; nothing else may have happened to it, and with a
+    penalty the reference, TRL's copy of it, must be the same policy.
+
+    Raises:
+        TrainingError: otherwise.
+    """
+    import torch
+
+    from models.adapters import POLICY, adapter_tensors
+    from models.training import TrainingError
+    from rl.trainer import TRL_REFERENCE
+
+    for name in (POLICY, TRL_REFERENCE) if beta else (POLICY,):
+        own = adapter_tensors(policy, name)
+        if own.keys() != start.keys() or not all(torch.equal(own[key], start[key].to(own[key].dtype)) for key in own):
+            raise TrainingError(f"stock TRL's adapter {name!r} is not the policy that it was given")
+
+
+def _stock(task: Task, setting: Setting, folder: Path, turns: Turns) -> None:
+    import torch
+    from transformers import TrainerCallback
+
     clock, counts = Clock(), dict.fromkeys(("tokens", "samples", "useful"), 0)
 
     class Steps(TrainerCallback):
@@ -199,29 +183,14 @@ def _stock(case: Case, setting: Setting, folder: Path, turns: Turns) -> None:
             clock.seconds.clear()
             counts.update(tokens=0, samples=0, useful=0)
 
-        def on_step_end(self, *_: object, **__: object) -> None:
+        def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
             seconds = {part: clock.seconds[part] for part in ("rollout", "sync", "reward", "logprob")}
             # TRL syncs within its generation
             seconds["rollout"] -= seconds["sync"]
             turns.end(seconds, **counts)
+            task.keep(state.global_step)
 
-    args = GRPOConfig(
-        output_dir=str(folder / "stock"), max_steps=10**6, learning_rate=case.learning_rate,
-        lr_scheduler_type="constant", per_device_train_batch_size=setting.micro,
-        gradient_accumulation_steps=batch // setting.micro, num_generations=case.group_size,
-        max_completion_length=case.max_completion_tokens, beta=BETA, epsilon_high=0.28, bf16=setting.bf16,
-        gradient_checkpointing=setting.checkpointing, logging_steps=1, report_to="none", disable_tqdm=True,
-        save_strategy="no",
-        use_cpu=not cuda, dataloader_pin_memory=cuda, reward_weights=rewards.weights, use_vllm=setting.vllm,
-        vllm_gpu_memory_utilization=0.35, vllm_max_model_length=case.max_completion_tokens + 256,
-    )  # fmt: skip
-    dataset = Dataset.from_dict(
-        {"prompt": prompts, "gold": [p.gold for p in problems], "problem_id": [p.id for p in problems]}
-    )
-    trainer = GRPOTrainer(
-        model=model, args=args, reward_funcs=list(rewards.functions), train_dataset=dataset,
-        processing_class=tokenizer, callbacks=[Steps()],
-    )  # fmt: skip
+    trainer = stock_trainer(task, setting, folder, [Steps()])
     generate, score = trainer._generate_single_turn, trainer._generate_and_score_completions
 
     def generated(*given: object, **named: object) -> tuple:
@@ -242,13 +211,24 @@ def _stock(case: Case, setting: Setting, folder: Path, turns: Turns) -> None:
     if setting.vllm:
         clock.wrap(trainer.vllm_generation, "sync_weights", "sync")
     trainer.train()
+    # the last step is over; what is asked next is the end
+    turns.begin()
 
 
-def main(case: str, setting: str, folder: str, replies: str) -> None:
+JOBS = {kind.__name__: kind for kind in (Case, Start)}
+
+
+def main(kind: str, job: str, setting: str, folder: str, replies: str) -> None:
     """Train; see `Turns`."""
     chosen = Setting(**json.loads(setting))
-    train = _ours if chosen.trainer == "ours" else _stock
-    train(Case(**json.loads(case)), chosen, Path(folder), Turns(int(replies)))
+    own = Path(folder) / chosen.trainer
+    own.mkdir(exist_ok=True)
+    task = task_of(JOBS[kind](**json.loads(job)), chosen, own)
+    turns = Turns(int(replies))
+    if chosen.trainer == "ours":
+        _ours(task, own, turns)
+    else:
+        _stock(task, chosen, own, turns)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,23 +50,24 @@ class SeedOutcome:
         }
 
 
-def run_seed(seed: int, recipe: str, runs: Path, sets: list[str]) -> Path:
+def run_folder(runs: Path, seed: int, recipe: str) -> Path:
+    """Where the run of a seed is."""
+    return runs / f"seed-{seed}" / f"{recipe}-embedded"
+
+
+def overrides(seed: int, sets: Sequence[str]) -> list[str]:
+    """What the recipe is run with under a seed."""
+    return [f"seed={seed}", *sets]
+
+
+def run_seed(seed: int, recipe: str, runs: Path, sets: Sequence[str]) -> Path:
     """Run the recipe under one seed; returns the run's folder."""
-    command = [
-        sys.executable,
-        "-m",
-        "orchestra",
-        "run",
-        recipe,
-        "--scale",
-        "embedded",
-        "--runs",
-        str(runs / f"seed-{seed}"),
-    ]
-    for item in [f"seed={seed}", *sets]:
+    folder = run_folder(runs, seed, recipe)
+    command = [sys.executable, "-m", "orchestra", "run", recipe, "--scale", "embedded", "--runs", str(folder.parent)]
+    for item in overrides(seed, sets):
         command += ["--set", item]
     subprocess.run(command, check=True)
-    return runs / f"seed-{seed}" / f"{recipe}-embedded"
+    return folder
 
 
 def outcome(seed: int, run: Path) -> SeedOutcome:
@@ -93,13 +95,14 @@ def outcome(seed: int, run: Path) -> SeedOutcome:
     )
 
 
+def points(difference: PairedDifference) -> str:
+    """`+6.6 [+4.8, +8.3], p = 0.0002`."""
+    low, high = 100 * difference.low, 100 * difference.high
+    return f"{100 * difference.difference:+.1f} [{low:+.1f}, {high:+.1f}], p = {difference.p_value:.2g}"
+
+
 def table(outcomes: list[SeedOutcome]) -> str:
     """Markdown."""
-
-    def points(difference: PairedDifference) -> str:
-        low, high = 100 * difference.low, 100 * difference.high
-        return f"{100 * difference.difference:+.1f} [{low:+.1f}, {high:+.1f}], p = {difference.p_value:.2g}"
-
     lines = [
         "| seed | base | SFT | final | final - base | GRPO - SFT | greedy: SFT, final | KL by stage | time | memory |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -115,14 +118,27 @@ def table(outcomes: list[SeedOutcome]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Run, write, check; returns 1 when a claim does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of_runs(description: str | None) -> argparse.ArgumentParser:
+    """Options that say which runs: of which recipe, seeds and overrides, and where."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--recipe", default="40d")
     parser.add_argument("--runs", type=Path, default=Path("runs/bench"))
     parser.add_argument("--set", dest="sets", action="append", default=[])
-    arguments = parser.parse_args()
+    return parser
+
+
+def failed_claims(claims: Mapping[int, Mapping[str, bool]]) -> int:
+    """Say which claims, by seed, do not hold; returns 1 when there are such."""
+    failed = [f"seed {seed}: {claim}" for seed, own in claims.items() for claim, holds in own.items() if not holds]
+    for line in failed:
+        print("does not hold:", line)
+    return 1 if failed else 0
+
+
+def main() -> int:
+    """Run, write, check; returns 1 when a claim does not hold."""
+    arguments = parser_of_runs(__doc__).parse_args()
     outcomes = [
         outcome(seed, run_seed(seed, arguments.recipe, arguments.runs, arguments.sets)) for seed in arguments.seeds
     ]
@@ -135,10 +151,7 @@ def main() -> int:
     (HERE / "recipe_seeds.md").write_text(header + text + "\n")
     (HERE / "recipe_seeds.json").write_text(json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
     print(text)
-    failed = [f"seed {one.seed}: {claim}" for one in outcomes for claim, holds in one.checks().items() if not holds]
-    for line in failed:
-        print("does not hold:", line)
-    return 1 if failed else 0
+    return failed_claims({one.seed: one.checks() for one in outcomes})
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ class DistillStage(Stage, DistillSettings):
     def other_models(self) -> tuple[str, ...]:
         return () if self.teacher == SELF else (self.teacher,)
 
+    def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
+        return ((recipe.problems.train, recipe.problems.train_limit),)
+
     def longest_completion(self, recipe: Recipe) -> int:
         return self.max_tokens
 
@@ -91,6 +94,7 @@ class DistillStage(Stage, DistillSettings):
                 seeds=[context.seed + 1000 * i for i in range(len(asked.problems))],
                 progress=_reached(bar),
                 opening=opening_of(asked.prompts[0]),
+                processes=context.processes,
             )
         self._release_teacher(context)
         return self._chosen(context, asked)
@@ -107,8 +111,10 @@ class DistillStage(Stage, DistillSettings):
         from sft.distill import choose_traces
 
         resources = context.resources
-        found = choose_traces(
-            asked.problems, context.folder, self, resources.domain, resources.format, resources.tokenizer()
+        found = context.once(
+            lambda: choose_traces(
+                asked.problems, context.folder, self, resources.domain, resources.format, resources.tokenizer()
+            )
         )
         correct = found.correct / max(found.sampled, 1)
         dropped = ", ".join(f"{reason} {count}" for reason, count in found.dropped.items()) or "none"

@@ -9,7 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.adapters import adapter_tensors, add_reference
-from models.base import ModelError, base_sha256, dequantized, load_base, load_tokenizer, quantized_layers
+from models.base import (
+    ModelError,
+    arithmetic_of,
+    base_sha256,
+    dequantized,
+    load_base,
+    load_tokenizer,
+    quantized_layers,
+    to_arithmetic,
+)
 from models.paths import model_path
 
 PROJECTIONS = 7  # q, k, v, o, gate, up, down
@@ -87,6 +96,18 @@ def test_without_the_flag_an_eval_forward_corrupts_them(base):
     except RuntimeError:  # the packed weight no longer has the size that it is decoded with
         return
     assert not all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_another_arithmetic_keeps_the_codes_and_the_adapter(tiny_path):
+    """Loading in bfloat16 instead would round the checkpoint before it is quantised."""
+    policy = tiny.policy(tiny_path)
+    before, adapter = values(policy), adapter_tensors(policy)
+    to_arithmetic(policy.get_base_model(), torch.bfloat16)
+    assert arithmetic_of(policy) == torch.bfloat16
+    assert policy(torch.tensor([[1, 2, 3]])).logits.dtype == torch.bfloat16
+    assert all(torch.equal(after, before[name]) for name, after in values(policy).items())
+    assert all(torch.equal(after, adapter[name]) for name, after in adapter_tensors(policy).items())
+    assert {tensor.dtype for tensor in adapter_tensors(policy).values()} == {torch.float32}
 
 
 def test_the_hash_is_of_the_base_alone(tiny_path, base):

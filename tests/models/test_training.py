@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from transformers import TrainingArguments, get_scheduler
 
-from models.training import RECORD, MetricsFile, Probe, last_checkpoint, mean_difference
+from models.training import RECORD, MetricsFile, Probe, last_checkpoint, learning_rate_course, mean_difference
 
 
 def test_the_probe_scores_second_halves(tiny_path):
@@ -38,6 +39,32 @@ def test_mean_difference_by_hand():
     assert math.isnan(mean_difference([[math.nan]], [[0.0]]))
     with pytest.raises(ValueError):
         mean_difference([[-1.0]], [[-1.0, -2.0]])
+
+
+def learning_rates(scheduler, warmup_ratio, steps):
+    """Of each step, as shares of the peak."""
+    arguments = TrainingArguments(use_cpu=True, **learning_rate_course(scheduler, warmup_ratio, steps))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = get_scheduler(
+        arguments.lr_scheduler_type, optimizer, arguments.get_warmup_steps(steps), num_training_steps=steps
+    )
+    found = []
+    for _ in range(steps):
+        found.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_warm_up_is_a_share_of_the_steps_whatever_follows():
+    """Half of four steps: 0, 1/2, then the peak. All of four: 0, 1/4, 1/2, 3/4. 0.3 of four is 1.2, so two."""
+    for scheduler in ("constant", "constant_with_warmup", "linear", "cosine"):
+        assert learning_rates(scheduler, 0.5, 4)[:3] == pytest.approx([0, 0.5, 1.0]), scheduler
+        assert learning_rates(scheduler, 1.0, 4) == pytest.approx([0, 0.25, 0.5, 0.75]), scheduler
+        assert learning_rates(scheduler, 0.3, 4)[:3] == pytest.approx([0, 0.5, 1.0]), scheduler
+        assert learning_rates(scheduler, 0.0, 4)[0] == 1.0, scheduler
+    assert learning_rates("constant", 0.25, 4) == pytest.approx([0, 1, 1, 1])
+    assert learning_rates("linear", 0.5, 4) == pytest.approx([0, 0.5, 1.0, 0.5])
 
 
 def test_the_last_complete_checkpoint(tmp_path):

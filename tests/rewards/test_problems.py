@@ -119,16 +119,30 @@ def test_hub_rows_go_through_the_same_reader(monkeypatch):
 
     asked = []
 
-    def from_hub(name, config, split):
-        asked.append((name, config, split))
+    def from_hub(name, config, split, revision):
+        asked.append((name, config, split, revision))
         return [{"question": "Natalia ...", "answer": GSM8K_ANSWER}]
 
-    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["main", "socratic"])
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name, revision: ["main", "socratic"])
     monkeypatch.setattr(datasets, "load_dataset", from_hub)
     (problem,) = load("openai/gsm8k", "test")
     assert (problem.id, problem.gold) == ("gsm8k-test-0", "72")
-    load("openai/gsm8k:socratic", "train")
-    assert asked == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", "socratic", "train")]
+    load("openai/gsm8k:socratic@v2", "train")
+    assert asked == [("openai/gsm8k", "main", "test", None), ("openai/gsm8k", "socratic", "train", "v2")]
+
+
+def test_rows_of_another_commit_are_refused(monkeypatch):
+    """Without a network the library takes what it has, whatever the revision."""
+    import datasets
+
+    class Rows(list):
+        cache_files = ({"filename": f"/cache/openai___gsm8k/main/0.0.0/{'a' * 40}/gsm8k-test.arrow"},)
+
+    rows = Rows([{"question": "1 + 1?", "answer": "2"}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    assert len(load(f"openai/gsm8k:main@{'a' * 40}", "test")) == 1
+    with pytest.raises(ProblemError, match="the cache of this machine has another commit"):
+        load(f"openai/gsm8k:main@{'b' * 40}", "test")
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ import math
 import sys
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from rewards.domain import get_domain
-from rewards.scoring import RANGES, RewardError, UngradableError, check_weights
+from rewards.scoring import RANGES, RewardError, UngradableError, check_weights, undefined_functions
 from rewards.settings import Reward
 
 RIGHT = "<think>\n6 * 7 = 42\n</think>\n\\boxed{42}"
@@ -147,19 +149,41 @@ def test_a_wrong_answer_never_beats_a_right_one(weights):
     [
         ({}, "no component has a weight"),
         ({"correct": 0.0}, "no component has a weight"),
-        ({"correct": 1.0, "format": -0.1}, "format: -0.1"),
-        ({"correct": math.nan}, "correct: nan"),
-        ({"correct": "1"}, "correct: '1'"),
         ({"format": 1.0}, "add `correct`"),
         ({"format": 1.0, "cosine": 1.0}, "cosine depends on correctness"),
         ({"correct": 1.0, "format": 1.0}, "raise `correct` above 1"),
         ({"correct": 1.0, "format": 0.5, "length": 0.5}, "raise `correct` above 1"),
+        # a function of one's own pays from -1 to 1: 2 * 0.25 apart
         ({"correct": 0.5, "mine": 0.25}, "raise `correct` above 0.5"),
+        ({"correct": 1.0, "brevity": 0.5}, "raise `correct` above 1"),
+        ({"correct": 0.0, "mine": 0.0}, "no component has a weight"),
+        ({"cosine": 1.0, "mine": 0.1}, "cosine depends on correctness"),
     ],
 )
 def test_weights_that_cannot_be_meant_are_refused(weights, message):
     with pytest.raises(RewardError, match=message):
         check_weights(weights)
+    with pytest.raises(ValueError, match=message):
+        Reward(**{"correct": 0.0, "format": 0.0, "file": "mine.py", **weights})
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*RANGES, "mine", "yours"]),
+        st.sampled_from([-1.0, -0.0, 0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, math.nan, math.inf, "1", True, None]),
+    )
+)
+@example({"correct": 1.0, "mine": 0.5})
+def test_what_passes_the_check_can_be_built(tmp_path_factory, weights):
+    file = tmp_path_factory.getbasetemp() / "any_rewards.py"
+    file.write_text("def mine(**_): ...\nyours = mine\n")
+    try:
+        reward = Reward(**weights, file=str(file))
+    except ValueError:
+        return
+    built = MATH.rewards(reward, MATH.format("boxed"), 100)
+    assert dict(zip(built.names, built.weights, strict=True)) == reward.weights
+    check_weights(reward.weights)
 
 
 def test_cosine_needs_no_margin():
@@ -247,6 +271,39 @@ def test_a_users_mistakes_are_named(tmp_path, weights, source, message):
     with pytest.raises(RewardError, match=message):
         build(weights, file=str(file))
     assert "user_rewards_my_rewards" not in sys.modules
+
+
+def test_what_lies_beside_a_users_file_can_be_imported(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_the_rewards.py").write_text("LOVED = 'please'\n")
+    file = tmp_path / "my_rewards.py"
+    file.write_text(
+        "def mine(completions, **_):\n"
+        "    from beside_the_rewards import LOVED\n"
+        "    return [float(LOVED in c) for c in completions]\n"
+    )
+    (_, mine) = build({"correct": 1.0, "mine": 0.2}, file=str(file)).functions
+    assert call(mine, ["please", "no"], ["1", "1"]) == [1.0, 0.0]
+    assert sys.path[-1] == str(tmp_path) and sys.path.count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "missing"),
+    [
+        ("def mine(): ...", []),
+        ("if True:\n    mine = len", []),
+        ("from elsewhere import mine", []),
+        ("from elsewhere import other as mine", []),
+        ("from elsewhere import *", []),
+        ("globals()['mi' + 'ne'] = len", []),
+        ("print(mine)", ["mine"]),
+        ("", ["mine"]),
+    ],
+)
+def test_a_function_that_is_not_defined_is_seen_without_executing(tmp_path, source, missing):
+    file = tmp_path / "my_rewards.py"
+    file.write_text(f"raise SystemExit\n{source}\n")
+    assert undefined_functions(file, ["mine"]) == missing
 
 
 def test_a_missing_file_is_named(tmp_path):

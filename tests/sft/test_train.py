@@ -10,7 +10,7 @@ from models.adapters import adapter_sha256, adapter_tensors
 from models.base import base_sha256
 from models.training import TrainingError
 from sft.settings import SftSettings
-from sft.train import IGNORED, _example, train_sft
+from sft.train import IGNORED, _example, last_own_rows, train_sft
 
 ANSWERS = ("7", "6*7=42;42", "12-5=7", "2*9=18", "x=7", "30-11=19")
 
@@ -110,6 +110,23 @@ def test_resumed_is_the_same_to_the_byte(imitate, tmp_path, batch_size):
     again, _, metrics = imitate(tmp_path / "cut", batch_size=batch_size)
     assert adapter_sha256(adapter_tensors(again)) == adapter_sha256(adapter_tensors(whole)), "nothing left to train"
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("examples", range(1, 14))
+@pytest.mark.parametrize("processes, rows", [(2, 2), (2, 3), (3, 1), (4, 2)])
+def test_on_several_processes_every_example_counts_once_an_epoch(examples, processes, rows):
+    """accelerate gives every process equally many full batches; what it repeats for that is just what is left out."""
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+
+    batches = BatchSampler(range(examples), rows, drop_last=False)
+    seen = []
+    for process in range(processes):
+        *before, last = BatchSamplerShard(batches, processes, process)
+        assert len(last) == rows
+        own = last_own_rows(examples, rows, processes, process)
+        seen += [*(example for batch in before for example in batch), *last[:own]]
+    assert sorted(seen) == list(range(examples))
 
 
 def test_what_is_too_long_is_left_out_not_cut(imitate, tokenizer, rows, tmp_path):

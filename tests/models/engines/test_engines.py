@@ -1,16 +1,19 @@
 """Both engines: the policy's own log-probabilities before and after a sync, the same greedy tokens, seeded samples."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import tiny
 import torch
+from tiny_families import write_family
 
-from models.adapters import adapter_files
+from models.adapters import adapter_files, new_adapter
+from models.base import load_base
 from models.engines.protocol import AdapterFiles, EngineError
-from models.engines.start import Capacity, start_engine
+from models.engines.start import Capacity, serving_for, start_engine, why_not_vllm
 from models.merge import folded_weights
-from models.settings import Serving
+from models.settings import Lora, Serving
 
 GREEDY = tiny.sampling(16, temperature=0.0, stop_token_ids=tiny.MORE_ENDS)
 SAMPLED = tiny.sampling(24, n=3, logprobs=True, stop_token_ids=tiny.MORE_ENDS)
@@ -73,8 +76,6 @@ def texts(groups):
 
 
 def test_the_checkpoint_is_served_until_the_first_sync(transformers_engine, tiny_path, prompts):
-    from models.base import load_base
-
     assert_serves(transformers_engine, load_base(str(tiny_path), "none", "float32"), prompts)
 
 
@@ -90,6 +91,17 @@ def test_log_probabilities_are_the_policys_after_every_sync(engine, tiny_path, p
         assert_serves(engine, other, prompts)
     engine.sync_folded(folded_weights(policy))
     assert_serves(engine, policy, prompts)
+
+
+def test_one_part_of_a_packed_layer_may_be_adapted_alone(engine, tiny_path, prompts):
+    """Of an unquantised base, whose other layers need no push: vLLM makes q, k and v one layer, gate and up another."""
+    base = load_base(str(tiny_path), "none", "float32")
+    model = new_adapter(base, Lora(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "up_proj")), seed=1)
+    engine.sync_folded(folded_weights(new_adapter(load_base(str(tiny_path), "none", "float32"), Lora(rank=1), seed=0)))
+    for seed in range(2):
+        tiny.nudge(model, 0.1, seed=seed)
+        engine.sync_folded(folded_weights(model))
+        assert_serves(engine, model, prompts)
 
 
 def test_a_sync_only_reads_the_trainers_tensors(engine, policy):
@@ -221,7 +233,6 @@ def test_progress_counts_every_prompt_once(engine, prompts):
 
 def test_the_models_own_sampling_habits_are_not_used(tiny_path, tmp_path, policy, prompts):
     """A generation_config.json may ask for a repetition penalty (Qwen2.5-Instruct does): that is another policy."""
-    import json
     import shutil
 
     folder = shutil.copytree(tiny_path, tmp_path / "m")
@@ -284,6 +295,18 @@ def test_the_adapter_alone(own_engine, tiny_path, prompts, monkeypatch):
     assert texts(engine.generate(prompts, SAMPLED, SEEDS)) == texts(sampled)
 
 
+def test_fused_layers_and_an_output_head_that_vllm_would_adapt(own_engine, tmp_path, prompts):
+    """Phi-3, in one engine: the base folded, adapters over it, and folded again."""
+    path = write_family("phi3", tmp_path)
+    engine, model = own_engine(path, lora_rank=4), tiny.policy(path)
+    assert engine.score(prompts, prompts), "before there is any adapter"
+    engine.sync_folded(folded_weights(model, adapter=None))
+    for version in range(2):
+        engine.sync_adapter(adapter_files(model))
+        assert_serves(engine, model, prompts)
+        tiny.nudge(model, 0.1, seed=version)
+
+
 # failures
 
 
@@ -313,6 +336,44 @@ def test_without_vllm_auto_takes_transformers_and_vllm_is_refused(tiny_path, mon
     assert start_engine(str(tiny_path), Serving(engine="auto"), ROOM).kind == "transformers"
     with pytest.raises(EngineError, match="not installed"):
         start_engine(str(tiny_path), Serving(engine="vllm"), ROOM)
+
+
+@pytest.fixture
+def named(tmp_path):
+    """named(class) -> a folder with no more than the config.json of a model of it."""
+
+    def write(architecture):
+        folder = tmp_path / architecture
+        folder.mkdir(exist_ok=True)
+        kind = architecture.removesuffix("ForCausalLM").lower()
+        (folder / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [architecture]}))
+        return str(folder)
+
+    return write
+
+
+def test_what_vllm_would_rewrite_under_the_trainer_is_left_to_transformers(named):
+    """It serves an OLMo-2 through transformers' class, whose __init__ and __call__ it replaces in the whole process."""
+    pytest.importorskip("vllm", reason="vLLM is not installed here")
+    olmo, qwen = named("Olmo2ForCausalLM"), named("Qwen2ForCausalLM")
+    assert "vLLM has no Olmo2ForCausalLM of its own" in why_not_vllm(olmo, olmo)
+    assert serving_for(olmo, olmo, Serving(engine="auto", dtype="bfloat16")) == Serving(
+        engine="transformers", dtype="bfloat16"
+    )
+    with pytest.raises(EngineError, match=r"rollouts\.engine: 'vllm' cannot serve .*Olmo2.*use 'auto'") as caught:
+        serving_for(olmo, olmo, Serving(engine="vllm"))
+    assert "\n" not in str(caught.value)
+    # an OLMo-2 that teaches a Qwen2, or is asked to be served by transformers anyway, does no harm
+    for model, base, asked in ((olmo, qwen, "auto"), (olmo, qwen, "vllm"), (olmo, olmo, "transformers")):
+        assert serving_for(model, base, Serving(engine=asked)) == Serving(engine=asked)
+    for own in ("Llama", "Qwen2", "Qwen3", "Mistral", "Phi3"):
+        assert why_not_vllm(named(f"{own}ForCausalLM"), named(f"{own}ForCausalLM")) == ""
+
+
+def test_where_vllm_is_missing_auto_says_so(tiny_path, monkeypatch):
+    monkeypatch.setattr("models.engines.start.vllm_available", lambda: False)
+    assert why_not_vllm(str(tiny_path), str(tiny_path)) == "vLLM is not installed here"
+    assert serving_for(str(tiny_path), str(tiny_path), Serving()).engine == "transformers"
 
 
 def test_transformers_refuses_an_adapter(transformers_engine):

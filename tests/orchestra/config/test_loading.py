@@ -142,6 +142,46 @@ def test_local_files_are_found_beside_the_recipe_too(written, tmp_path):
     assert os.path.samefile(recipe.problems.train, tmp_path / "sub" / "train.jsonl")
 
 
+def test_a_file_beside_the_recipe_comes_before_one_in_the_working_directory(written, tmp_path):
+    """But what the command line names is what lies where the user is."""
+    text = TEXT + "reward: {file: mine.py, mine: 0.2}\n"
+    path = written(text, "sub/mine.yaml")
+    for folder in (tmp_path, tmp_path / "sub"):
+        (folder / "mine.py").write_text("def mine(): ...\n")
+    assert os.path.samefile(load_recipe(path, None).reward.file, tmp_path / "sub" / "mine.py")
+    for override in ("reward.file=mine.py", "reward={file: mine.py, mine: 0.2}"):
+        assert os.path.samefile(load_recipe(path, None, [override]).reward.file, tmp_path / "mine.py")
+    (tmp_path / "sub" / "mine.py").unlink()
+    assert os.path.samefile(load_recipe(path, None).reward.file, tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize(
+    ("source", "reward", "said"),
+    [
+        ("def mine(): ...", "{file: mine.py, mine: 0.5}", "reward: a wrong answer could beat a right one"),
+        ("def mine(): ...", "{file: mine.py, mine: -0.1}", "reward.mine: -0.1 must be at least 0"),
+        ("def mein(): ...", "{file: mine.py, mine: 0.1}", "reward.mine: mine.py does not define a function of this"),
+        ("def mine(:", "{file: mine.py, mine: 0.1}", "reward.file: mine.py is not Python"),
+    ],
+)
+def test_rewards_that_could_not_be_built(written, tmp_path, source, reward, said):
+    (tmp_path / "mine.py").write_text(source)
+    (line,) = faults(written(TEXT + f"reward: {reward}\n"))
+    assert line.startswith("mine.yaml:8") and said in line
+
+
+def test_files_need_not_be_there_where_only_the_recipe_is_read(written):
+    path = written(TEXT.replace("train: embedded", "train: nowhere.jsonl"))
+    assert load_recipe(path, None, files=False).problems.train == "nowhere.jsonl"
+    with pytest.raises(RecipeError, match="no such file"):
+        load_recipe(path, None)
+
+
+def test_ones_own_recipe_comes_before_the_shipped_one(written):
+    written(TEXT, "recipes/40d.yaml")
+    assert load_recipe("40d", None).name == "mine"
+
+
 def test_which_recipe(written, tmp_path):
     (tmp_path / "recipes").mkdir()
     written(TEXT, "recipes/mine.yaml")
@@ -156,16 +196,49 @@ def test_which_recipe(written, tmp_path):
         load_recipe("mine", "embeded")
 
 
-def test_files_need_not_be_there_where_only_the_recipe_is_read(written):
-    path = written(TEXT.replace("train: embedded", "train: nowhere.jsonl"))
-    assert load_recipe(path, None, files=False).problems.train == "nowhere.jsonl"
-    with pytest.raises(RecipeError, match="no such file"):
-        load_recipe(path, None)
+# the base, as far as its config.json is at hand
 
 
-def test_ones_own_recipe_comes_before_the_shipped_one(written):
-    written(TEXT, "recipes/40d.yaml")
-    assert load_recipe("40d", None).name == "mine"
+@pytest.mark.parametrize(
+    ("config", "targets", "said"),
+    [
+        (
+            '{"model_type": "phi3"}', "targets: [qkv_proj, q_proj]",
+            "mine.yaml:2: model.lora.targets: 'q_proj' is no linear layer of phi3; it has qkv_proj, o_proj, "
+            "gate_up_proj, down_proj, and all-linear means all of them; did you mean 'qkv_proj'?",
+        ),
+        ('{"model_type": "llama"}', "targets: all_linear", "all-linear means all of them"),
+        (
+            '{"model_type": "mixtral", "num_local_experts": 8}', "targets: o_proj",
+            "mine.yaml:2: model.base: './here' is a mixture of experts (mixtral, 8 of them), whose experts neither NF4 "
+            "nor an adapter reaches; take a dense base (such a model may teach)",
+        ),
+        ('{"model_type": "gemma3", "vision_config": {}}', "rank: 4", "base: './here' is not a model of text alone"),
+    ],
+)  # fmt: skip
+def test_what_the_base_cannot_do_is_one_line(written, config, targets, said):
+    written(config, "here/config.json")
+    text = TEXT.replace("{base: embedded/student}", f"{{base: ./here, lora: {{{targets}}}}}")
+    (line,) = faults(written(text))
+    assert said in line
+    # another model may be whatever it is: it only writes traces
+    other = TEXT.replace("teacher: embedded/teacher", "teacher: ./here")
+    assert load_recipe(written(other), None).stages[0].teacher == "./here"
+
+
+@pytest.mark.parametrize(
+    ("config", "lora"),
+    [
+        ('{"model_type": "phi3"}', "{targets: [qkv_proj, layers.1.self_attn.o_proj]}"),
+        ('{"model_type": "phi3"}', "{targets: all-linear}"),
+        ('{"model_type": "phi3"}', "{}"),
+        ('{"model_type": "never_heard_of"}', "{targets: [q_proj]}"),
+        ("not json", "{targets: [anything]}"),
+    ],
+)
+def test_what_the_base_can_do_or_nobody_knows_yet_is_valid(written, config, lora):
+    written(config, "here/config.json")
+    load_recipe(written(TEXT.replace("{base: embedded/student}", f"{{base: ./here, lora: {lora}}}")), None)
 
 
 # overrides

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from orchestra.config.loading import load_recipe
 from orchestra.report.data import read_run
-from orchestra.run.ledger import StageResult
+from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult, write_json
 from orchestra.run.progress import Progress
 from orchestra.run.runner import Run
 from orchestra.run.show import as_json, results_of
@@ -73,3 +73,11 @@ def test_all_files_of_a_run_whose_numbers_are_none(tmp_path, monkeypatch):
         assert strict(as_json(results))[0]["low"] is None and read_run(tmp_path / "run").notes == ()
         run.start("explore")
     strict((tmp_path / "run" / "discarded-1" / "results.json").read_text())
+
+
+def test_what_is_no_number_is_written_as_null(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": [1.5, math.nan, math.inf]})
+    assert strict(path.read_text()) == {"a": [1.5, None, None]}
+    Ledger(tmp_path).record(LedgerEntry("01-a", Fingerprint({}, {}, {}), {}, StageResult("a", "sft", kl=math.nan)))
+    strict((tmp_path / "ledger.json").read_text())
