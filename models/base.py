@@ -47,8 +47,8 @@ def load_tokenizer(name: str, prompt: PromptFormat | None = None) -> "PreTrained
     return tokenizer
 
 
-def spoken_to(name: str, prompt: PromptFormat) -> Conversation:
-    """How a model is spoken to. Raises ModelError as `load_tokenizer` does."""
+def spoken_to(name: str, prompt: PromptFormat | None) -> Conversation:
+    """How a model is spoken to. Takes and raises what `load_tokenizer` does."""
     return _tokenizer_of(name, prompt)[1]
 
 

@@ -76,6 +76,7 @@ class DistillStage(Stage, DistillSettings):
             yield Counts(record.name, record.statistics)
 
     def run(self, context: StageContext) -> StageResult:
+        from models.base import spoken_to
         from models.prompts import opening_of
         from orchestra.work.policies import serve, start_policy
         from sft.distill import sample_traces
@@ -83,6 +84,10 @@ class DistillStage(Stage, DistillSettings):
         resources = context.resources
         own = self.teacher == SELF
         teacher = context.recipe.model.base if own else self.teacher
+        if not own:
+            spoken = spoken_to(teacher, None)
+            if spoken.other is not None:
+                context.progress.say(f"    {teacher} is asked in {spoken.format} prompts: {spoken.why}")
         asked = resources.train(teacher, self.problems)
         engine = serve(context, start_policy(context)).engine if own else resources.engine(teacher)
         with context.progress.bar(f"{self.name}: sample", len(asked.problems), "problems") as bar:
