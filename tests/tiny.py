@@ -56,10 +56,18 @@ def write_checkpoint(folder: Path, *, tied: bool = False, seed: int = 0) -> Path
 
 
 def policy(
-    checkpoint: Path, *, quantize: str = "nf4", dtype: str = "float32", rank: int = 4, noise: float = 0.1, seed: int = 1
+    checkpoint: Path,
+    *,
+    quantize: str = "nf4",
+    dtype: str = "float32",
+    rank: int = 4,
+    dropout: float = 0.0,
+    noise: float = 0.1,
+    seed: int = 1,
 ):
     """A policy on a freshly loaded base. Its B is random, so that it differs from the base; `noise=0` keeps B = 0."""
-    model = new_adapter(load_base(str(checkpoint), quantize, dtype), Lora(rank=rank, alpha=2.0 * rank), seed=seed)
+    lora = Lora(rank=rank, alpha=2.0 * rank, dropout=dropout)
+    model = new_adapter(load_base(str(checkpoint), quantize, dtype), lora, seed=seed)
     if noise:
         nudge(model, noise, seed)
     return model
