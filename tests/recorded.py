@@ -21,7 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from toy_domain import add_toy_domain
 from trl import GRPOTrainer, SFTTrainer
 
-from models.adapters import adapter_sha256, adapter_tensors
+from models.adapters import REFERENCE, adapter_sha256, adapter_tensors
 from models.base import load_tokenizer
 from models.engines.protocol import Completion, Sampling, Tokens
 from models.engines.serving import Served
@@ -41,8 +41,9 @@ from rewards.problems import Problem
 
 def drawn(alphabet):
     def draw(split, limit, seed):
-        # the n-th word has n + 4 letters
-        words = ["".join(alphabet[(i + k) % 4] for k in range(4 + i)) for i in range(limit or 20)]
+        # words of 4 to 13 letters and again, but the eighth is longer than all others
+        lengths = [40 if i == 7 else 4 + i % 10 for i in range(limit or 20)]
+        words = ["".join(alphabet[(i + k) % 4] for k in range(length)) for i, length in enumerate(lengths)]
         return [Problem(word, f"Spell {word} backwards.", word[::-1]) for word in words]
     return draw
 
@@ -52,7 +53,9 @@ class Reverse(Domain):
 
 DOMAIN = Reverse()
 """
-LONG = "a, b, " * 40
+# none of its tokens ends a completion of the tiny model
+# none of its tokens is an end of the tiny model
+LONG = "so on " * 40
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Seen:
         losses: inputs of TRL's GRPO loss, as they came.
         optimizer: at each step (learning rate, weight decay, norm of the clipped gradient).
         dropout: of the adapter, while training.
-        start: hash of the adapter that training began with.
+        start, reference: hashes of the adapters that training began with and was held to, "" where there is none.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -84,6 +87,7 @@ class Seen:
     dropout: set[float] = field(default_factory=set)
     trainer: object = None
     start: str = ""
+    reference: str = ""
     folder: Path = Path()
     result: StageResult | None = None
     said: str = ""
@@ -101,6 +105,8 @@ class Seen:
     def note_trainer(self, trainer: object) -> None:
         if self.trainer is None:
             self.trainer, self.start = trainer, adapter_sha256(adapter_tensors(trainer.model))
+            if REFERENCE in trainer.model.peft_config:
+                self.reference = adapter_sha256(adapter_tensors(trainer.model, REFERENCE))
         model = trainer.model
         self.dropout |= {m.p if m.training else 0.0 for m in model.modules() if isinstance(m, torch.nn.Dropout)}
 
@@ -263,10 +269,10 @@ class Observed:
         """What the engine was asked while a GRPO stage trained."""
         return [call for call in self.run.of[stage].calls if call.sampling.logprobs]
 
-    def seeds(self, stage: str) -> list[int]:
-        """How far a trainer's seeds are from the stage's own."""
+    def own_seeds(self, stage: str) -> bool:
+        """Whether a trainer's seeds are the stage's own."""
         args, own = self.args(stage), resources.stage_seed(self.run.recipe, stage)
-        return [args.seed - own, args.data_seed - own]
+        return args.seed == args.data_seed == own
 
     def longest(self) -> list[int]:
         """What the rewards hold for the longest completion."""
@@ -294,12 +300,9 @@ class Observed:
         rest = sum(weight * step[f"rewards/{other}"] for other, weight in weights.items() if other != name)
         return round((step["reward"] - rest) / step[f"rewards/{name}"], 4)
 
-    def kept_prompts(self) -> int:
-        """The limit on prompts, where what is trained on is just what it lets through."""
-        limit = self.run.recipe.rollouts.max_prompt_tokens
-        asked = self.run.of["polish"].trainer.train_dataset["prompt_ids"]
-        # the n-th problem has a prompt of n + 16 tokens
-        return limit if [len(ids) for ids in asked] == list(range(16, limit + 1)) else -1
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that is trained on."""
+        return max(map(len, self.run.of["polish"].trainer.train_dataset["prompt_ids"]))
 
     def parent(self, start: str) -> str:
         """The stage that an adapter is from."""
@@ -330,10 +333,9 @@ class Observed:
             parts = [function(**asked)[0] for function in functions]
             totals[prompt].append(sum(weight * part for weight, part in zip(weights, parts, strict=True)))
             advantages[prompt].append(advantage)
-        assert sorted(map(len, totals.values())) == [5, 5] and any(map(any, advantages.values()))
-        centred = [total - sum(group) / 5 for group in totals.values() for total in group]
+        centred = [total - sum(group) / len(group) for group in totals.values() for total in group]
         found = [advantage for group in advantages.values() for advantage in group]
-        return "none" if found == pytest.approx(centred, abs=1e-5) else "another"
+        return "none" if any(found) and found == pytest.approx(centred, abs=1e-5) else "another"
 
 
 @contextlib.contextmanager
