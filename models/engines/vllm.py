@@ -110,7 +110,10 @@ class VllmEngine:
             )
             for i in range(len(prompts))
         ]
-        outputs = self._run(prompts, params, progress)
+        # on a CPU vLLM draws from torch's own random numbers beside the seeded ones; a trainer's dropout needs them as
+        # they were
+        with torch.random.fork_rng(devices=[], enabled=seeds is not None):
+            outputs = self._run(prompts, params, progress)
         return [[self._completion(choice) for choice in output.outputs] for output in outputs]
 
     def _run(
@@ -151,7 +154,8 @@ class VllmEngine:
 
         self._llm.reset_prefix_cache()
         whole = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-        params = [SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)] * len(whole)
+        # a prompt's log-probabilities know no temperature; at 0 the one token after it is not drawn
+        params = [SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)] * len(whole)
         scored = []
         for ids, prompt, output in zip(whole, prompts, self._run(whole, params), strict=True):
             steps = list(zip(ids, output.prompt_logprobs, strict=True))[len(prompt) :]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,19 @@ import tiny
 import torch
 from transformers import TrainingArguments, get_scheduler
 
-from models.training import RECORD, MetricsFile, Probe, last_checkpoint, learning_rate_course, mean_difference
+from models.adapters import adapter_sha256, adapter_tensors, save_adapter
+from models.base import base_sha256
+from models.training import (
+    RECORD,
+    AdapterTrainer,
+    MetricsFile,
+    PolicyRecord,
+    Probe,
+    ResumeError,
+    last_checkpoint,
+    learning_rate_course,
+    mean_difference,
+)
 
 
 def test_the_probe_scores_second_halves(tiny_path):
@@ -74,6 +87,33 @@ def test_the_last_complete_checkpoint(tmp_path):
         if step != 30:
             (tmp_path / f"checkpoint-{step}" / RECORD).write_text("{}")
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10", "by number, and the cut off one passed over"
+
+
+class Resuming(AdapterTrainer):
+    """What resumes a policy, without the rest of a trainer."""
+
+    def __init__(self, model, probe):
+        self.model, self.probe = model, probe
+
+    def _policy(self):
+        return self.model
+
+
+@pytest.mark.parametrize("dtype, allowed", [("float32", 1e-3), ("bfloat16", 0.05)])
+def test_a_resumed_policy_computes_what_it_did_within_rounding_and_no_more(tiny_path, tmp_path, dtype, allowed):
+    """Each token is off by as much, up and down in turn: 0.8 of what is allowed passes, 1.2 does not."""
+    model, probe = tiny.policy(tiny_path, dtype=dtype), Probe.of_prompts([list(range(20))] * 3)
+    save_adapter(model, tmp_path)
+    exact = probe.logprobs(model)
+    for off, passes in ((0.0, True), (0.8 * allowed, True), (1.2 * allowed, False)):
+        moved = [[value + off * (-1) ** t for t, value in enumerate(row)] for row in exact]
+        record = PolicyRecord(3, adapter_sha256(adapter_tensors(model)), base_sha256(model), moved)
+        (tmp_path / RECORD).write_text(json.dumps(asdict(record)))
+        if passes:
+            Resuming(model, probe)._load_from_checkpoint(str(tmp_path))
+            continue
+        with pytest.raises(ResumeError, match="log-probabilities differ from the saved ones"):
+            Resuming(model, probe)._load_from_checkpoint(str(tmp_path))
 
 
 # metrics.jsonl

@@ -284,6 +284,8 @@ def test_resumed_is_the_same_to_the_byte(stage, straight, tmp_path, reference):
         ({"settings": {"micro_batch_size": 4, "save_steps": 1, "lr_scheduler_type": "cosine"}}, 2),
         ({"count": 5}, 5),
         ({"dtype": "bfloat16"}, 3),
+        # stopped before the last step, in the middle of the random numbers
+        ({"dropout": 0.3, "beta": 0.0, "settings": {"steps": 4}}, 3),
     ],
     ids=[
         "in the middle of two iterations",
@@ -291,6 +293,7 @@ def test_resumed_is_the_same_to_the_byte(stage, straight, tmp_path, reference):
         "accumulation and schedule",
         "a rest each round",
         "bfloat16",
+        "dropout",
     ],
 )
 def test_resume_is_exact_with(stage, tmp_path, changes, stop_at):

@@ -186,10 +186,43 @@ def test_a_long_call_before_changes_nothing(vllm_engine, policy, prompts):
     assert vllm_engine.generate(prompts, SAMPLED, SEEDS) == first
 
 
-def test_seeded_sampling_leaves_torchs_random_numbers_alone(transformers_engine, prompts):
+@pytest.fixture(scope="module")
+def long_prompt(vllm_engine, tokenizer):
+    """A prompt that fills a block of the prefix cache (128 tokens on a CPU), so that it is kept there."""
+    prompt = tiny.tokens(tokenizer, [" ".join(tiny.prompts(tokenizer) * 2)])[0][:160]
+    block = vllm_engine._llm.llm_engine.vllm_config.cache_config.block_size
+    assert block < len(prompt) == 160
+    return prompt
+
+
+def test_a_long_prompt_is_not_served_from_the_cache_of_the_policy_before(vllm_engine, tiny_path, long_prompt):
+    """The keys and values of a full block are those of the weights it was computed with; to another policy they are
+    many nats off. Scoring does not read the cache, so the probe of a push cannot see it."""
+    sampling = tiny.sampling(12, n=2, logprobs=True)
+    for seed in (1, 9, 1):
+        model = tiny.policy(tiny_path, seed=seed)
+        vllm_engine.sync_folded(folded_weights(model))
+        (group,) = vllm_engine.generate([long_prompt], sampling, [5])
+        for one in group:
+            assert one.logprobs == pytest.approx(logprobs_of(model, long_prompt, one.token_ids), abs=1e-4)
+        (scored,) = vllm_engine.score([long_prompt[:140]], [long_prompt[140:]])
+        assert scored == pytest.approx(logprobs_of(model, long_prompt[:140], long_prompt[140:]), abs=1e-4)
+
+
+def test_a_call_with_a_long_prompt_follows_from_itself_alone(vllm_engine, policy, long_prompt):
+    """Each call begins with an empty cache: whether another one had the prompt before is nowhere to be seen."""
+    vllm_engine.sync_folded(folded_weights(policy))
+    first = vllm_engine.generate([long_prompt], SAMPLED, [5])
+    for _ in range(2):
+        assert vllm_engine.generate([long_prompt], SAMPLED, [5]) == first
+
+
+def test_neither_seeded_sampling_nor_scoring_takes_torchs_random_numbers(engine, prompts):
+    """A trainer's dropout draws from them, and a resumed run scores once more than the uninterrupted one."""
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    transformers_engine.generate(prompts, SAMPLED, SEEDS)
+    engine.generate(prompts, SAMPLED, SEEDS)
+    engine.score(prompts, prompts)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -275,7 +308,7 @@ def test_tied_embeddings_are_right_after_a_sync(own_engine, tied_path, prompts):
     assert texts(engine.generate(prompts, GREEDY)) == [[greedy_of(model, prompt, GREEDY)] for prompt in prompts]
 
 
-def test_the_adapter_alone(own_engine, tiny_path, prompts, monkeypatch):
+def test_the_adapter_alone(own_engine, tiny_path, prompts, long_prompt, monkeypatch):
     folders, write = [], AdapterFiles.write
     monkeypatch.setattr(AdapterFiles, "write", lambda files, folder: folders.append(folder) or write(files, folder))
     engine, model = own_engine(tiny_path, lora_rank=4), tiny.policy(tiny_path)
@@ -289,6 +322,8 @@ def test_the_adapter_alone(own_engine, tiny_path, prompts, monkeypatch):
         assert_serves(engine, model, prompts)
         greedy = texts(engine.generate(prompts, GREEDY))
         assert greedy == [[greedy_of(model, prompt, GREEDY)] for prompt in prompts]
+        ((sampled,),) = engine.generate([long_prompt], tiny.sampling(12, logprobs=True), [5])
+        assert sampled.logprobs == pytest.approx(logprobs_of(model, long_prompt, sampled.token_ids), abs=1e-4)
         tiny.nudge(model, 0.1, seed=version)
     assert len(set(folders)) == 3
     sampled = engine.generate(prompts, SAMPLED, SEEDS)

@@ -10,7 +10,7 @@ from orchestra.plan import devices
 from orchestra.plan.devices import GIB, OTHER_GPU, PEAKS, Device, device_of
 from orchestra.plan.estimate import NF4_BYTES, Estimator, StagePlan, estimate
 from orchestra.plan.machine import Gpu, Machine
-from orchestra.plan.shapes import QWEN, shape_of
+from orchestra.plan.shapes import QWEN2, Unknown, shape_of
 
 # four layers of 576 weights (q 8x8, k and v 8x4, o 8x8, three times 8x16) and a tied embedding of 800
 CONFIG = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -140,7 +140,7 @@ def test_nf4_takes_what_4_bits_and_their_scales_take(estimator):
     assert made.frozen(2) == int(BLOCKS * NF4_BYTES + EMBEDDING * 2) == 2788
     assert estimator("model.quantize=none").frozen(2) == N * 2
     # of Qwen2.5-3B: 2.775e9 weights in blocks and 0.311e9 embedded in bfloat16 are 1.91 GiB
-    assert (QWEN["3b"].block_parameters * NF4_BYTES + QWEN["3b"].embedding_parameters * 2) / GIB == pytest.approx(
+    assert (QWEN2["3b"].block_parameters * NF4_BYTES + QWEN2["3b"].embedding_parameters * 2) / GIB == pytest.approx(
         1.91, abs=0.01
     )
 
@@ -246,8 +246,10 @@ def test_without_a_gpu_one_is_assumed_for_its_scale_alone():
 
 def test_a_known_name_is_a_whole_word():
     """`7b` in `1.7b` or in a word is no size; R1's 1.5B has a head of its own, Qwen's has not."""
-    assert shape_of("Qwen/Qwen2.5-7B") == QWEN["7b"] and shape_of("Qwen/Qwen2.5-7Bx") is None
-    assert shape_of("Qwen/Qwen2.5-17B") is None and shape_of("Qwen/Qwen3-7B") is None
-    assert not shape_of("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B").tied and QWEN["1.5b"].tied
-    assert QWEN["7b"].embedding_parameters == 2 * 152064 * 3584
-    assert QWEN["7b"].active_parameters == QWEN["7b"].block_parameters + 152064 * 3584
+    assert shape_of("Qwen/Qwen2.5-7B") == QWEN2["7b"]
+    for unknown in ("Qwen/Qwen2.5-7Bx", "Qwen/Qwen2.5-17B", "Qwen/Qwen3-7B"):
+        with pytest.raises(Unknown):
+            shape_of(unknown)
+    assert not shape_of("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B").tied and QWEN2["1.5b"].tied
+    assert QWEN2["7b"].embedding_parameters == 2 * 152064 * 3584
+    assert QWEN2["7b"].active_parameters == QWEN2["7b"].block_parameters + 152064 * 3584
