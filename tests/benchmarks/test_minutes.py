@@ -47,8 +47,7 @@ def test_a_start_follows_the_runs_own_recipe(tmp_path):
     assert (start.steps, start.every) == (48, 6)
     start = start_of(tmp_path / "run", "seed-1", sets, 7, 3)
     assert [step for step in range(1, 8) if start.keeps(step)] == [3, 6, 7]
-    # 24 rows in passes of at most 6144 / 80 = 76
-    assert our_setting(start, cuda=False) == Setting("ours", False, 24, "nf4", "folded")
+    assert our_setting(start, cuda=False) == Setting("ours", False, None, "nf4", "folded")
     assert [setting.micro for setting in stock_settings(start, False, "nf4")] == [8, 8, 24, 24]
 
 

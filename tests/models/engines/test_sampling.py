@@ -3,8 +3,10 @@
 from dataclasses import fields
 
 import pytest
+import tiny
 import torch
 
+from models.base import load_tokenizer
 from models.engines.protocol import Sampling
 
 SAMPLING = Sampling(
@@ -36,9 +38,11 @@ def test_vllm_is_asked_for_all_of_it(vllm_engine, monkeypatch):
     ((prompts, params, progress),) = asked
     assert prompts == [[1, 2], [3]] and progress is print
     for one in params:
-        found = (one.max_tokens, one.temperature, one.top_p, one.top_k, one.n, one.logprobs, one.stop_token_ids)
+        found = (one.max_tokens, one.temperature, one.top_p, one.top_k, one.n, one.logprobs)
         # the sampled token's log-probability alone is asked for
-        assert found == (5, 0.7, 0.8, 9, 3, 0, [7, 8])
+        assert found == (5, 0.7, 0.8, 9, 3, 0)
+        # besides the model's own ends, and nothing else
+        assert {*one.stop_token_ids} == {7, 8, load_tokenizer("embedded/student").eos_token_id, *tiny.MORE_ENDS}
         assert (one.repetition_penalty, one.presence_penalty, one.frequency_penalty, one.min_p) == (1.0, 0.0, 0.0, 0.0)
     assert [one.seed for one in params] == [11, 5], "vLLM takes 63 bits"
     vllm_engine.generate([[1]], Sampling(5, temperature=0.0, top_p=1.0, top_k=0))

@@ -191,7 +191,7 @@ def test_where_nothing_helps_the_memory_needed_is_told():
     """On a CPU the engine's share is no share of a GPU, and 2 GiB are less than two engines' caches and libraries."""
     made = estimate(load_recipe("40d", "embedded"), SMALL, "embedded")
     assert not made.fits and "gpu_memory_utilization" not in made.reason
-    assert made.reason.endswith("do not make it fit; a smaller model does, or 3.6 GiB")
+    assert made.reason.endswith("do not make it fit; a smaller model does, or 3.4 GiB")
 
 
 def test_several_processes_share_work_and_main_memory():
