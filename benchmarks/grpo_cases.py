@@ -1,10 +1,10 @@
 """What ours and stock TRL train beside each other, and the settings that they are tried in."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.settings import Lora, Quantize
+from models.sizes import traces_at_once
 
 BETA = 0.01
 LORA = Lora(rank=16, alpha=32.0)
@@ -101,12 +101,13 @@ def stock_settings(job: Job, cuda: bool, base: Quantize | None = None) -> list[S
     """
     if cuda:
         tries = [(8, False, False), *((micro, True, again) for micro in (8, 16) for again in (False, True))]
-        return [
-            Setting("stock", True, math.gcd(micro, job.batch), base or "nf4", vllm=vllm, checkpointing=again)
-            for micro, vllm, again in tries
+        made = [
+            Setting("stock", True, micro, base or "nf4", vllm=vllm, checkpointing=again) for micro, vllm, again in tries
         ]
-    sizes = [(8, base), (64, base)] if base else [(8, "nf4"), (8, "none"), (64, "none")]
-    return [Setting("stock", bf16, math.gcd(micro, job.batch), kind) for micro, kind in sizes for bf16 in (False, True)]
+    else:
+        sizes = [(8, base), (64, base)] if base else [(8, "nf4"), (8, "none"), (64, "none")]
+        made = [Setting("stock", bf16, micro, kind) for micro, kind in sizes for bf16 in (False, True)]
+    return [replace(one, micro=traces_at_once(one.micro, job.batch, cuda=cuda)) for one in made]
 
 
 def our_settings(case: Case, cuda: bool) -> list[Setting]:

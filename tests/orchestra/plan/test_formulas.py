@@ -14,7 +14,8 @@ from orchestra.plan.shapes import QWEN2, Unknown, shape_of
 
 # four layers of 576 weights (q 8x8, k and v 8x4, o 8x8, three times 8x16) and a tied embedding of 800
 CONFIG = {"model_type": "qwen2", "hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2,
-          "num_key_value_heads": 1, "intermediate_size": 16, "vocab_size": 100, "tie_word_embeddings": True}  # fmt: skip
+          "num_key_value_heads": 1, "intermediate_size": 16, "vocab_size": 100,
+          "tie_word_embeddings": True}  # fmt: skip
 N, BLOCKS, EMBEDDING = 3_104, 2_304, 800
 # prompts of 20 of 40 tokens, completions of 60 of 100
 RECIPE = """\
