@@ -115,8 +115,8 @@ def test_sft_time(estimator):
 
 
 def test_grpo_time_and_the_references_pass(estimator):
-    """7 steps of 6 completions of 60 tokens, each with its prompt of 20: 480 tokens a step. A pass has room for two of
-    the longest, of 140 tokens, so a step takes two."""
+    """7 steps of 6 completions of 60 tokens, each with its prompt of 20: 480 tokens a step, which are 2 passes where
+    one holds two rows of 40 + 100."""
     made = estimator()
     _, evaluation = made.evaluation(made.recipe.stage("explore"))
     sampling = made.generate(made.base, 6, 100)[1]
@@ -249,9 +249,9 @@ def test_without_a_gpu_one_is_assumed_for_its_scale_alone():
 def test_a_known_name_is_a_whole_word():
     """`7b` in `1.7b` or in a word is no size; R1's 1.5B has a head of its own, Qwen's has not."""
     assert shape_of("Qwen/Qwen2.5-7B") == QWEN2["7b"]
-    for unknown in ("Qwen/Qwen2.5-7Bx", "Qwen/Qwen2.5-17B", "Qwen/Qwen3-7B"):
+    for name in ("Qwen/Qwen2.5-7Bx", "Qwen/Qwen2.5-17B", "Qwen/Qwen3-7B", "Qwen/Qwen1.5-7B"):
         with pytest.raises(Unknown):
-            shape_of(unknown)
+            shape_of(name)
     assert not shape_of("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B").tied and QWEN2["1.5b"].tied
     assert QWEN2["7b"].embedding_parameters == 2 * 152064 * 3584
     assert QWEN2["7b"].active_parameters == QWEN2["7b"].block_parameters + 152064 * 3584

@@ -69,7 +69,6 @@ def changed(copy: Path, before: dict, file: str, more: str = "\nADDED = 1\n") ->
         ("sft/distill.py", ["distill", "sft"]),
         ("evals/statistics.py", [kind for kind in STAGES if kind not in ("export",)]),
         ("rewards/math/domain.py", STAGES),
-        ("rewards/scoring.py", STAGES),
         ("orchestra/work/resources.py", STAGES),
         ("models/base.py", STAGES),
         ("orchestra/report/page.py", []),

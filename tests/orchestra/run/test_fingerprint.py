@@ -23,7 +23,7 @@ stages:
   - {{name: imitate, kind: sft, data: [traces, {0}/written.jsonl], steps: 3, learning_rate: 1e-3}}
   - {{name: explore, kind: grpo, steps: 3, learning_rate: 1e-4}}
   - {{name: polish, kind: grpo, steps: 3, learning_rate: 1e-4, beta: 0.01, reference: imitate,
-     gate: {{against: explore}}}}
+     gate: {{against: imitate}}}}
   - {{name: look, kind: evaluate, problems: {0}/other.jsonl, parent: explore}}
   - {{name: release, kind: export}}
 """
@@ -106,7 +106,7 @@ def test_a_files_content_counts_where_it_is_used(folder, recipe, entries, file, 
         ("imitate", "adapter/adapter_model.safetensors", ["explore", "polish"]),  # its parent's; its reference's
         ("explore", "adapter/adapter_model.safetensors", ["polish", "look"]),
         ("polish", "adapter/adapter_model.safetensors", ["release"]),
-        ("explore", "evaluation.json", []),  # a gate looks at it, and computes nothing
+        ("imitate", "evaluation.json", []),  # a gate looks at it, and computes nothing
     ],
 )
 def test_what_earlier_stages_gave_counts_where_it_is_taken(recipe, entries, stage, output, stages):
