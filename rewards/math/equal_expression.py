@@ -4,10 +4,10 @@ r"""Are two expressions equal? Exactly where they are rational, to many digits a
    points that depend on the variables' names only. Two different ones agree by chance about once in 10^30; two equal
    ones always (the Schwartz-Zippel lemma). No size of number costs more than another.
 2. *Everything else* (roots, logarithms, angles, variable exponents) is evaluated in double precision first, which
-   settles most inequalities, then by mpmath with fifty digits; every point at which both sides are real must agree to
+   settles most inequalities, then by mpmath with sixty digits; every point at which both sides are real must agree to
    all but the last fourteen. Variables are positive, so that the square root of x^2 is x, unless an absolute value is
    about.
-3. *Where digits could hide beyond the fiftieth*, since a sum, an exponent or an argument is very large or very small
+3. *Where digits could hide beyond the sixtieth*, since a sum, an exponent or an argument is very large or very small
    (2^{1/2^{1000}} is not 1), three times as many digits more are taken; beyond a cap it is undecided.
 
 Sizes are capped before anything is computed: an expression beyond the caps is undecided, not slow.
@@ -26,8 +26,9 @@ from rewards.math.nodes import contains, letters_of
 
 MAX_POWER = 10_000_000
 MAX_REACH = 700
-_DIGITS = 50
+_DIGITS = 60
 _DOUBTFUL_DIGITS = 14
+_NEAR_REACH = 15  # three times this is within the digits that are not doubtful
 
 
 def _prime_with_i() -> tuple[int, int]:
@@ -253,10 +254,10 @@ def _precise_pair(left: tuple, right: tuple, seed: int, context, far: bool) -> _
         for value in (one, two):
             if abs(value) < 1:
                 field.reaches(value)
-        reach = field.reach if field.reach > _DOUBTFUL_DIGITS // 2 else 0
+        reach = field.reach
         if reach > MAX_REACH:
             return None
-        if reach:
+        if reach > _NEAR_REACH:
             context.dps = _DIGITS + 3 * reach
             field = Precise(context, False)
             one, two = _evaluate(left, seed, field), _evaluate(right, seed, field)
