@@ -10,6 +10,7 @@ import math
 from fractions import Fraction
 from typing import ClassVar
 
+_SMALL = 1e-7
 _LARGE = 1e8  # largest exponent or function argument an arithmetic is asked to bear
 
 
@@ -28,6 +29,8 @@ def _bearable(value) -> None:
 
 
 class Double:
+    """far: whether a sum's terms, an exponent or an argument were so large or small that digits may be lost."""
+
     pi, e, i = math.pi, math.e, 1j
     _functions: ClassVar = {
         "\\sin": cmath.sin, "\\cos": cmath.cos, "\\tan": cmath.tan, "\\arcsin": cmath.asin, "\\arccos": cmath.acos,
@@ -36,19 +39,25 @@ class Double:
     }  # fmt: skip
     _inverse: ClassVar = {"\\cot": "\\tan", "\\sec": "\\cos", "\\csc": "\\sin", "\\coth": "\\tanh"}
 
+    def __init__(self):
+        self.far = False
+
     def number(self, value: Fraction) -> float:
         return float(value)
 
-    def reaches(self, *values) -> None:
-        """Doubles only tell what differs clearly."""
+    def reaches(self, value) -> None:
+        if not _SMALL < abs(value) < 1 / _SMALL:
+            self.far = True
 
     def power(self, base, exponent):
         _bearable(exponent)
+        self.reaches(exponent)
         if base == 0:
             return 0.0 if is_real(exponent) and exponent.real > 0 else 1 / 0
         return base**exponent
 
     def root(self, degree, inside):
+        self.reaches(degree)
         if inside.__class__ is not complex and inside < 0 and degree.real % 2 == 1:
             return -((-inside) ** (1 / degree))
         return inside ** (1 / degree) if inside else 0.0
@@ -60,6 +69,7 @@ class Double:
 
     def function(self, name: str, value):
         _bearable(value)
+        self.reaches(value)
         if name == "\\floor" or name == "\\ceil":
             if value.__class__ is complex:
                 raise Undecided(name)
@@ -75,7 +85,7 @@ class Double:
 
 
 class Precise:
-    """reach: decimal digits by which a sum's terms, an exponent or an argument are larger or smaller than 1."""
+    """reach: digits by which a sum's terms, exponents or arguments were larger or smaller than 1, while watched."""
 
     _names: ClassVar = {
         "\\sin": "sin", "\\cos": "cos", "\\tan": "tan", "\\cot": "cot", "\\sec": "sec", "\\csc": "csc",
@@ -84,17 +94,16 @@ class Precise:
         "\\exp": "exp", "\\ln": "log", "\\floor": "floor", "\\ceil": "ceil",
     }  # fmt: skip
 
-    def __init__(self, context):
-        self.context, self.reach = context, 0
+    def __init__(self, context, watched: bool):
+        self.context, self.watched, self.reach = context, watched, 0
         self.pi, self.e, self.i = +context.pi, +context.e, context.j
 
     def number(self, value: Fraction):
         return self.context.mpf(value.numerator) / value.denominator
 
-    def reaches(self, *values) -> None:
-        for value in values:
-            if value:
-                self.reach = max(self.reach, int(abs(self.context.mag(value)) * 0.30103))
+    def reaches(self, value) -> None:
+        if self.watched and value:
+            self.reach = max(self.reach, int(abs(self.context.mag(value)) * 0.30103))
 
     def power(self, base, exponent):
         _bearable(exponent)

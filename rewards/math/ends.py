@@ -7,7 +7,7 @@ from fractions import Fraction
 from functools import total_ordering
 
 from rewards.math.arithmetics import Undecided
-from rewards.math.equal_expression import order, real
+from rewards.math.equal_expression import apart, order, real
 from rewards.math.equal_single import same_leaf
 from rewards.math.exact import rational
 from rewards.math.nodes import letters_of
@@ -27,7 +27,7 @@ class End:
     def __init__(self, node: tuple):
         self.node = node
         self.exact = rational(node)
-        self.approximate = real(node) if self.exact is None else None
+        self.approximate = real(node, clearly=True) if self.exact is None else None
 
     def __eq__(self, other) -> bool:
         return self._order(other) == 0
@@ -39,17 +39,17 @@ class End:
 
     def __bool__(self) -> bool:
         """Whether it is a real number at all."""
-        return self.exact is not None or self.approximate is not None
+        return not (self.exact is self.approximate is None) or real(self.node) is not None
 
     def _order(self, other: End | float) -> int:
         if not isinstance(other, End):
             return -1 if other > 0 else 1
         if self.exact is not None and other.exact is not None:
             return (self.exact > other.exact) - (self.exact < other.exact)
-        if None not in (self.approximate, other.approximate) and (
-            abs(self.approximate - other.approximate) > 1e-6 * max(abs(self.approximate), abs(other.approximate), 1e-6)
-        ):
+        if None not in (self.approximate, other.approximate) and apart(self.approximate, other.approximate):
             return 1 if self.approximate > other.approximate else -1
+        if self.node == other.node:
+            return 0
         sign = order(self.node, other.node)
         if sign is None:
             raise Undecided("order")

@@ -288,7 +288,10 @@ def _signs(leaf: Leaf) -> tuple[Leaf, ...]:
 def _chosen(node: tuple, sign: str) -> tuple:
     if node[0] in ("pm", "mp"):
         first, second = _chosen(node[1], sign), _chosen(node[2], sign)
-        return ("+" if (node[0] == "pm") == (sign == "+") else "-", first, second)
+        added = (node[0] == "pm") == (sign == "+")
+        if first == ("n", 0):
+            return second if added else ("neg", second)
+        return ("+" if added else "-", first, second)
     return tuple(
         _chosen(part, sign) if part.__class__ is tuple and part and part[0].__class__ is str else part for part in node
     )

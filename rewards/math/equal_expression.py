@@ -1,14 +1,14 @@
 r"""Are two expressions equal? Exactly where they are rational, to many digits at chosen points where they are not.
 
-1. *Rational functions* (sums, products, whole powers, also of i) are evaluated modulo a 61-bit prime at two points
-   that depend on the variables' names only. Two different ones agree by chance about once in 10^30; two equal ones
-   always (the Schwartz-Zippel lemma). No size of number costs more than another.
+1. *Rational functions* (sums, products, whole powers, also of i and pi) are evaluated modulo a 61-bit prime at two
+   points that depend on the variables' names only. Two different ones agree by chance about once in 10^30; two equal
+   ones always (the Schwartz-Zippel lemma). No size of number costs more than another.
 2. *Everything else* (roots, logarithms, angles, variable exponents) is evaluated in double precision first, which
-   settles most inequalities, then by mpmath with fifty digits; every point at which both sides are real must agree to
+   settles most inequalities, then by mpmath with sixty digits; every point at which both sides are real must agree to
    all but the last fourteen. Variables are positive, so that the square root of x^2 is x, unless an absolute value is
    about.
-3. *Where digits could hide beyond the fiftieth*, since a sum, an exponent or an argument is very large or very small
-   (2^{1/2^{1000}} is not 1), as many digits more are taken as that reaches, twice; beyond a cap it is undecided.
+3. *Where digits could hide beyond the sixtieth*, since a sum, an exponent or an argument is very large or very small
+   (2^{1/2^{1000}} is not 1), three times as many digits more are taken; beyond a cap it is undecided.
 
 Sizes are capped before anything is computed: an expression beyond the caps is undecided, not slow.
 """
@@ -26,8 +26,9 @@ from rewards.math.nodes import contains, letters_of
 
 MAX_POWER = 10_000_000
 MAX_REACH = 700
-_DIGITS = 50
+_DIGITS = 60
 _DOUBTFUL_DIGITS = 14
+_NEAR_REACH = 15  # three times this is within the digits that are not doubtful
 
 
 def _prime_with_i() -> tuple[int, int]:
@@ -57,7 +58,6 @@ def _witness(number: int, base: int) -> bool:
 
 
 PRIME, ROOT_OF_MINUS_ONE = _prime_with_i()
-_DOUBLE = Double()
 
 
 def same(left: tuple, right: tuple) -> bool | None:
@@ -67,9 +67,10 @@ def same(left: tuple, right: tuple) -> bool | None:
     if left[0] == "n" and right[0] == "n":
         return left[1] == right[1]
     try:
-        agree = all(_modular(left, seed) == _modular(right, seed) for seed in (1, 2))
+        if not all(_modular(left, seed) == _modular(right, seed) for seed in (1, 2)):
+            return False
         # constants are the same at every point, so that a multiple of the prime could be added to one
-        return agree and (bool(letters_of(left)) or rational(left) == rational(right))
+        return bool(letters_of(left)) or _near(left, right)
     except Irrational:
         pass
     except (Undecided, ZeroDivisionError):
@@ -77,11 +78,27 @@ def same(left: tuple, right: tuple) -> bool | None:
     return _same_numerically(left, right)
 
 
-def real(node: tuple) -> float | None:
-    """A constant expression in double precision; None when it is no finite real number."""
+def _near(left: tuple, right: tuple) -> bool:
+    """Whether constants that agree modulo a prime are one number, and not some primes apart."""
+    exact_sides = rational(left), rational(right)
+    if None not in exact_sides:
+        return exact_sides[0] == exact_sides[1]
+    one, two = real(left), real(right)
+    return one is None or two is None or abs(one - two) <= 1e-6 * max(abs(one), abs(two), 1.0)
+
+
+def real(node: tuple, clearly: bool = False) -> float | None:
+    """A constant expression in double precision; None when it is no finite real number.
+
+    Args:
+        clearly: None, too, when so large or small a number is about that digits may be lost.
+    """
+    field = Double()
     try:
-        value = _double(node, 0)
+        value = _evaluate(node, 0, field)
     except (ArithmeticError, ValueError, Undecided):
+        return None
+    if clearly and field.far:
         return None
     if value.__class__ is complex:
         if abs(value.imag) > 1e-12 * max(1.0, abs(value)):
@@ -95,7 +112,7 @@ def at_points(node: tuple, points: int = 4) -> list[complex | float | None]:
     values: list = []
     for seed in range(points):
         try:
-            values.append(_double(node, seed))
+            values.append(_evaluate(node, seed, Double()))
         except (ArithmeticError, ValueError, Undecided):
             values.append(None)
     return values
@@ -135,6 +152,9 @@ def _modular(node: tuple, seed: int) -> int:
         return pow(base, int(exponent), PRIME)
     if kind == "i":
         return ROOT_OF_MINUS_ONE
+    if kind == "pi":
+        # no root of any polynomial, so that it is as good as a variable
+        return _hash("\\pi", seed)
     if kind == "det":
         return determinant([_modular(cell, seed) for cell in node[1]]) % PRIME
     if kind in ("!", "C", "abs", "root", "mod", "gcd", "lcm"):
@@ -159,15 +179,20 @@ def _same_numerically(left: tuple, right: tuple) -> bool | None:
     seeds = (0, 1, 2) if names else (0,)
     if names and (contains(left, "abs") or contains(right, "abs")):
         seeds = (0, 1, 2, 4, 5)
+    field = Double()
     for seed in seeds:
         try:
-            one, two = _double(left, seed), _double(right, seed)
+            one, two = _evaluate(left, seed, field), _evaluate(right, seed, field)
         except (ArithmeticError, ValueError):
+            field.far = True
             continue
         size = max(abs(one), abs(two))
-        if math.isfinite(size) and abs(one - two) > 1e-5 * size and size > 1e-9 and is_real(one) and is_real(two):
+        clear = not field.far and math.isfinite(size) and size > 1e-9
+        if clear and abs(one - two) > 1e-5 * size and is_real(one) and is_real(two):
             return False
-    return _same_precisely(left, right, seeds)
+        if size < 1:
+            field.reaches(size)
+    return _same_precisely(left, right, seeds, field.far)
 
 
 def order(left: tuple, right: tuple) -> int | None:
@@ -175,23 +200,34 @@ def order(left: tuple, right: tuple) -> int | None:
     exact_ends = rational(left), rational(right)
     if None not in exact_ends:
         return (exact_ends[0] > exact_ends[1]) - (exact_ends[0] < exact_ends[1])
-    one, two = real(left), real(right)
-    if one is None or two is None:
-        return None
-    if abs(one - two) > 1e-6 * max(abs(one), abs(two)) > 1e-9:
+    one, two = real(left, clearly=True), real(right, clearly=True)
+    if None not in (one, two) and apart(one, two):
         return 1 if one > two else -1
-    values = _precise_pair(left, right, 0)
+    if same(left, right) is True:
+        return 0
+    values = _precise_pair(left, right, 0, _context(), far=True)
     if values is None:
         return None
-    if values.agree():
-        return 0
-    return None if not values.are_real() else 1 if values.one.real > values.two.real else -1
+    # what cannot be told apart is not shown to be one
+    return None if values.agree() or not values.are_real() else 1 if values.one.real > values.two.real else -1
 
 
-def _same_precisely(left: tuple, right: tuple, seeds: tuple[int, ...]) -> bool | None:
-    pairs = [pair for pair in (_precise_pair(left, right, seed) for seed in seeds) if pair is not None]
+def apart(one: float, two: float) -> bool:
+    """Whether two doubles differ by more than they were rounded."""
+    return abs(one - two) > 1e-6 * max(abs(one), abs(two), 1e-3)
+
+
+def _same_precisely(left: tuple, right: tuple, seeds: tuple[int, ...], far: bool) -> bool | None:
+    context = _context()
+    pairs = [pair for pair in (_precise_pair(left, right, seed, context, far) for seed in seeds) if pair is not None]
     judged = [pair for pair in pairs if pair.are_real()] or pairs
     return all(pair.agree() for pair in judged) if judged else None
+
+
+def _context():
+    import mpmath
+
+    return mpmath.mp.clone()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,31 +245,28 @@ class _PrecisePair:
         return max(abs(self.one.imag), abs(self.two.imag)) < self.rounding * 10**6
 
 
-def _precise_pair(left: tuple, right: tuple, seed: int) -> _PrecisePair | None:
-    """Both values at a point, with as many digits as their difference may need; None when undecided."""
-    import mpmath
-
-    context = mpmath.mp.clone()
+def _precise_pair(left: tuple, right: tuple, seed: int, context, far: bool) -> _PrecisePair | None:
+    """Both values at a point, with as many digits as their difference may need if it may; None when undecided."""
     context.dps = _DIGITS
-    field = Precise(context)
+    field = Precise(context, far)
     try:
         one, two = _evaluate(left, seed, field), _evaluate(right, seed, field)
-        field.reaches(*(value for value in (one, two) if abs(value) < 1))
-        if field.reach > _DOUBTFUL_DIGITS // 2:
-            if field.reach > MAX_REACH:
-                return None
-            context.dps = _DIGITS + 2 * field.reach
-            field = Precise(context)
+        for value in (one, two):
+            if abs(value) < 1:
+                field.reaches(value)
+        reach = field.reach
+        if reach > MAX_REACH:
+            return None
+        if reach > _NEAR_REACH:
+            context.dps = _DIGITS + 3 * reach
+            field = Precise(context, False)
             one, two = _evaluate(left, seed, field), _evaluate(right, seed, field)
     except (ArithmeticError, ValueError, TypeError):
         return None
-    # nothing is less than rounding beside a common number, such as 0
+    # nothing is less than rounding beside a common number, such as 0; a sum may lose as many digits as it reaches
     size = max(abs(one), abs(two), context.mpf(10) ** -12)
-    return _PrecisePair(context.mpmathify(one), context.mpmathify(two), size / 10 ** (context.dps - _DOUBTFUL_DIGITS))
-
-
-def _double(node: tuple, seed: int):
-    return _evaluate(node, seed, _DOUBLE)
+    lost = _DOUBTFUL_DIGITS + reach
+    return _PrecisePair(context.mpmathify(one), context.mpmathify(two), size / 10 ** (context.dps - lost))
 
 
 def _evaluate(node: tuple, seed: int, field):
@@ -245,7 +278,8 @@ def _evaluate(node: tuple, seed: int, field):
     if kind in ("+", "-", "*", "/"):
         left, right = _evaluate(node[1], seed, field), _evaluate(node[2], seed, field)
         if kind in "+-":
-            field.reaches(left, right)
+            field.reaches(left)
+            field.reaches(right)
         return (
             left + right
             if kind == "+"

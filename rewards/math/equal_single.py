@@ -257,7 +257,7 @@ def _plain_letters(leaf: Leaf) -> str:
 
 def _same_words(gold: Leaf, answer: Leaf) -> bool:
     one, two = (leaf.words or _plain_letters(leaf) for leaf in (gold, answer))
-    counted = _countless(one)
+    counted = _countless(one) if "infinit" in one else None
     if counted is not None:
         return _is_countless(counted, answer)
     if one and two:

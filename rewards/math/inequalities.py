@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from rewards.math.arithmetics import Undecided
 from rewards.math.ends import Bound, End, infinity, share_of
-from rewards.math.equal_expression import order, same
+from rewards.math.equal_expression import apart, order, real, same
 from rewards.math.nodes import letters_of, parts, replaced, substitute
 from rewards.math.parser import parse
 from rewards.math.quantity_names import is_label
@@ -172,6 +172,9 @@ def _innermost(node: tuple) -> tuple | None:
 
 def _line(node: tuple, name: str) -> tuple[int, End] | None:
     """The sign of a line's slope and where it is zero; where the sign is 0, its height instead; None for no line."""
+    at = [real(substitute(node, name, ("n", Fraction(place)))) for place in (-1, 2, 5)]
+    if None not in at and apart(at[1] - at[0], at[2] - at[1]):
+        return None
     start = substitute(node, name, _ZERO)
     slope = ("-", substitute(node, name, ("n", Fraction(1))), start)
     if same(node, ("+", start, ("*", slope, ("v", name)))) is not True:

@@ -246,8 +246,7 @@ COUNTLESS = [
 COUNTABLE = [
     *((count, answer) for count in COUNTS
       for answer in (r"-\infty", r"(-\infty, \infty)", "1000", r"\mathbb{R}", r"\infty \text{ or } 3", r"\infty + 1",
-                     r"\text{infinitely many or none}", r"\text{not infinitely many}", r"\text{finitely many}",
-                     "none")),
+                     r"\text{infinitely many or none}", r"\text{not infinitely many}", r"\text{finitely many}")),
     # a limit is no count
     (r"\infty", r"\text{infinitely many}"), (r"\infty", r"\text{infinite}"), (r"-\infty", r"\text{infinitely many}"),
     (r"\text{infinite discontinuity}", r"\infty"), ("5", "infinitely many"),
@@ -261,6 +260,7 @@ EXACT = [
     (rf"x > {NEAR}", r"x > \sqrt{2^{1/2^{999}}}"), (r"[0,\sqrt2]", r"0 \leq x \leq \frac{2}{\sqrt2}"),
     ("0", r"\sin\pi"), (r"\sqrt{2}^{10000}", "2^{5000}"), (r"10^{200}\sqrt2 + 10^{200}", r"10^{200}(\sqrt2+1)"),
     (r"1+\sin\pi", "1"),
+    (r"\frac{3\pi}{2} - \pi", r"\frac{\pi}{2}"), (r"[\sqrt2,\sqrt3]", r"[10^{20}+\sqrt2-10^{20}, \sqrt3]"),
 ]  # fmt: skip
 INEXACT = [
     ("1", NEAR), ("[0,1)", f"[0,{NEAR})"), ("x > 1", f"x > {NEAR}"), (r"\{1\}", rf"\{{{NEAR}\}}"),
@@ -269,7 +269,9 @@ INEXACT = [
     (r"[0,1)\cup(1,3]", rf"[0,1)\cup({NEAR},3]"), (r"(0,\sqrt2)", r"(0,\sqrt2+10^{-60})"),
     (r"10^{60}+\sqrt2", r"10^{60}+\sqrt3"), ("0", r"10^{-50}\sqrt2"), (r"3 \cdot 10^{-50}", r"\pi \cdot 10^{-50}"),
     ("1", r"\cos(10^{-30})"), ("10^{-30}", r"\sin(10^{-30})"), ("1", "e^{10^{-60}}"), ("1", r"\sqrt{1+10^{-200}}"),
-    ("0", r"\ln(1+10^{-80})"), ("1", "2^{1/2^{100000}}"), ("1", r"\sqrt[2^{1000}]{2}"), ("5", f"5+{PRIME}"),
+    ("0", r"\ln(1+10^{-80})"), ("1", "2^{1/2^{100000}}"), ("1", r"\sqrt[2^{1000}]{2}"),
+    ("5", f"5+{PRIME}"), (r"\pi", rf"\pi+{PRIME}"), (r"\pi", rf"{PRIME}\pi + \pi"), (r"\pi", r"\pi^2"),
+    (r"\frac{22}{7}", r"\pi"), (r"(0,\sqrt2)", r"(0, 10^{20}+\sqrt3-10^{20})"),
 ]  # fmt: skip
 
 
