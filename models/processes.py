@@ -61,6 +61,9 @@ class Processes:
         from accelerate import PartialState
 
         joined = cls(rank(), count(), _launchers_store())
+        if not torch.cuda.is_available():
+            # accelerate says cpu:1 of the second one otherwise, for which torch.load, at a resume, knows no place
+            os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
         # before vLLM or a trainer makes the process group, which then would not wait as long
         PartialState(cpu=not torch.cuda.is_available(), timeout=COLLECTIVE_TIMEOUT)
         return joined

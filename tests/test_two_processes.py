@@ -18,7 +18,8 @@ import pytest
 import test_end_to_end as one
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slow
+# a run of one process, one and a half of two
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parent.parent
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 EXACT = (
@@ -40,7 +41,7 @@ def workers(launcher):
     return psutil.Process(launcher.pid).children()
 
 
-def end(launcher, reached, how, seconds=400):
+def end(launcher, reached, how, seconds=900):
     """Once `reached()`, do `how(launcher)`; returns the launcher's exit code."""
     deadline = time.monotonic() + seconds
     while not reached() and launcher.poll() is None and time.monotonic() < deadline:
@@ -72,7 +73,7 @@ def runs(tmp_path_factory):
     assert end(start(both, command), two_steps, kill_all) == -signal.SIGKILL
     assert not (polish / "result.json").exists()
     again = start(both, command)
-    assert again.wait(500) == 0, (both / "out.txt").read_text()[-3000:]
+    assert again.wait(900) == 0, (both / "out.txt").read_text()[-3000:]
     return alone, both
 
 
