@@ -27,13 +27,13 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.curves import SHARE, SHARES, SIDES, SeedCurves, draw, pooled, seed_curves, spread, table
 from benchmarks.grpo_cases import Setting, Start, stock_settings
 from benchmarks.grpo_step import Step, Trainer, alternate, timed
-from benchmarks.grpo_task import recipe_of
+from benchmarks.grpo_task import ENDLESS, recipe_of
 from benchmarks.kept_policies import evaluated
 from benchmarks.recipe_seeds import HERE, failed_claims, overrides, parser_of_runs, points, run_folder
 from evals.evaluate import Evaluation
@@ -237,7 +237,8 @@ def main() -> int:
     work = arguments.runs / "minutes"
     shutil.rmtree(work, ignore_errors=True)
     (work / "tried").mkdir(parents=True)
-    tried = timed(starts[0], stock_settings(starts[0], cuda, ours.quantize), work / "tried")
+    endless = replace(starts[0], steps=ENDLESS, every=ENDLESS)
+    tried = timed(endless, stock_settings(endless, cuda, ours.quantize), work / "tried")
     settings = {"ours": ours, "stock": chosen(tried, ours.bf16)}
     outcomes, last, steps = [], [], {side: [] for side in SIDES}
     for seed, start in zip(arguments.seeds, starts, strict=True):
