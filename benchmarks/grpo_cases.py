@@ -1,10 +1,10 @@
 """What ours and stock TRL train beside each other, and the settings that they are tried in."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from models.settings import Lora, Quantize
-from models.sizes import completions_at_once
 
 BETA = 0.01
 LORA = Lora(rank=16, alpha=32.0)
@@ -75,25 +75,26 @@ CASES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """How a trainer runs. `micro` is completions per forward pass; `sync` is ours alone, `vllm` is stock's."""
+    """How a trainer runs. `micro` is completions per forward pass, None what the trainer chooses; `sync` is ours alone,
+    `vllm` is stock's."""
 
     trainer: Literal["ours", "stock"]
     bf16: bool
-    micro: int
+    micro: int | None
     quantize: Quantize = "nf4"
     sync: Literal["folded", "adapter"] = "folded"
     vllm: bool = False
     checkpointing: bool = False
 
     def __str__(self) -> str:
-        words = ["bf16" if self.bf16 else "fp32", f"micro-batch {self.micro}", f"base {self.quantize}"]
+        words = ["bf16" if self.bf16 else "fp32", f"micro-batch {self.micro or 'by tokens'}", f"base {self.quantize}"]
         words += [f"sync {self.sync}"] if self.trainer == "ours" else []
         words += ["gradient checkpointing"] if self.checkpointing else []
         return ", ".join([*words, "vLLM colocate"] if self.vllm else words)
 
 
 def stock_settings(job: Job, cuda: bool, base: Quantize | None = None) -> list[Setting]:
-    """Settings to try for stock TRL.
+    """Settings to try for stock TRL, whose passes must divide the batch.
 
     Args:
         base: the only one allowed, where the policy was trained on it before.
@@ -101,19 +102,14 @@ def stock_settings(job: Job, cuda: bool, base: Quantize | None = None) -> list[S
     if cuda:
         tries = [(8, False, False), *((micro, True, again) for micro in (8, 16) for again in (False, True))]
         return [
-            Setting("stock", True, _rows(job, micro, cuda), base or "nf4", vllm=vllm, checkpointing=again)
+            Setting("stock", True, math.gcd(micro, job.batch), base or "nf4", vllm=vllm, checkpointing=again)
             for micro, vllm, again in tries
         ]
     sizes = [(8, base), (64, base)] if base else [(8, "nf4"), (8, "none"), (64, "none")]
-    return [Setting("stock", bf16, _rows(job, micro, cuda), kind) for micro, kind in sizes for bf16 in (False, True)]
+    return [Setting("stock", bf16, math.gcd(micro, job.batch), kind) for micro, kind in sizes for bf16 in (False, True)]
 
 
 def our_settings(case: Case, cuda: bool) -> list[Setting]:
     """Settings to try for ours."""
     tries = [(True, "folded"), (True, "adapter")] if cuda else [(False, "folded"), (False, "adapter"), (True, "folded")]
-    return [Setting("ours", bf16, _rows(case, None, cuda), sync=sync) for bf16, sync in tries]
-
-
-def _rows(job: Job, asked: int | None, cuda: bool) -> int:
-    """Completions of a forward pass: a divisor of the batch."""
-    return completions_at_once(asked, job.batch, job.max_completion_tokens, cuda=cuda)
+    return [Setting("ours", bf16, None, sync=sync) for bf16, sync in tries]

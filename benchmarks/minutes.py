@@ -38,7 +38,7 @@ from benchmarks.kept_policies import evaluated
 from benchmarks.recipe_seeds import HERE, failed_claims, overrides, parser_of_runs, points, run_folder
 from evals.evaluate import Evaluation
 from evals.statistics import PairedDifference
-from models.sizes import arithmetic_name, completions_at_once
+from models.sizes import arithmetic_name
 from orchestra.config.faults import UserError
 from orchestra.run.folder import read_json
 from orchestra.run.ledger import Ledger
@@ -108,7 +108,7 @@ def our_setting(start: Start, cuda: bool) -> Setting:
     return Setting(
         "ours",
         bf16=arithmetic_name(model.dtype, cuda=cuda) == "bfloat16",
-        micro=completions_at_once(stage.micro_batch_size, start.batch, start.max_completion_tokens, cuda=cuda),
+        micro=stage.micro_batch_size,
         quantize=model.quantize,
         sync=which_sync(recipe.rollouts, model.quantize),
     )

@@ -6,14 +6,16 @@ move at all (its spacing there is 5e-4).
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from models.base import ModelError, hash_tensor
+from models.base import ModelError, hash_tensor, load_config
 from models.engines.protocol import ADAPTER_CONFIG, ADAPTER_TENSORS, AdapterFiles
+from models.families import ALL_LINEAR, unknown_targets
 from models.settings import Lora
 
 if TYPE_CHECKING:
@@ -29,14 +31,18 @@ class AdapterError(ModelError):
 
 
 def new_adapter(base: "PreTrainedModel", lora: Lora, *, seed: int) -> "PeftModel":
-    """Put a fresh LoRA adapter (B = 0, so the policy starts as the base; arXiv 2106.09685) on a frozen base."""
+    """Put a fresh LoRA adapter (B = 0, so the policy starts as the base; arXiv 2106.09685) on a frozen base.
+
+    Raises:
+        AdapterError: a target is no linear layer of this base.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
+        target_modules=target_modules(base, lora.targets),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
@@ -44,6 +50,34 @@ def new_adapter(base: "PreTrainedModel", lora: Lora, *, seed: int) -> "PeftModel
         model = get_peft_model(base, config)
     _float32(model)
     return model
+
+
+def linear_layers(base: "PreTrainedModel") -> list[str]:
+    """Names of the linear layers that may be adapted: all but the output head, which may be the embedding too."""
+    head = base.get_output_embeddings()
+    return [name for name, module in base.named_modules() if isinstance(module, nn.Linear) and module is not head]
+
+
+def linear_names(model: str) -> list[str]:
+    """What `all-linear` means in a model by name, found without its weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return target_modules(AutoModelForCausalLM.from_config(load_config(model)), (ALL_LINEAR,))
+
+
+def target_modules(base: "PreTrainedModel", targets: Sequence[str]) -> list[str]:
+    """The names by which PEFT finds what `model.lora.targets` mean in this base. PEFT itself is content with any.
+
+    Raises:
+        AdapterError: one of them is no linear layer of this base.
+    """
+    layers = linear_layers(base)
+    if fault := unknown_targets(targets, layers, base.config.model_type):
+        raise AdapterError(f"model.lora.targets: {fault}")
+    if tuple(targets) == (ALL_LINEAR,):
+        return list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
+    return list(targets)
 
 
 def load_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from models.paths import model_path
-from models.settings import Arithmetic, Quantize
+from models.conversation import Conversation, UntrainedEndError, conversation_of, declared_ends, speak
+from models.families import refused
+from models.paths import model_place
+from models.settings import Arithmetic, PromptFormat, Quantize
 from models.sizes import arithmetic_name
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class ModelError(ValueError):
@@ -28,30 +30,74 @@ class ModelError(ValueError):
     user_message = True
 
 
-def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """Tokenizer of a Hub id, a local folder or an `embedded/...` model, with a pad token set.
+def load_tokenizer(name: str, prompt: PromptFormat | None = None) -> "PreTrainedTokenizerBase":
+    """Tokenizer of a Hub id, a local folder or an `embedded/...` model, as the model is spoken to: its chat template is
+    the prompt format, its `eos_token` what completions end with (models/conversation.py); and a pad token is set.
+
+    Args:
+        prompt: `Model.prompt`; None is `auto`.
 
     Raises:
-        ModelError: it cannot be found, or it has neither a chat template nor an end-of-sequence token.
+        ModelError: it cannot be found, or it has no end-of-sequence token that was trained on.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path(name))
-    except (OSError, ValueError) as error:
-        raise ModelError(_cannot_load(name, error)) from error
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"model '{name}': its tokenizer has no eos_token, so no completion could ever end")
+    tokenizer, conversation = _tokenizer_of(name, prompt)
+    speak(tokenizer, conversation)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def context_length(name: str) -> int:
-    """Tokens that a model was made for."""
+def spoken_to(name: str, prompt: PromptFormat | None) -> Conversation:
+    """How a model is spoken to. Takes and raises what `load_tokenizer` does."""
+    return _tokenizer_of(name, prompt)[1]
+
+
+def _tokenizer_of(name: str, prompt: PromptFormat | None) -> "tuple[PreTrainedTokenizerBase, Conversation]":
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    place = model_place(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place.path, revision=place.revision)
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"model '{name}': its tokenizer has no eos_token, so no completion could ever end")
+        return tokenizer, conversation_of(place, tokenizer, prompt or "auto")
+    except (UntrainedEndError, TemplateError) as error:
+        raise ModelError(f"model '{name}': {error}") from error
+    except ModelError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load(name, error)) from error
+
+
+def end_tokens(name: str, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """The tokens at which a model stops: those that it declares, of which one is the tokenizer's."""
+    return frozenset({tokenizer.eos_token_id, *declared_ends(model_place(name))})
+
+
+def load_config(name: str) -> "PreTrainedConfig":
+    """What a model's config.json says.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(model_path(name)).max_position_embeddings
+    place = model_place(name)
+    try:
+        return AutoConfig.from_pretrained(place.path, revision=place.revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load(name, error)) from error
+
+
+def context_length(name: str) -> int:
+    """Tokens that a model was made for. Raises ModelError."""
+    return load_config(name).max_position_embeddings
+
+
+def architecture(name: str) -> str | None:
+    """The class that a checkpoint says it is of, such as `Qwen2ForCausalLM`. Raises ModelError."""
+    return next(iter(load_config(name).architectures or ()), None)
 
 
 def arithmetic(dtype: Arithmetic) -> torch.dtype:
@@ -82,13 +128,14 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
     No parameter requires a gradient.
 
     Raises:
-        ModelError: the model cannot be found or loaded.
+        ModelError: the model cannot be found or loaded, or is of a kind that cannot be a base.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     cuda = torch.cuda.is_available()
     compute = arithmetic(dtype)
+    place = model_place(name)
     quantization = None
     if quantize == "nf4":
         quantization = BitsAndBytesConfig(
@@ -97,9 +144,12 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
         )
+    if reason := refused(load_config(name).to_dict()):
+        raise ModelError(f"model.base: {name!r} {reason}")
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            model_path(name),
+            place.path,
+            revision=place.revision,
             dtype=compute,
             quantization_config=quantization,
             device_map={"": torch.cuda.current_device()} if cuda else {"": "cpu"},
@@ -121,7 +171,7 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
     for module in model.modules():
         # bitsandbytes repacks such layers in place on their first eval forward, which corrupts training and
         # dequantisation (bitsandbytes#2078)
-        if _is_4bit(module):
+        if is_4bit(module):
             module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     return model
@@ -133,7 +183,8 @@ def _cannot_load(name: str, error: Exception) -> str:
     return f"model '{name}' cannot be loaded{where}: {reason}"
 
 
-def _is_4bit(module: nn.Module) -> bool:
+def is_4bit(module: nn.Module) -> bool:
+    """Whether it is a linear layer whose weight bitsandbytes has quantised."""
     return type(module).__name__ == "Linear4bit"
 
 
@@ -172,7 +223,7 @@ def to_float32(model: "PreTrainedModel") -> "PreTrainedModel":
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, module) of each 4-bit linear layer."""
-    return ((name, module) for name, module in model.named_modules() if _is_4bit(module))
+    return ((name, module) for name, module in model.named_modules() if is_4bit(module))
 
 
 def base_sha256(model: nn.Module) -> str:

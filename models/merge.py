@@ -12,33 +12,44 @@ import torch
 from torch import nn
 
 from models.adapters import POLICY, load_adapter
-from models.base import arithmetic, dequantized, load_base, load_tokenizer
+from models.base import arithmetic, dequantized, is_4bit, load_base, load_tokenizer
 from models.engines.protocol import Weight, Weights
-from models.paths import model_path
-from models.settings import Model
+from models.paths import model_place
+from models.settings import Model, PromptFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def folded_weights(model: nn.Module, adapter: str | None = POLICY, to: torch.dtype = torch.float32) -> Weights:
-    """Every linear layer that is quantised or adapted, folded; nothing is computed before the weights are gone through.
+    """Every linear layer that is quantised or adapted, folded, and those beside it; nothing is computed before the
+    weights are gone through.
 
-    Names are those of the base's own checkpoint. A layer's bias follows its weight, since vLLM rebuilds a layer only
-    from all of its parts. `adapter=None` gives the dequantised base; `to` is what each is cast to in the end.
+    Names are those of the base's own checkpoint. vLLM packs q, k and v, or gate and up, into one layer, and rebuilds a
+    layer only from all of its parts: so what stands beside an adapted layer is in, and a bias follows its weight.
+    `adapter=None` gives the dequantised base; `to` is what each is cast to in the end.
     """
     weights = []
-    for name, module in model.named_modules():
-        adapted = hasattr(module, "lora_A")
-        linear = module.base_layer if adapted else module
-        if not adapted and (name.endswith(".base_layer") or type(module).__name__ != "Linear4bit"):
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A") or (isinstance(module, nn.Linear) and not name.endswith(".base_layer"))
+    }
+    changed = {_parent(name) for name, module in layers.items() if hasattr(module, "lora_A") or is_4bit(module)}
+    for name, module in layers.items():
+        if _parent(name) not in changed:
             continue
+        linear = module.base_layer if hasattr(module, "lora_A") else module
         key = name.replace("base_model.model.", "", 1)
         shape = (linear.out_features, linear.in_features)
         weights.append(Weight(f"{key}.weight", shape, to, partial(_folded, module, adapter, to)))
         if linear.bias is not None:
             weights.append(Weight(f"{key}.bias", tuple(linear.bias.shape), to, partial(_bias, linear, to)))
     return Weights(tuple(weights))
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 @torch.no_grad()
@@ -70,7 +81,9 @@ def merged_model(model: Model, adapter: Path | None, dtype: torch.dtype) -> "Pre
 
     frozen = load_base(model.base, model.quantize, model.dtype)
     policy = load_adapter(frozen, adapter) if adapter is not None else frozen
-    plain = AutoModelForCausalLM.from_pretrained(model_path(model.base), dtype=arithmetic(model.dtype)).float()
+    place = model_place(model.base)
+    plain = AutoModelForCausalLM.from_pretrained(place.path, revision=place.revision, dtype=arithmetic(model.dtype))
+    plain = plain.float()
     own = dict(plain.named_parameters())
     with torch.no_grad():
         for name, tensor in folded_weights(policy):
@@ -78,7 +91,12 @@ def merged_model(model: Model, adapter: Path | None, dtype: torch.dtype) -> "Pre
     return plain.to(dtype)
 
 
-def save_merged(model: "PreTrainedModel", base: str, folder: Path) -> None:
-    """Write a merged model with the base's tokenizer and generation config, as safetensors."""
+def save_merged(model: "PreTrainedModel", base: str, folder: Path, prompt: PromptFormat | None = None) -> None:
+    """Write a merged model as safetensors, with the base's generation config, and its tokenizer as it was trained with:
+    the chat template is the prompt format, the end one of those at which the model stops.
+
+    Args:
+        prompt: `Model.prompt`; None is `auto`.
+    """
     model.save_pretrained(folder)
-    load_tokenizer(base).save_pretrained(folder)
+    load_tokenizer(base, prompt).save_pretrained(folder)

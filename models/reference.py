@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from models.adapters import POLICY, REFERENCE, adapter_sha256, adapter_tensors, add_reference
-from models.training import TrainingError
+from models.training import TrainingError, without_dropout
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,13 +50,14 @@ class Reference:
 
     @contextmanager
     def active(self, model: "PeftModel") -> Iterator[None]:
-        """Inside, the model computes the reference's log-probabilities."""
-        if self.tensors is None:
-            with model.disable_adapter():
+        """Inside, the model computes the reference's log-probabilities, without dropout."""
+        with without_dropout(model):
+            if self.tensors is None:
+                with model.disable_adapter():
+                    yield
+                return
+            model.set_adapter(REFERENCE, inference_mode=True)
+            try:
                 yield
-            return
-        model.set_adapter(REFERENCE, inference_mode=True)
-        try:
-            yield
-        finally:
-            model.set_adapter(POLICY)
+            finally:
+                model.set_adapter(POLICY)

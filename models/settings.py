@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from models.families import ALL_LINEAR
 from settings import FREE, SIZE, Count, Names, Node, NotNegative, Positive, Refers, Share, Text, TopP
 
 Arithmetic = Literal["auto", "bfloat16", "float32"]
 Quantize = Literal["nf4", "none"]
+PromptFormat = Literal["auto", "chat", "plain"]
 
 
 class Lora(Node):
@@ -21,19 +23,22 @@ class Lora(Node):
     """Scale of the update; alpha / rank multiplies B A."""
     dropout: Share = 0.0
     """Dropout on the adapter's input. 0 keeps rollouts and training the same policy."""
-    targets: Names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Linear layers that get an adapter."""
+    targets: Names = (ALL_LINEAR,)
+    """Linear layers that get an adapter, by name (q_proj). all-linear: all but the output head (QLoRA, section 4)."""
 
 
 class Model(Node):
     """The frozen base and the adapter on it."""
 
     base: Annotated[Text, SIZE, Refers("model")]
-    """Hub id, local folder, or `embedded/student`, which ships with the package."""
+    """Hub id (`name[@revision]`), local folder, or `embedded/student`, which ships with the package."""
     quantize: Quantize = "nf4"
     """4-bit NF4 with double quantisation (arXiv 2305.14314), or none."""
     dtype: Annotated[Arithmetic, SIZE] = "auto"
     """Arithmetic of the trainer. auto: bfloat16 on a GPU, float32 on a CPU."""
+    prompt: PromptFormat = "auto"
+    """How problems are put to it: by its chat template, or plainly, without tokens of a template. auto: chat where the
+    template is trained in, as its generation config and its embeddings say (models/conversation.py)."""
     lora: Lora = Lora()
     """The adapter."""
 
@@ -71,7 +76,8 @@ class TrainingSettings(Node):
     max_grad_norm: Positive = 1.0
     """The gradient's norm is clipped to this."""
     micro_batch_size: Annotated[Count | None, SIZE] = None
-    """Completions per forward pass; must divide the batch. None: chosen by the stage (models/sizes.py)."""
+    """Rows per forward pass. sft: must divide the batch; grpo: of the longest completions, there are more of shorter
+    ones. None: chosen by the stage (models/sizes.py)."""
     gradient_checkpointing: Annotated[bool | None, SIZE, FREE] = None
     """Compute activations again instead of keeping them: slower, less memory. None: where a GPU has too little."""
     save_steps: Annotated[Count, SIZE, FREE] = 20

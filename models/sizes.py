@@ -6,9 +6,8 @@ Imports nothing heavy: a plan is made without torch.
 # on a GPU memory limits
 GPU_TRACES, GPU_COMPLETIONS = 8, 16
 # on a CPU padding limits: completions are sorted and each pass is cut to its longest, so with fewer rows less of the
-# arithmetic is wasted, until the cost of a pass itself counts (measured: 64 rows of 96 tokens with a million
-# parameters, 4 to 16 rows of 256 tokens with 25 million)
-CPU_COMPLETION_TOKENS = 6144
+# arithmetic is wasted, until the cost of a pass itself counts
+CPU_TOKENS = 6144
 # tensors of hidden size that a block keeps per token for the backward pass; the MLP's are counted by their width
 BLOCK_TENSORS = 16
 # of the memory that is free; estimates err, and a CUDA allocator's pieces do not always fit together
@@ -34,9 +33,17 @@ def traces_at_once(asked: int | None, batch: int, *, cuda: bool) -> int:
     return _divisor(batch, asked or (GPU_TRACES if cuda else batch))
 
 
-def completions_at_once(asked: int | None, batch: int, max_completion_tokens: int, *, cuda: bool) -> int:
-    """Rows of a GRPO forward pass, likewise."""
-    return _divisor(batch, asked or (GPU_COMPLETIONS if cuda else CPU_COMPLETION_TOKENS // max_completion_tokens))
+def completion_tokens_at_once(asked: int | None, longest: int, *, cuda: bool) -> int:
+    """Tokens of a GRPO forward pass, padding included: of the recipe's number of completions, or the default's, when
+    all are as long as can be; of shorter ones there are more.
+
+    Args:
+        asked: the recipe's `micro_batch_size`.
+        longest: tokens of the longest prompt and completion together.
+    """
+    if asked is None and not cuda:
+        return max(CPU_TOKENS, longest)
+    return (asked or GPU_COMPLETIONS) * longest
 
 
 def _divisor(batch: int, limit: int) -> int:

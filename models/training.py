@@ -7,22 +7,25 @@ one, which lies at the root; and TRL turns the adapter of a 4-bit model into bfl
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from models.adapters import adapter_sha256, adapter_tensors, read_adapter, save_adapter, write_adapter
 from models.base import arithmetic_of, base_sha256, trained_arithmetic
+from models.processes import rank
 from models.settings import TrainingSettings
 from models.sizes import activation_bytes, must_checkpoint
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import TrainerControl, TrainingArguments
 
 RECORD = "policy.json"
 # forward passes of the same weights, perhaps on another machine; a lost policy is off by far more
@@ -76,18 +79,25 @@ class Probe:
 
         In the arithmetic of training, whether or not accelerate has the model in hand already (at a resume it has not).
         """
-        training = model.training
-        model.eval()
         device = next(model.parameters()).device
         scored = []
-        for prompt, completion in zip(self.prompts, self.completions, strict=True):
-            ids = torch.tensor([[*prompt, *completion]], device=device)
-            with trained_arithmetic(model):
-                logits = model(ids).logits[0, len(prompt) - 1 : -1]
-            steps = logits.float().log_softmax(-1)
-            scored.append(steps.gather(-1, ids[0, len(prompt) :, None])[:, 0].tolist())
-        model.train(training)
+        with without_dropout(model), trained_arithmetic(model):
+            for prompt, completion in zip(self.prompts, self.completions, strict=True):
+                ids = torch.tensor([[*prompt, *completion]], device=device)
+                steps = model(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+                scored.append(steps.gather(-1, ids[0, len(prompt) :, None])[:, 0].tolist())
         return scored
+
+
+@contextmanager
+def without_dropout(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def mean_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
@@ -116,18 +126,23 @@ class AdapterTrainer:
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         super()._save_checkpoint(model, trial)
+        # every process writes its random state into it
+        self.accelerator.wait_for_everyone()
         if not self.args.should_save:
             return
         policy = self._policy()
+        logprobs = self.probe.logprobs(policy)
+        if not math.isfinite(sum(map(sum, logprobs))):
+            raise TrainingError(self._diverged("the policy's log-probabilities are no numbers", step=0))
         record = PolicyRecord(
             step=self.state.global_step,
             adapter_sha256=adapter_sha256(adapter_tensors(policy)),
             base_sha256=base_sha256(policy),
-            probe_logprobs=self.probe.logprobs(policy),
+            probe_logprobs=logprobs,
         )
         # written last: a checkpoint without it was cut off and is not resumed from
         path = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / RECORD
-        path.write_text(json.dumps(asdict(record)))
+        path.write_text(json.dumps(asdict(record), allow_nan=False))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -144,12 +159,17 @@ class AdapterTrainer:
                 f"{folder}: the loaded policy's log-probabilities differ from the saved ones by {off:.2g} nats a token"
             )
 
+    def last_logged(self, name: str) -> float:
+        """A metric's value at the last step that told it, be it in this process or before a resume."""
+        return next(line[name] for line in reversed(self.state.log_history) if name in line)
+
     def train_or_resume(self, steps: int) -> None:
         """Train up to `steps`, from the last complete checkpoint where there is one."""
         last = last_checkpoint(Path(self.args.output_dir))
         if last is not None and last.name == f"checkpoint-{steps}":
             # killed after training: transformers would take one more step
             self._load_from_checkpoint(str(last))
+            self.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
             return
         # bars and metrics.jsonl show the steps; the log needs no second copy
         self.remove_callback(PrinterCallback)
@@ -167,11 +187,12 @@ class AdapterTrainer:
             raise TrainingError(self._diverged(f"the gradient's norm is {float(norm)}"))
         return norm
 
-    def _diverged(self, what: str) -> str:
+    def _diverged(self, what: str, step: int = 1) -> str:
+        """The message; `step` counts from those that were taken."""
         last = last_checkpoint(Path(self.args.output_dir))
         kept = f"; the last good checkpoint is {last}" if last else ""
         return (
-            f"{what} at step {self.state.global_step + 1}: training stopped{kept}. "
+            f"{what} at step {self.state.global_step + step}: training stopped{kept}. "
             f"Lower the stage's learning_rate (now {self.args.learning_rate:g})"
         )
 
@@ -200,17 +221,17 @@ def trainer_arguments(
     *,
     rows: int,
     rows_at_once: int,
-    longest: int,
+    tokens_at_once: int,
     save_multiple: int = 1,
     seed: int,
     report_to: str,
 ) -> dict[str, object]:
     """Arguments that TRL's configurations of all trainers have in common; the course of the learning rate is not here,
-    because its settings are each trainer's own.
+    because its settings are each trainer's own (`learning_rate_course`).
 
     Args:
-        rows: of an optimizer step, on one process; `rows_at_once` of a forward pass, a divisor of it.
-        longest: tokens of the longest row possible.
+        rows: of an optimizer step, on one process; `rows_at_once` of a batch of the trainer's, a divisor of it.
+        tokens_at_once: of a forward pass, at most.
         save_multiple: checkpoints are only written after a multiple of so many steps.
         report_to: as `reporting` gives it.
     """
@@ -226,9 +247,7 @@ def trainer_arguments(
         # how it is computed
         "per_device_train_batch_size": rows_at_once,
         "gradient_accumulation_steps": rows // rows_at_once,
-        "gradient_checkpointing": checkpoints_activations(
-            settings.gradient_checkpointing, policy, rows_at_once * longest
-        ),
+        "gradient_checkpointing": checkpoints_activations(settings.gradient_checkpointing, policy, tokens_at_once),
         "bf16": arithmetic_of(policy) == torch.bfloat16,
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
@@ -241,6 +260,22 @@ def trainer_arguments(
         "logging_nan_inf_filter": False,
         "report_to": report_to,
         "disable_tqdm": True,
+    }
+
+
+def learning_rate_course(scheduler: str, warmup_ratio: float, steps: int) -> dict[str, object]:
+    """TRL's arguments for the course of the learning rate.
+
+    To transformers a constant rate has no warm-up, whatever is asked, and a `warmup_steps` of 1 is one step, not all.
+
+    Args:
+        scheduler: transformers' name.
+        warmup_ratio: share of the steps, 0 to 1.
+    """
+    warms_up = scheduler == "constant" and warmup_ratio > 0
+    return {
+        "lr_scheduler_type": "constant_with_warmup" if warms_up else scheduler,
+        "warmup_steps": math.ceil(steps * warmup_ratio),
     }
 
 
@@ -286,7 +321,7 @@ class MetricsFile(TrainerCallback):
         self._last = time.perf_counter()
 
     def on_train_begin(
-        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+        self, args: "TrainingArguments", state: TrainerState, control: "TrainerControl", **_: object
     ) -> None:
         if state.is_world_process_zero:
             lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
@@ -299,7 +334,7 @@ class MetricsFile(TrainerCallback):
     def on_log(
         self,
         args: "TrainingArguments",
-        state: "TrainerState",
+        state: TrainerState,
         control: "TrainerControl",
         logs: Mapping[str, float] | None = None,
         **_: object,
@@ -326,6 +361,8 @@ def reporting(report_to: str, folder: Path) -> tuple[str, list[TrainerCallback]]
     """
     if report_to != "tensorboard":
         return report_to, []
+    if rank() > 0:
+        return "none", []
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from models.processes import first_to_tell
 from orchestra import RECIPES
 from orchestra.cli_verify import verify
 from orchestra.config import loading
@@ -169,18 +170,23 @@ app.command()(verify)
 
 
 def main() -> int:
-    """The console script. A mistake outside the program is one message on standard error and a code other than 0."""
+    """The console script. A mistake outside the program is one message on standard error and a code other than 0.
+
+    Of a run's several processes the first that ends so tells why; the launcher ends the others.
+    """
     try:
         app()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        if first_to_tell():
+            print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        if not is_user_error(error):
-            raise
-        print(f"orchestra: {error}", file=sys.stderr)
+        if first_to_tell():
+            if not is_user_error(error):
+                raise
+            print(f"orchestra: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
     return 0
 

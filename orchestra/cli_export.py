@@ -36,6 +36,6 @@ def export_run(run_dir: Path, to: Path | None) -> str:
 
 def _as_trained(recipe: Recipe, entry: LedgerEntry) -> Recipe:
     """The recipe with the base that the stage itself says it was trained on: run.json may be of a later attempt."""
-    own = {key: entry.fingerprint.config.get(f"model.{key}") for key in ("base", "quantize", "dtype")}
+    own = {key: entry.fingerprint.config.get(f"model.{key}") for key in ("base", "quantize", "dtype", "prompt")}
     known = {key: value for key, value in own.items() if value is not None}
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=known)})

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from pathlib import Path
 
+from models.processes import Processes, rank
 from models.sizes import arithmetic_name
+from orchestra.config import loading
 from orchestra.config.faults import UserError, is_user_error
 from orchestra.config.loading import Scale
 from orchestra.config.recipe import Recipe
 from orchestra.plan import estimate as planning
-from orchestra.plan.machine import this_machine
+from orchestra.plan.machine import Machine, this_machine, why_unusable
 from orchestra.plan.table import beside
 from orchestra.run import gates, processes
 from orchestra.run.progress import Progress, chatter_to
@@ -37,22 +40,28 @@ def run_command(
         force: also where the plan says that it does not fit this machine.
     """
     processes.yield_cores()
-    progress = Progress(quiet=processes.rank() != 0)
+    progress = Progress(quiet=rank() != 0)
     if scale.why:
         progress.say(scale.why)
     machine = this_machine()
     if (told := processes.take_one_gpu(len(machine.gpus))) is not None:
         progress.say(told)
+    if machine.gpus and (unusable := why_unusable()) is not None:
+        raise UserError(f"{unusable} ({machine})")
+    if machine.gpus and processes.here() > len(machine.gpus):
+        raise UserError(f"{processes.here()} processes for {len(machine.gpus)} GPUs; each needs one of its own")
     recipe = _settled(recipe, bool(machine.gpus))
     plan = planning.estimate(recipe, machine, scale.name)
     if not plan.fits:
         # where nothing is known of a model (a plan without stages) there is nothing to refuse
         if plan.stages and not force:
             raise UserError(
-                f"{recipe.name} at scale {scale.name} does not fit this machine: {plan.reason} "
+                f"{recipe.name} at scale {scale.name} does not fit this machine: {plan.reason}"
+                f"{_scales_that_fit(source, scale, sets, machine)} "
                 "(`orchestra plan` has the whole table; --force runs it all the same)"
             )
         progress.say(f"not known to fit this machine: {plan.reason}")
+    together = Processes.join()
     outcome = Run(
         recipe,
         runs / f"{recipe.name}-{scale.name}",
@@ -61,10 +70,21 @@ def run_command(
         sets=sets,
         plan=plan.to_json(),
         progress=progress,
+        processes=together,
     ).start(restart_from)
-    if processes.rank() == 0:
+    if together.first:
         _finish(plan, outcome, progress)
     return 0 if outcome.verdict == gates.GO else GATE_EXIT
+
+
+def _scales_that_fit(source: str, refused: Scale, sets: tuple[str, ...], machine: Machine) -> str:
+    """`; at scale embedded it fits`, or nothing."""
+    fitting = []
+    for name in loading.available("scales"):
+        with contextlib.suppress(UserError):  # an override may be of another scale's world
+            if name != refused.name and planning.estimate(loading.load_recipe(source, name, sets), machine, name).fits:
+                fitting.append(name)
+    return f"; at scale {' or '.join(fitting)} it fits" if fitting else ""
 
 
 def _settled(recipe: Recipe, cuda: bool) -> Recipe:

@@ -4,7 +4,7 @@ A source is one of
 
     embedded, ...             what the domain makes itself, by its name (`Domain.sources`)
     path/to/file.jsonl        one object a line: question, answer[, solution, id, domain, difficulty] (.json: a list)
-    openai/gsm8k[:config]     a dataset on the Hugging Face Hub with the same columns
+    openai/gsm8k              a dataset on the Hugging Face Hub with the same columns; also name[:config][@revision]
 
 An answer may be a whole solution with the gold behind `####`; the domain takes it apart (`Domain.gold`,
 `Domain.solution`), so that nothing downstream knows about it.
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from settings import near
+from settings.hub import HubName, is_commit
 
 if TYPE_CHECKING:
     from rewards.domain import Domain
@@ -100,8 +101,8 @@ def load_problems(domain: Domain, source: str, split: Split, *, limit: int | Non
     path = Path(source).expanduser()
     if path.suffix in (".jsonl", ".json", ".ndjson") or path.is_file():
         problems = _from_file(domain, path)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", source) and not path.is_dir():
-        problems = _from_hub(domain, source, split)
+    elif (name := HubName.parse(source)) is not None and "/" in name.repo and not path.is_dir():
+        problems = _from_hub(domain, name, split)
     else:
         own = ", ".join(repr(name) for name in domain.sources)
         raise ProblemError(
@@ -234,27 +235,32 @@ def _text(row: Mapping, keys: tuple[str, ...], place: str) -> str:
     return value.strip()
 
 
-def _from_hub(domain: Domain, source: str, split: Split) -> list[Problem]:
+def _from_hub(domain: Domain, source: HubName, split: Split) -> list[Problem]:
     import datasets
 
-    name, _, config = source.partition(":")
+    repo, config = source.repo, source.config
     remedy = "check the name and the network, or download the split and give its .jsonl path instead"
     try:
         if not config:
-            configs = datasets.get_dataset_config_names(name)
+            configs = datasets.get_dataset_config_names(repo, revision=source.revision)
             config = next((known for known in PREFERRED_CONFIGS if known in configs), configs[0])
             if len(configs) > 1 and config not in PREFERRED_CONFIGS:
                 raise ProblemError(
-                    f"problems: dataset {name!r} has several configurations; name one, such as '{name}:{config}' "
+                    f"problems: dataset {repo!r} has several configurations; name one, such as '{repo}:{config}' "
                     f"(known: {', '.join(configs)})"
                 )
-        rows = datasets.load_dataset(name, config, split=split)
+        rows = datasets.load_dataset(repo, config, split=split, revision=source.revision)
     except ProblemError:
         raise
     # the Hub client, fsspec and the dataset readers raise many unrelated types; all mean the same here
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ProblemError(f"problems: Hub dataset {source!r}, split {split!r}: {reason}; {remedy}") from error
-    stem = f"{name.split('/')[-1]}-{split}"
+        raise ProblemError(f"problems: Hub dataset '{source}', split {split!r}: {reason}; {remedy}") from error
+    # without a network the library takes the newest revision that it has, whatever was asked for
+    if is_commit(source.revision) and not all(source.revision in file["filename"] for file in rows.cache_files):
+        raise ProblemError(
+            f"problems: Hub dataset '{source}', split {split!r}: the cache of this machine has another commit; {remedy}"
+        )
+    stem = f"{repo.split('/')[-1]}-{split}"
     places = ((f"{source}[{split}][{index}]", index, row) for index, row in enumerate(rows))
-    return _from_rows(domain, source, stem, places)
+    return _from_rows(domain, str(source), stem, places)

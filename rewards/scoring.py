@@ -16,9 +16,11 @@ be well-formed, brief and wrong. Rewards from a user's file take part in that bo
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,8 @@ RewardFunction = Callable[..., "list[float | None]"]
 SOFT_SHARE = 0.2
 NGRAM = 4
 LIMIT_BASE = 64
+# by these a file gets names that reading it does not show
+UNSEEN = frozenset({"*", "__getattr__", "globals", "vars", "setattr", "exec"})
 
 # (lowest, highest) value for a right and for a wrong completion
 RANGES: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
@@ -62,11 +66,17 @@ class UngradableError(RuntimeError):
 
 @dataclass(frozen=True)
 class RewardSet:
-    """What TRL's GRPOTrainer takes: ``reward_funcs``, their names (for logs) and ``reward_weights``, in one order."""
+    """What TRL's GRPOTrainer takes: ``reward_funcs``, their names (for logs) and ``reward_weights``, in one order.
+
+    Fields:
+        task: the function whose value says how well the task itself was done, and by which it is judged whether a
+            completion can be graded and whether a group has a signal (rl/advantages.py). None: all together.
+    """
 
     functions: list[RewardFunction]
     names: list[str]
     weights: list[float]
+    task: str | None = None
 
 
 def build_rewards(reward: Reward, domain: Domain, format: Format, max_completion_tokens: int) -> RewardSet:
@@ -78,11 +88,9 @@ def build_rewards(reward: Reward, domain: Domain, format: Format, max_completion
         max_completion_tokens: the longest completion allowed.
 
     Raises:
-        RewardError: weights by which a wrong answer could beat a right one, or a file that does not have a function
-            of the user's; it is imported only where a weight names one.
+        RewardError: a file that does not have a function of the user's; it is imported only where a weight names one.
     """
     weights = reward.weights
-    check_weights(weights)
     if max_completion_tokens < 1:
         raise RewardError(f"max_completion_tokens: {max_completion_tokens} must be at least 1")
     components: dict[str, RewardFunction] = {
@@ -96,25 +104,28 @@ def build_rewards(reward: Reward, domain: Domain, format: Format, max_completion
     if own:
         components |= _from_file(Path(reward.file), own)
     functions = [components[name] for name in weights]
-    return RewardSet(functions, list(weights), [float(weight) for weight in weights.values()])
+    task = "correct" if "correct" in weights else None
+    return RewardSet(functions, list(weights), [float(weight) for weight in weights.values()], task)
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
     """Refuse weights that pay nothing, or pay some wrong answer as much as some right one.
 
+    `Reward` is judged by it, so that what passes the check can be built.
+
+    Args:
+        weights: by name, numbers of at least 0.
+
     Raises:
         RewardError: with the arithmetic and the smallest weight of `correct` that would do.
     """
     if not any(weights.values()):
-        raise RewardError("reward: no component has a weight; the usual choice is {correct: 1.0, format: 0.1}")
-    for name, weight in weights.items():
-        if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
-            raise RewardError(f"reward: {name}: {weight!r} is not a weight; give a number of at least 0")
+        raise RewardError("no component has a weight; the usual choice is {correct: 1.0, format: 0.1}")
     if "correct" not in weights:
         if "cosine" in weights:
-            raise RewardError("reward: cosine depends on correctness; add `correct` with its weight")
+            raise RewardError("cosine depends on correctness; add `correct` with its weight")
         if not set(weights) - set(RANGES):
-            raise RewardError("reward: nothing pays a right answer; add `correct`, such as {correct: 1.0, format: 0.1}")
+            raise RewardError("nothing pays a right answer; add `correct`, such as {correct: 1.0, format: 0.1}")
         return
     others = {name: weight for name, weight in weights.items() if name != "correct"}
     spread = sum(
@@ -124,7 +135,7 @@ def check_weights(weights: Mapping[str, float]) -> None:
     if weights["correct"] <= spread:
         parts = ", ".join(f"{name} {weight:g}" for name, weight in others.items())
         raise RewardError(
-            f"reward: a wrong answer could beat a right one: `correct` pays {weights['correct']:g}, the other "
+            f"a wrong answer could beat a right one: `correct` pays {weights['correct']:g}, the other "
             f"components ({parts}) can tell two completions apart by {spread:g}; "
             f"raise `correct` above {spread:g} or lower the others"
         )
@@ -259,6 +270,10 @@ def _from_file(file: Path, names: Sequence[str]) -> dict[str, UserReward]:
     """The functions of these names in the user's file."""
     if not file.is_file():
         raise RewardError(f"reward: file: {file} does not exist; it should define {names[0]}")
+    folder = str(file.parent.absolute())
+    if folder not in sys.path:
+        # what lies beside the file may be imported by it, as by a script; last, so that it hides nothing
+        sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(f"user_rewards_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -266,6 +281,29 @@ def _from_file(file: Path, names: Sequence[str]) -> dict[str, UserReward]:
     except Exception as error:
         raise RewardError(f"reward: file: {file} could not be imported: {type(error).__name__}: {error}") from error
     return {name: UserReward(name, _function(module, name, file)) for name in names}
+
+
+def undefined_functions(file: Path, names: Sequence[str]) -> list[str]:
+    """Those of the names that a user's file does not define, seen without executing it; none where that cannot be seen.
+
+    Raises:
+        RewardError: it is not Python.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise RewardError(f"{file} is not Python: {error}") from error
+    defined: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            defined |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Store) or node.id in UNSEEN):
+            defined.add(node.id)
+    if not defined.isdisjoint(UNSEEN):
+        return []
+    return [name for name in names if name not in defined]
 
 
 def _function(module: ModuleType, name: str, file: Path) -> RewardFunction:

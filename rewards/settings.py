@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
+from rewards.scoring import RewardError, check_weights
 from settings import SIZE, Count, Node, NotNegative, Refers, Share, Text, near
 
 
@@ -16,7 +17,8 @@ class Problems(Node):
     domain: Text = "math"
     """What kind of task they are: a folder of rewards/ with problems, formats, verifier and rewards of its own."""
     train: Annotated[Text, SIZE, Refers("problems")]
-    """`embedded` (the generator), a .jsonl file (`question`, `answer`, optional `solution`), or a Hub dataset."""
+    """`embedded` (the generator), a .jsonl file (`question`, `answer`, optional `solution`), or a Hub dataset
+    (`name[:config][@revision]`)."""
     test: Annotated[Text, SIZE, Refers("problems")]
     """The held-out problems of every evaluation; same sources as `train`."""
     format: Text = "think-boxed"
@@ -31,7 +33,7 @@ class Reward(Node):
     """Weights of the reward's components; other names are functions in `file`."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+    __pydantic_extra__: dict[str, NotNegative]
 
     correct: NotNegative = 1.0
     """1 for a completion whose answer equals the gold, 0 otherwise."""
@@ -56,18 +58,13 @@ class Reward(Node):
 
     @model_validator(mode="after")
     def _right_beats_wrong(self) -> Self:
-        others = self.format + self.length + self.repetition
         unknown = list(self.__pydantic_extra__ or {})
         if unknown and self.file is None:
             hint = near(unknown[0], type(self).model_fields)
             message = "{name}: unknown component{hint} (functions of your own need `file:`)"
             raise PydanticCustomError("rule", message, {"name": unknown[0], "hint": hint})
-        if self.correct == 0 and not self.__pydantic_extra__:
-            raise PydanticCustomError("rule", "correct: 0 leaves nothing to learn; give it a weight, such as 1.0")
-        if 0 < self.correct <= others:
-            message = (
-                "correct: {correct} must be more than format + length + repetition ({others}), "
-                "or a well-formed wrong answer beats a right one"
-            )
-            raise PydanticCustomError("rule", message, {"correct": f"{self.correct:g}", "others": f"{others:g}"})
+        try:
+            check_weights(self.weights)
+        except RewardError as error:
+            raise PydanticCustomError("rule", "{text}", {"text": str(error)}) from error
         return self

@@ -1,11 +1,22 @@
-"""What completions are worth: rewards, their weighted total, and the advantage over the group they belong to.
+r"""What completions are worth: rewards, their weighted total, and the advantage over the group they belong to.
 
 Axes in names: P problems, G completions of a group, F reward functions. A reward of None (NaN here) says that a
-function cannot grade a completion: it takes no part in the total, and a completion that no function grades takes no
-part in its group's mean and deviation and has advantage 0.
+function cannot grade a completion. Where that is the task's own function (`RewardSet.task`: `correct`, say), there is
+no reward at all, whatever the others pay; where no function is the task's, a completion that none grades has none. What
+has no reward takes no part in its group's mean and deviation and has advantage 0.
 
 GRPO (arXiv 2402.03300, eq. 4): A = (r - mean of the group) / (standard deviation + 1e-4); Dr. GRPO (arXiv 2503.20783)
 leaves the division away, and `batch` takes the deviation over all completions of the step (arXiv 2508.08221).
+
+A group whose completions are all equally good at the task, all right or all wrong, has no variance, and its deviation
+is that of what is left: 16 right answers, one of which breaks the format (1.0 among 1.1), have a deviation of 0.025,
+and divided by it the tenth becomes -3.7, as much as one wrong answer among 15 right ones gets. So in such a group
+
+    A = (r - mean of the group) / weight of the task's function
+
+and the one gets -0.094, the others 0.006: a tenth of an answer's worth is a tenth of an advantage, also where nothing
+is right yet and the format is all there is to learn. (With `none` it is left undivided like all others.) Where all
+rewards are equal, A is 0. Without a function of the task's own (a user's functions alone) variance is the total's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +26,8 @@ import torch
 
 from models.engines.protocol import Completion
 from rewards.scoring import RewardFunction
+
+Scale = Literal["group", "batch", "none"]
 
 # added to the standard deviation, as in TRL
 EPSILON = 1e-4
@@ -65,31 +78,46 @@ def _no_table(column: str, values: Sequence[object]) -> None:
     """TRL's functions may add columns to its table of completions, which is not written here."""
 
 
-def total_rewards(rewards_PGF: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
-    """totals_PG: the weighted sum, NaN where no function graded the completion."""
+def total_rewards(rewards_PGF: torch.Tensor, weights: Sequence[float], task: int | None = None) -> torch.Tensor:
+    """totals_PG: the weighted sum, NaN where the completion has no reward.
+
+    Args:
+        task: number of the task's own function; None where there is none.
+    """
     weights_F = torch.tensor(weights, dtype=torch.float32, device=rewards_PGF.device)
     totals_PG = (rewards_PGF * weights_F).nansum(dim=-1)
-    totals_PG[rewards_PGF.isnan().all(dim=-1)] = torch.nan
-    return totals_PG
+    graded_PGF = ~rewards_PGF.isnan()
+    graded_PG = graded_PGF.any(dim=-1) if task is None else graded_PGF[..., task]
+    return totals_PG.masked_fill(~graded_PG, torch.nan)
 
 
-def deviations(totals_PG: torch.Tensor, scale_rewards: Literal["group", "batch", "none"]) -> torch.Tensor:
+def deviations(totals_PG: torch.Tensor, scale_rewards: Scale) -> torch.Tensor:
     """Standard deviations (P x 1, of each group; `batch`: 1 x 1, of all)."""
     return standard_deviation(totals_PG, dim=(0, 1) if scale_rewards == "batch" else 1)
 
 
-def group_advantages(totals_PG: torch.Tensor, scale_rewards: Literal["group", "batch", "none"]) -> torch.Tensor:
-    """advantages_PG; see the module docstring."""
+def group_advantages(
+    totals_PG: torch.Tensor, scale_rewards: Scale, judged_PG: torch.Tensor | None = None, unit: float = 1.0
+) -> torch.Tensor:
+    """advantages_PG; see the module docstring.
+
+    Args:
+        judged_PG: rewards of the task's own function, by which variance is judged; `unit` is its weight. None: the
+            totals.
+    """
     advantages_PG = totals_PG - totals_PG.nanmean(dim=1, keepdim=True)
     if scale_rewards != "none":
-        advantages_PG = advantages_PG / (deviations(totals_PG, scale_rewards) + EPSILON)
-    return advantages_PG.nan_to_num(nan=0.0)
+        divisors = deviations(totals_PG, scale_rewards) + EPSILON
+        zero_variance_P = equal_groups(totals_PG if judged_PG is None else judged_PG)
+        advantages_PG = advantages_PG / torch.where(zero_variance_P[:, None], unit, divisors)
+    # where all are equal rounding would leave a little
+    return advantages_PG.masked_fill(equal_groups(totals_PG)[:, None], 0.0).nan_to_num(nan=0.0)
 
 
-def equal_groups(totals_PG: torch.Tensor) -> torch.Tensor:
-    """zero_variance_P (bool): all of a group's rewards are equal, so it teaches nothing; ungraded ones do not count."""
-    lowest_P = totals_PG.nan_to_num(nan=torch.inf).amin(dim=1)
-    highest_P = totals_PG.nan_to_num(nan=-torch.inf).amax(dim=1)
+def equal_groups(values_PG: torch.Tensor) -> torch.Tensor:
+    """equal_P (bool): all of a group's values are equal; NaN does not count, and a group of it is equal."""
+    lowest_P = values_PG.nan_to_num(nan=torch.inf).amin(dim=1)
+    highest_P = values_PG.nan_to_num(nan=-torch.inf).amax(dim=1)
     return highest_P - lowest_P < EQUAL
 
 

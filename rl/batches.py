@@ -1,12 +1,13 @@
 """From a step's rows to micro-batches: what gives no gradient is left out, the rest is cut.
 
-Sorting by length and leaving rows out never change a gradient here: `dapo` divides the summed token losses by a token
-count that is fixed before (arXiv 2503.14476, eq. 8), so any split of the rows gives the same sum. The other losses
-average within a micro-batch, so those keep all rows and equal sizes.
+How rows are cut never changes the gradient. `dapo` divides the summed token losses by a token count that is fixed
+before (arXiv 2503.14476, eq. 8). `grpo` and `dr_grpo` average over the rows of a micro-batch, `bnpo` over its tokens; a
+micro-batch's share of the process's rows (all of them, those left out too) or tokens in the loss makes that the average
+over the step: sum_i (B_i / R) mean_i = (sum over rows) / R.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -20,9 +21,9 @@ class Row:
     Fields:
         prompt, completion: token ids, one dimension.
         sampling_logprobs: of the completion's tokens, nats, from the engine.
-        advantage: of the completion; 0 where zero_variance, in which rounding leaves about 1e-3.
+        advantage: of the completion.
         in_loss: False where the completion is masked (cut off, say).
-        zero_variance: all rewards of its group are equal.
+        zero_variance: all completions of its group are equally good at the task.
     """
 
     prompt: torch.Tensor
@@ -38,59 +39,67 @@ class Row:
 
 def micro_batches(
     rows: Sequence[Row],
-    count: int,
+    budget: int,
     *,
     loss_type: str,
     mask_zero_variance: bool,
     num_items: torch.Tensor,
     pad: int,
-    sizes: Callable[[list[int]], list[int]] = list,
+    longest: Callable[[list[int]], list[int]] = list,
 ) -> list[Batch]:
-    """Split rows into `count` padded batches, as TRL's loss reads them.
+    """Cut rows into padded batches as TRL's loss reads them; `share` is what the loss of one is to be multiplied by.
 
     Args:
-        loss_type: TRL's; see the module docstring for what it allows.
-        mask_zero_variance: take rows of zero-variance groups out of the loss (their advantage is 0 anyway; this is
+        budget: tokens of a batch, rows x longest row; a single row may be longer.
+        loss_type: TRL's; see the module docstring.
+        mask_zero_variance: take rows of zero-variance groups out of the loss where they have no advantage (this is
             about their KL gradient).
         num_items: completion tokens of the whole step over all processes, counted before anything is masked here.
         pad: token id.
-        sizes: takes the number of rows of each micro-batch and gives how many it shall have, filled up with rows that
-            are not in the loss: TRL gathers per-row numbers, so all processes need the same.
+        longest: takes this process's row lengths, longest first and 0 for those left out, and gives the largest of all
+            processes at each place. By these all of them cut alike: TRL gathers a number per row at every pass. A
+            process with fewer rows fills up with the shortest there can be, which are not in the loss.
     """
-    if mask_zero_variance:
-        rows = [replace(row, in_loss=row.in_loss and not row.zero_variance) for row in rows]
-    if loss_type == "dapo":
-        # a step may have nothing to learn from: one masked row then carries a gradient of zero
-        rows = [row for row in rows if row.in_loss] or [replace(rows[0], in_loss=False)]
-        parts = _equal_tokens(sorted(rows, key=len), count)
-    else:
-        ordered = sorted(rows, key=len) if loss_type != "bnpo" else list(rows)
-        size = len(ordered) // count
-        parts = [ordered[i * size : (i + 1) * size] for i in range(count)]
-    filler = replace(rows[0], prompt=rows[0].prompt[:1], completion=rows[0].completion[:1], in_loss=False,
-                     sampling_logprobs=rows[0].sampling_logprobs[:1])  # fmt: skip
-    wanted = sizes([max(len(part), 1) for part in parts])
-    return [
-        _padded([*part, *[filler] * (size - len(part))], num_items, pad)
-        for part, size in zip(parts, wanted, strict=True)
+    kept = [
+        row for row in rows if row.in_loss and not (mask_zero_variance and row.zero_variance and row.advantage == 0)
     ]
+    kept = sorted(kept, key=len, reverse=True)
+    lengths = longest([len(row) for row in kept] + [0] * (len(rows) - len(kept)))
+    filler = Row(rows[0].prompt[:1], rows[0].completion[:1], rows[0].sampling_logprobs[:1], 0.0, False, True)
+    batches = []
+    for start, end in _passes(lengths, budget):
+        own = kept[start:end]
+        if loss_type == "dapo":
+            share = 1.0
+        elif loss_type == "bnpo":
+            share = _tokens(own) / max(_tokens(kept), 1)
+        else:
+            share = (end - start) / len(rows)
+        batch = _padded([*own, *[filler] * (end - start - len(own))], pad, num_items.device)
+        batches.append(batch | {"num_items_in_batch": num_items, "share": torch.tensor(share, device=num_items.device)})
+    return batches
 
 
-def _equal_tokens(rows: Sequence[Row], count: int) -> list[Sequence[Row]]:
-    """Cut sorted rows into runs of about equal padded size (rows x longest), the work of a forward pass."""
-    total = sum(len(row) for row in rows)
-    parts: list[list[Row]] = [[]]
-    done = 0
-    for row in rows:
-        if parts[-1] and len(parts) < count and done >= total * len(parts) / count:
-            parts.append([])
-        parts[-1].append(row)
-        done += len(row)
-    return parts + [[]] * (count - len(parts))
+def _passes(lengths: Sequence[int], budget: int) -> list[tuple[int, int]]:
+    """Runs of rows (longest first, 0 is none) that fill the budget when padded to their first.
+
+    A step may have nothing to learn from: one row that is not in the loss then carries a gradient of zero.
+    """
+    count = sum(length > 0 for length in lengths)
+    found, start = [], 0
+    while start < count:
+        end = min(start + max(budget // lengths[start], 1), count)
+        found.append((start, end))
+        start = end
+    return found or [(0, 1)]
 
 
-def _padded(rows: Sequence[Row], num_items: torch.Tensor, pad: int) -> Batch:
-    """B rows, prompts padded on the left and completions on the right, on the device of `num_items`."""
+def _tokens(rows: Sequence[Row]) -> int:
+    return sum(len(row.completion) for row in rows)
+
+
+def _padded(rows: Sequence[Row], pad: int, device: torch.device) -> Batch:
+    """B rows, prompts padded on the left and completions on the right."""
     width = max(len(row.prompt) for row in rows)
     length = max(len(row.completion) for row in rows)
     shape = (len(rows), length)
@@ -109,4 +118,4 @@ def _padded(rows: Sequence[Row], num_items: torch.Tensor, pad: int) -> Batch:
         batch["completion_ids"][i, :end] = row.completion
         batch["completion_mask"][i, :end] = int(row.in_loss)
         batch["sampling_per_token_logps"][i, :end] = row.sampling_logprobs
-    return {name: tensor.to(num_items.device) for name, tensor in batch.items()} | {"num_items_in_batch": num_items}
+    return {name: tensor.to(device) for name, tensor in batch.items()}

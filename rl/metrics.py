@@ -9,12 +9,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import gather_object
 
-from rl.advantages import standard_deviation
+from rl.advantages import Scale, deviations, standard_deviation
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -23,8 +24,24 @@ if TYPE_CHECKING:
 
 SUMS = (
     *("tokens", "entropy", "kl", "engine_kl", "groups", "zero_variance_groups", "masked_groups", "replaced_groups"),
-    *("useful_samples", "sampled_tokens", "sampling_entropy", "resampled_groups", "resampled_tokens"),
+    *("useful_samples", "sampled_tokens", "sampling_entropy", "resampled_groups", "resampled_tokens", "clipped"),
 )
+
+
+@dataclass
+class _Told:
+    """What one step has told; a list has an entry for each round of sampling."""
+
+    sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    counts: dict[str, float] = field(default_factory=dict)
+    logged: defaultdict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    generated: int = 0
+    lengths: list[torch.Tensor] = field(default_factory=list)
+    truncated: list[torch.Tensor] = field(default_factory=list)
+    rewards: list[torch.Tensor] = field(default_factory=list)
+    totals: list[torch.Tensor] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)
 
 
 class StepMetrics:
@@ -32,23 +49,21 @@ class StepMetrics:
 
     Args:
         accelerator: sums and gathers over the processes; every process tells the same names in the same order.
+        rewards: names of the reward functions.
+        scale_rewards: what the advantages are divided by.
     """
 
-    def __init__(self, accelerator: "Accelerator") -> None:
-        self._accelerator = accelerator
-        self._sums: defaultdict[str, float] = defaultdict(float)
-        self._rounds: defaultdict[str, list[float]] = defaultdict(list)
-        self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._generated = 0
-        self._start = time.perf_counter()
+    def __init__(self, accelerator: "Accelerator", rewards: Sequence[str], scale_rewards: Scale) -> None:
+        self._accelerator, self._names, self._scale = accelerator, rewards, scale_rewards
+        self._told = _Told()
 
     def add(self, name: str, value: float) -> None:
         """Add this process's part to one of `SUMS`."""
-        self._sums[name] += value
+        self._told.sums[name] += value
 
     def counted(self, name: str, value: float) -> None:
         """Tell a running count that is of all processes already."""
-        self._rounds[name] = [float(value)]
+        self._told.counts[name] = float(value)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -57,53 +72,29 @@ class StepMetrics:
         try:
             yield
         finally:
-            self._seconds[name] += time.perf_counter() - start
+            self._told.seconds[name] += time.perf_counter() - start
 
-    # a round of sampling: of the step's problems, or of those that replace some of them. Rounds count equally
+    # a round of sampling: of the step's problems, or of those that replace some of them
 
-    def sampled(self, prompts: Sequence[int], completions: Sequence[int], truncated: Sequence[bool]) -> int:
-        """Lengths in tokens of this process's prompts (one a completion) and completions, and which were cut off.
+    def sampled(self, lengths_N: torch.Tensor, truncated_N: torch.Tensor, generated: int) -> None:
+        """Lengths in tokens of all processes' completions, which were cut off, and what this process generated."""
+        self._told.lengths.append(lengths_N.float())
+        self._told.truncated.append(truncated_N)
+        self._told.generated += generated
 
-        Returns:
-            tokens of prompts and completions over all processes.
-        """
-        self._generated += sum(completions)
-        prompts_N, lengths_N, truncated_N = (self._gathered(values) for values in (prompts, completions, truncated))
-        ended = lengths_N[~truncated_N]
-        self._tell("completion_length", lengths_N.float().mean())
-        self._tell("completions/min_length", lengths_N.float().min())
-        self._tell("completions/max_length", lengths_N.float().max())
-        self._tell("truncated", truncated_N.float().mean())
-        ended = ended.float() if len(ended) else torch.zeros(1)
-        self._tell("completions/mean_terminated_length", ended.mean())
-        self._tell("completions/min_terminated_length", ended.min())
-        self._tell("completions/max_terminated_length", ended.max())
-        return int((prompts_N.sum() + lengths_N.sum()).item())
+    def rewarded(self, rewards_PGF: torch.Tensor, totals_PG: torch.Tensor) -> None:
+        """Rewards of all processes."""
+        self._told.rewards.append(rewards_PGF)
+        self._told.totals.append(totals_PG)
 
-    def rewarded(
-        self, names: Sequence[str], rewards_PGF: torch.Tensor, totals_PG: torch.Tensor, deviations: torch.Tensor
-    ) -> None:
-        """Rewards of all processes; `deviations` are what the advantages are judged by (broadcast to P x G)."""
-        for f, name in enumerate(names):
-            self._tell(f"rewards/{name}", rewards_PGF[..., f].nanmean())
-            self._tell(f"rewards/{name}/std", standard_deviation(rewards_PGF[..., f]))
-        self._tell("reward", totals_PG.nanmean())
-        self._tell("reward_std", standard_deviation(totals_PG))
-        flat = torch.isclose(deviations, torch.zeros_like(deviations)).expand_as(totals_PG)
-        self._tell("zero_variance_samples", flat.float().mean())
-
-    def logged(self, values: Mapping[str, Sequence[float]]) -> None:
-        """What this process's reward functions gave to `log_metric`; a mean over all calls of all processes."""
+    def logged(self, values: Mapping[str, Sequence[float]], completions: int) -> None:
+        """What this process's reward functions gave to `log_metric` when they were asked about so many completions; a
+        mean over all calls of all processes, in which a call weighs as much as it was asked about."""
         for name in sorted(set(gather_object(list(values)))):
             own = values.get(name, ())
-            total, count = self._gathered([[sum(own), len(own)]], torch.float32).sum(0).tolist()
-            self._rounds[name].append(total / count)
-
-    def _tell(self, name: str, value: torch.Tensor) -> None:
-        self._rounds[name].append(value.item())
-
-    def _gathered(self, values: Sequence[object], dtype: torch.dtype | None = None) -> torch.Tensor:
-        return self._accelerator.gather(torch.tensor(values, dtype=dtype, device=self._accelerator.device))
+            weighted = torch.tensor([[completions * sum(own), completions * len(own)]], dtype=torch.float32)
+            total, weight = self._accelerator.gather(weighted.to(self._accelerator.device)).sum(0).tolist()
+            self._told.logged[name].append((total, weight))
 
     # the step as a whole
 
@@ -130,15 +121,20 @@ class StepMetrics:
             engine_mismatch: see models/engines/serving.py.
             with_kl: whether there is a penalty. Without one the reference is never asked, and 0 would be a claim.
         """
-        local = torch.tensor([self._sums[name] for name in SUMS], device=self._accelerator.device)
+        told, self._told = self._told, _Told()
+        local = torch.tensor([told.sums[name] for name in SUMS], device=self._accelerator.device)
         total = dict(zip(SUMS, self._accelerator.reduce(local, reduction="sum").tolist(), strict=True))
         tokens, sampled, groups = (max(total[name], 1.0) for name in ("tokens", "sampled_tokens", "groups"))
-        numbers = {name: [value for value in values if not math.isnan(value)] for name, values in self._rounds.items()}
+        means = told.counts | (self._of_completions(told) if told.lengths else {})
+        means |= {name: sum(t for t, _ in parts) / sum(w for _, w in parts) for name, parts in told.logged.items()}
         metrics = {
-            **{name: sum(values) / len(values) for name, values in numbers.items() if values},
+            # a mean over nothing (a step in which no completion could be graded, say) is no number
+            **{name: value for name, value in means.items() if not math.isnan(value)},
             "entropy": total["entropy"] / tokens,
             "sampling_entropy": total["sampling_entropy"] / sampled,
             "engine_kl": total["engine_kl"] / tokens,
+            # in the place of TRL's, which is a mean over passes
+            "clip_ratio/region_mean": total["clipped"] / tokens,
             "engine_mismatch": engine_mismatch,
             "zero_variance_groups": total["zero_variance_groups"] / groups,
             "masked_groups": total["masked_groups"] / groups,
@@ -147,15 +143,34 @@ class StepMetrics:
             "resampled_groups": total["resampled_groups"],
             "resampled_tokens": total["resampled_tokens"],
             "useful_samples": total["useful_samples"],
-            "rollout_tokens_per_second": self._generated / max(self._seconds["rollout"], 1e-9),
-            "tokens_per_second": sampled / (time.perf_counter() - self._start),
-            **{f"seconds/{name}": self._seconds[name] for name in ("sync", "rollout", "reward", "reference")},
+            "rollout_tokens_per_second": told.generated / max(told.seconds["rollout"], 1e-9),
+            "tokens_per_second": sampled / (time.perf_counter() - told.start),
+            **{f"seconds/{name}": told.seconds[name] for name in ("sync", "rollout", "reward", "reference")},
         }
         if with_kl:
             metrics["kl"] = total["kl"] / tokens
-        self._sums.clear()
-        self._rounds.clear()
-        self._seconds.clear()
-        self._generated = 0
-        self._start = time.perf_counter()
         return metrics
+
+    def _of_completions(self, told: _Told) -> dict[str, float]:
+        """Over all completions that were sampled for the step, in whatever round."""
+        lengths_N, truncated_N = torch.cat(told.lengths), torch.cat(told.truncated)
+        ended_N = lengths_N[~truncated_N] if not truncated_N.all() else torch.zeros(1)
+        rewards_PGF, totals_PG = torch.cat(told.rewards), torch.cat(told.totals)
+        spread = deviations(totals_PG, self._scale).expand_as(totals_PG)
+        found = {
+            "completion_length": lengths_N.mean(),
+            "completions/min_length": lengths_N.min(),
+            "completions/max_length": lengths_N.max(),
+            "truncated": truncated_N.float().mean(),
+            "completions/mean_terminated_length": ended_N.mean(),
+            "completions/min_terminated_length": ended_N.min(),
+            "completions/max_terminated_length": ended_N.max(),
+            "reward": totals_PG.nanmean(),
+            "reward_std": standard_deviation(totals_PG),
+            # counted, as by TRL, by completions
+            "zero_variance_samples": torch.isclose(spread, torch.zeros_like(spread)).float().mean(),
+        }
+        for f, name in enumerate(self._names):
+            found[f"rewards/{name}"] = rewards_PGF[..., f].nanmean()
+            found[f"rewards/{name}/std"] = standard_deviation(rewards_PGF[..., f])
+        return {name: value.item() for name, value in found.items()}

@@ -15,7 +15,8 @@ from torch.utils.data import Sampler
 
 from models.engines.protocol import Completion, Engine, Sampling, Tokens
 from models.engines.serving import Served
-from rl.advantages import ask_rewards, deviations, equal_groups, group_advantages, total_rewards
+from models.training import TrainingError
+from rl.advantages import ask_rewards, equal_groups, group_advantages, total_rewards
 from rl.batches import Row
 from rl.metrics import StepMetrics
 from rl.settings import GrpoSettings, Rollouts
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from trl.trainer.utils import RepeatSampler
 
     from rewards.scoring import RewardSet
+
+# a step in which so many completions are cut off is left to fewer than one in twenty, the shortest: a policy that does
+# not end, not one that at times runs long. A few steps, because one may be unlucky, and each costs a whole rollout
+CUT_SHARE = 0.95
+CUT_STEPS = 4
 
 # a row of the dataset: `prompt` (text), `prompt_ids`, and the columns that reward functions get
 Problem = dict[str, object]
@@ -105,6 +111,53 @@ def fresh_problems(dataset: "Dataset", seed: int, place: Place, count: int, tota
     return [dataset[int(chosen[(place.first_group + i) % len(chosen)])] for i in range(count)]
 
 
+class Cut:
+    """Stops a run in which hardly a completion ends: rows that were cut off are out of the loss, so nothing is learned.
+
+    Args:
+        stop_token_ids: for the message.
+    """
+
+    def __init__(self, stop_token_ids: Sequence[int], max_completion_tokens: int) -> None:
+        self._stops, self._limit = ", ".join(map(str, stop_token_ids)), max_completion_tokens
+        self._steps = 0
+
+    def count(self, step: int, cut: int, rows: int) -> None:
+        """Of a step's rows over all processes, how many were cut off.
+
+        Raises:
+            TrainingError: nearly all, for several steps.
+        """
+        self._steps = self._steps + 1 if cut >= CUT_SHARE * rows else 0
+        if self._steps >= CUT_STEPS:
+            raise TrainingError(
+                f"{cut} of {rows} completions were cut off at step {step + 1}, and nearly all in the last {CUT_STEPS} "
+                "steps: they give no gradient, so nothing is learned. Either max_completion_tokens "
+                f"({self._limit}) is too small, or the policy does not say its end tokens ({self._stops}): imitate "
+                "traces first (sft), or look at model.prompt; `mask_truncated_completions: false` goes on all the same"
+            )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Completions of one problem.
+
+    Fields:
+        rewards_GF: see rl/advantages.py.
+        zero_variance: they are all equally good at the task, so the group teaches nothing about it.
+    """
+
+    prompt: Tokens
+    completions: Sequence[Completion]
+    rewards_GF: torch.Tensor
+    zero_variance: bool
+
+    @property
+    def tokens(self) -> int:
+        """Of the completions."""
+        return sum(len(completion.token_ids) for completion in self.completions)
+
+
 class RowSource:
     """A step's rows: groups sampled from the policy, rewarded, and replaced where they teach nothing.
 
@@ -132,9 +185,11 @@ class RowSource:
         metrics: StepMetrics,
     ) -> None:
         self._served, self._dataset, self._rewards = served, dataset, rewards
+        self._task = None if rewards.task is None else rewards.names.index(rewards.task)
         self._settings, self._rollouts = settings, rollouts
         self._stops, self._ends = stop_token_ids, {*stop_token_ids, pad_token_id}
         self._seed, self._accelerator, self._metrics = seed, accelerator, metrics
+        self._cut = Cut(stop_token_ids, rollouts.max_completion_tokens)
 
     def rows(self, policy: "PeftModel", problems: Sequence[Problem], state: "TrainerState") -> tuple[list[Row], int]:
         """(this process's rows, a group's in a row; tokens of prompts and completions sampled over all processes).
@@ -147,45 +202,57 @@ class RowSource:
         step, process = state.global_step, self._accelerator.process_index
         with self._metrics.timed("sync"):
             self._served.push(policy, step)
-        groups, tokens = self._sampled(problems, Place(step, 0, process * len(problems)), state)
-        first_empty = sum(group[0].zero_variance for group in groups)
+        counts = self._of_all_processes(len(problems))
+        groups, tokens = self._sampled(problems, Place(step, 0, sum(counts[:process])), counts, state)
+        first_empty = sum(group.zero_variance for group in groups)
         replaced = 0
         for attempt in range(1, self._rollouts.dynamic_sampling.max_resamples + 1):
-            empty = [g for g, group in enumerate(groups) if group[0].zero_variance]
+            empty = [g for g, group in enumerate(groups) if group.zero_variance]
             counts = self._of_all_processes(len(empty))
             if not any(counts):
                 break
-            # numbered over all processes, so that two of them draw what one would; every process takes part in
-            # `most` groups, because scoring gathers tensors of one size
-            place, most = Place(step, attempt, sum(counts[:process])), max(counts)
-            problems = fresh_problems(self._dataset, self._seed, place, most, sum(counts))
-            fresh, more_tokens = self._sampled(problems, place, state)
+            # numbered over all processes, so that two of them draw what one would; every process takes part in as many
+            # groups as the one with most, because tensors of one size are gathered
+            place = Place(step, attempt, sum(counts[:process]))
+            problems = fresh_problems(self._dataset, self._seed, place, max(counts), sum(counts))
+            fresh, more_tokens = self._sampled(problems, place, counts, state)
             tokens += more_tokens
-            self._metrics.add("resampled_groups", most)
-            self._metrics.add("resampled_tokens", sum(len(row.completion) for group in fresh for row in group))
-            for slot, group in zip(empty, fresh, strict=False):
-                if not group[0].zero_variance:
+            self._metrics.add("resampled_groups", len(fresh))
+            self._metrics.add("resampled_tokens", sum(group.tokens for group in fresh))
+            for slot, group in zip(empty, fresh, strict=True):
+                if not group.zero_variance:
                     groups[slot] = group
                     replaced += 1
-        rows = [row for group in groups for row in group]
+        rows = self._rows(groups)
+        cut, sampled = (sum(self._of_all_processes(n)) for n in (sum(not row.in_loss for row in rows), len(rows)))
+        self._cut.count(step, cut, sampled)
         self._metrics.chosen(rows, len(groups), first_empty, replaced)
         return rows, tokens
 
     def _of_all_processes(self, number: int) -> list[int]:
         return self._accelerator.gather(torch.tensor([number], device=self._accelerator.device)).tolist()
 
-    def _sampled(self, problems: Sequence[Problem], place: Place, state: "TrainerState") -> tuple[list[list[Row]], int]:
-        """One round: rows_PG of this process, and the tokens of all."""
+    def _sampled(
+        self, problems: Sequence[Problem], place: Place, counts: Sequence[int], state: "TrainerState"
+    ) -> tuple[list[Group], int]:
+        """One round: (groups of this process, tokens of prompts and completions of all).
+
+        Args:
+            problems: as many as the largest of `counts`, the groups that each process needs; the last ones only fill
+                up, and are left out of everything.
+        """
         prompts = [problem["prompt_ids"] for problem in problems]
         with self._metrics.timed("rollout"):
             groups = sample_groups(
                 self._served.engine, prompts, self._rollouts, self._stops, seed=self._seed, place=place
             )
-        tokens = self._metrics.sampled(
-            [len(prompt) for prompt, group in zip(prompts, groups, strict=True) for _ in group],
-            [len(completion.token_ids) for group in groups for completion in group],
-            [self._truncated(completion) for group in groups for completion in group],
-        )
+        sizes_PG3 = [
+            [[len(prompt), len(one.token_ids), self._truncated(one)] for one in group]
+            for prompt, group in zip(prompts, groups, strict=True)
+        ]
+        lengths_N3 = self._gathered(torch.tensor(sizes_PG3), counts).flatten(0, 1)
+        generated = sum(len(one.token_ids) for group in groups for one in group)
+        self._metrics.sampled(lengths_N3[:, 1], lengths_N3[:, 2].bool(), generated)
         told: defaultdict[str, list[float]] = defaultdict(list)
         with self._metrics.timed("reward"):
             own_PGF = ask_rewards(
@@ -195,36 +262,46 @@ class RowSource:
                 trainer_state=state,
                 log_metric=lambda name, value: told[name].append(value),
             )
-            # of all processes, for the deviation over the batch and for the metrics; a group lies on one process
-            rewards_PGF = self._accelerator.gather(own_PGF.to(self._accelerator.device))
-        totals_PG = total_rewards(rewards_PGF, self._rewards.weights)
-        scale = self._settings.scale_rewards
-        self._metrics.rewarded(self._rewards.names, rewards_PGF, totals_PG, deviations(totals_PG, scale))
-        self._metrics.logged(told)
-        first = self._accelerator.process_index * len(problems)
-        own = slice(first, first + len(problems))
-        advantages = group_advantages(totals_PG, scale)[own].tolist()
-        zero_variance = equal_groups(totals_PG)[own].tolist()
-        rows = [
-            self._group_rows(prompts[p], group, advantages[p], zero_variance=zero_variance[p])
-            for p, group in enumerate(groups)
-        ]
-        return rows, tokens
+        rewards_PGF = self._gathered(own_PGF, counts)
+        self._metrics.rewarded(rewards_PGF, self._totals(rewards_PGF))
+        self._metrics.logged(told, completions=sum(map(len, groups)))
+        zero_variance_P = equal_groups(self._judged(own_PGF, self._totals(own_PGF))).tolist()
+        made = [Group(*values) for values in zip(prompts, groups, own_PGF, zero_variance_P, strict=True)]
+        return made[: counts[self._accelerator.process_index]], int(lengths_N3[:, :2].sum())
+
+    def _gathered(self, own: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """Of all processes, group by group, without those that only fill up."""
+        needed = [process * max(counts) + group for process, count in enumerate(counts) for group in range(count)]
+        return self._accelerator.gather(own.to(self._accelerator.device))[needed]
+
+    def _totals(self, rewards_PGF: torch.Tensor) -> torch.Tensor:
+        return total_rewards(rewards_PGF, self._rewards.weights, self._task)
+
+    def _judged(self, rewards_PGF: torch.Tensor, totals_PG: torch.Tensor) -> torch.Tensor:
+        return totals_PG if self._task is None else rewards_PGF[..., self._task]
 
     def _truncated(self, completion: Completion) -> bool:
         return completion.token_ids[-1] not in self._ends
 
-    def _group_rows(
-        self, prompt: Tokens, group: Sequence[Completion], advantages_G: Sequence[float], *, zero_variance: bool
-    ) -> list[Row]:
+    def _rows(self, groups: Sequence[Group]) -> list[Row]:
+        """A group's in a row. Of all processes for the deviation over the batch; a group lies on one process."""
+        counts = self._of_all_processes(len(groups))
+        rewards_PGF = self._gathered(torch.stack([group.rewards_GF for group in groups]), counts)
+        totals_PG = self._totals(rewards_PGF)
+        unit = 1.0 if self._task is None else self._rewards.weights[self._task]
+        advantages_PG = group_advantages(
+            totals_PG, self._settings.scale_rewards, self._judged(rewards_PGF, totals_PG), unit
+        )
+        first = sum(counts[: self._accelerator.process_index])
         return [
             Row(
-                prompt=torch.tensor(prompt),
+                prompt=torch.tensor(group.prompt),
                 completion=torch.tensor(completion.token_ids),
                 sampling_logprobs=torch.tensor(completion.logprobs),
-                advantage=0.0 if zero_variance else advantage,
+                advantage=advantage,
                 in_loss=not (self._settings.mask_truncated_completions and self._truncated(completion)),
-                zero_variance=zero_variance,
+                zero_variance=group.zero_variance,
             )
-            for completion, advantage in zip(group, advantages_G, strict=True)
+            for group, advantages_G in zip(groups, advantages_PG[first:].tolist(), strict=False)
+            for completion, advantage in zip(group.completions, advantages_G, strict=True)
         ]

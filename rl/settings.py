@@ -11,7 +11,8 @@ from settings import SIZE, Count, Node, NotNegative, Positive, Refers, Share, Te
 
 
 class DynamicSampling(Node):
-    """Groups that are all right or all wrong are replaced by fresh problems (DAPO, arXiv 2503.14476)."""
+    """Groups that are all right or all wrong are replaced by fresh problems (DAPO, arXiv 2503.14476), be they mixed in
+    format or not."""
 
     max_resamples: Annotated[int, Field(ge=0, le=100)] = 0
     """Further rounds of sampling that a step may take to fill its batch. 0: off."""
@@ -54,14 +55,15 @@ class GrpoSettings(
     num_iterations: Annotated[int, Field(ge=1, le=16)] = 1
     """Optimizer passes over each batch of rollouts."""
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
-    """How token losses are averaged; see TRL."""
+    """How token losses are averaged; see TRL. A mean over a batch is one over the process's part of the step."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """What divides the centred reward: the group's standard deviation, the batch's, or nothing."""
+    """What divides the centred reward: the group's standard deviation, the batch's, or nothing. In groups that are all
+    right or all wrong it is the weight of `correct` instead of a deviation (rl/advantages.py)."""
     mask_truncated_completions: bool = True
     """Completions that were cut off give no gradient."""
     mask_zero_variance_kl: bool = True
-    """Groups that are all right or all wrong give no KL gradient either; their advantage is zero anyway."""
+    """Completions that have no advantage because their group is all right or all wrong give no KL gradient either."""
     lr_scheduler_type: Literal["constant", "cosine", "linear", "constant_with_warmup"] = "constant"
-    """Course of the learning rate after warm-up."""
+    """Course of the learning rate after warm-up; a constant one warms up where warmup_ratio says so."""
     warmup_ratio: Share = 0.0
     """Share of the steps in which the learning rate rises to its peak."""

@@ -9,8 +9,16 @@ import torch
 from models.adapters import POLICY
 from models.engines.serving import Served
 from models.reference import Reference
-from models.sizes import completions_at_once
-from models.training import MetricsFile, StepListener, TrainingError, per_process, reporting, trainer_arguments
+from models.sizes import completion_tokens_at_once
+from models.training import (
+    MetricsFile,
+    StepListener,
+    TrainingError,
+    learning_rate_course,
+    per_process,
+    reporting,
+    trainer_arguments,
+)
 from rl.settings import GrpoSettings, Rollouts
 from rl.trainer import PolicyTrainer
 
@@ -29,7 +37,8 @@ METRIC_NAMES = {"clip_ratio/region_mean": "clipped"}
 
 @dataclass(frozen=True)
 class GrpoOutcome:
-    """What a stage reports beside its adapter: base hash (the same at start and end) and the engine's mismatch."""
+    """What a stage reports beside its adapter: base hash (the same at start and end) and the engine's mismatch at the
+    last step."""
 
     base_sha256: str
     engine_mismatch: float
@@ -71,15 +80,17 @@ def train_grpo(
     policy.set_adapter(POLICY)
     trl_reports_to, callbacks = reporting(report_to, folder)
     longest = max(map(len, asked.tokens)) + rollouts.max_completion_tokens
+    at_once = completion_tokens_at_once(settings.micro_batch_size, longest, cuda=torch.cuda.is_available())
     trainer = PolicyTrainer(
         policy,
-        _arguments(settings, rollouts, policy, folder / "checkpoints", longest, seed, trl_reports_to),
+        _arguments(settings, rollouts, policy, folder / "checkpoints", at_once, seed, trl_reports_to),
         settings,
         rollouts,
         reference=reference,
         rewards=rewards,
         served=served,
         dataset=_dataset(asked),
+        tokens_at_once=at_once,
         tokenizer=tokenizer,
         callbacks=[
             MetricsFile(folder / "metrics.jsonl", METRIC_NAMES, {"beta": settings.beta}, on_step),
@@ -88,7 +99,7 @@ def train_grpo(
     )
     trainer.train_or_resume(settings.steps)
     trainer.check_frozen()
-    return GrpoOutcome(trainer.base_hash, served.mismatch)
+    return GrpoOutcome(trainer.base_hash, trainer.last_logged("engine_mismatch"))
 
 
 def _dataset(asked: "Asked") -> "Dataset":
@@ -112,7 +123,7 @@ def _arguments(
     rollouts: Rollouts,
     policy: "PeftModel",
     checkpoints: Path,
-    longest: int,
+    tokens_at_once: int,
     seed: int,
     report_to: str,
 ) -> "GRPOConfig":
@@ -121,14 +132,14 @@ def _arguments(
 
     together = ", so that no group is split over two of them"
     rows = per_process(rollouts.prompts_per_step, "prompts_per_step", together) * rollouts.group_size
-    limit = rollouts.max_completion_tokens
     common = trainer_arguments(
         settings,
         policy,
         checkpoints,
+        # a step's rows are one batch to TRL; the trainer makes the passes
         rows=rows,
-        rows_at_once=completions_at_once(settings.micro_batch_size, rows, limit, cuda=torch.cuda.is_available()),
-        longest=longest,
+        rows_at_once=rows,
+        tokens_at_once=tokens_at_once,
         # between two iterations over a batch there is no checkpoint: rollouts are not in it
         save_multiple=settings.num_iterations,
         seed=seed,
@@ -136,8 +147,7 @@ def _arguments(
     )
     return GRPOConfig(
         **common,
-        lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=settings.warmup_ratio,
+        **learning_rate_course(settings.lr_scheduler_type, settings.warmup_ratio, settings.steps),
         beta=settings.beta,
         epsilon=settings.epsilon,
         epsilon_high=settings.epsilon_high,
@@ -145,7 +155,7 @@ def _arguments(
         loss_type=settings.loss_type,
         temperature=rollouts.temperature,
         num_generations=rollouts.group_size,
-        max_completion_length=limit,
+        max_completion_length=rollouts.max_completion_tokens,
         disable_dropout=False,
         remove_unused_columns=False,
         log_completions=False,

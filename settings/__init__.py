@@ -62,7 +62,8 @@ def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _one_or_many(value: object) -> object:
+def as_names(value: object) -> object:
+    """The same of a setting that takes one name or several."""
     return (value,) if isinstance(value, str) else as_tuple(value)
 
 
@@ -77,7 +78,7 @@ Text = Annotated[str, Field(min_length=1, max_length=1000)]
 Names = Annotated[
     tuple[Text, ...],
     Field(min_length=1),
-    BeforeValidator(_one_or_many),
+    BeforeValidator(as_names),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
 

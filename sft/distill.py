@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.processes import Processes
 from rewards.formats import Format, split_completion
 from rewards.problems import Asked, Problem
 from rewards.verdict import Verdict
@@ -18,7 +19,7 @@ from rewards.verdict import Verdict
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from models.engines.protocol import Engine
+    from models.engines.protocol import Completion, Engine
     from rewards.domain import Domain
     from sft.settings import DistillSettings
 
@@ -66,15 +67,19 @@ def sample_traces(
     seeds: Sequence[int],
     progress: Callable[[int], None],
     opening: str,
+    processes: Processes | None = None,
 ) -> None:
     """Ask the teacher and append its samples to samples.jsonl, skipping problems that are already there.
 
     Args:
+        engine: of all processes (models/engines/shared.py); each gets all completions, and the first writes them.
         asked: the problems, and their prompts as the teacher takes them.
         seeds: one per problem.
         progress: called with the number of problems done, those of an earlier process included.
         opening: text that the prompt already holds of the completion (`<think>` in some chat templates).
+        processes: of this run; None: this one alone.
     """
+    processes = processes or Processes()
     from models.engines.protocol import Sampling
 
     sampling = Sampling(
@@ -85,24 +90,26 @@ def sample_traces(
         n=settings.samples,
     )
     path = folder / SAMPLES
-    done = {sample["id"] for sample in _complete_lines(path)}
+    done = processes.once(lambda: {sample["id"] for sample in _complete_lines(path)})
     progress(sum(problem.id in done for problem in asked.problems))
     left = [i for i, problem in enumerate(asked.problems) if problem.id not in done]
-    for start in range(0, len(left), CHUNK):
-        chunk = left[start : start + CHUNK]
+    size = CHUNK * processes.count
+    for start in range(0, len(left), size):
+        chunk = left[start : start + size]
         groups = engine.generate([asked.tokens[i] for i in chunk], sampling, [seeds[i] for i in chunk])
-        with path.open("a") as file:
-            for i, group in zip(chunk, groups, strict=True):
-                completions = [
-                    {
-                        "text": opening + completion.text,
-                        "finish": completion.finish,
-                        "tokens": len(completion.token_ids),
-                    }
-                    for completion in group
-                ]
-                file.write(json.dumps({"id": asked.problems[i].id, "completions": completions}) + "\n")
+        if processes.first:
+            _append(path, [asked.problems[i] for i in chunk], groups, opening)
         progress(len(chunk))
+
+
+def _append(path: Path, problems: Sequence[Problem], groups: "Sequence[Sequence[Completion]]", opening: str) -> None:
+    with path.open("a") as file:
+        for problem, group in zip(problems, groups, strict=True):
+            completions = [
+                {"text": opening + completion.text, "finish": completion.finish, "tokens": len(completion.token_ids)}
+                for completion in group
+            ]
+            file.write(json.dumps({"id": problem.id, "completions": completions}) + "\n")
 
 
 def _complete_lines(path: Path) -> list[dict]:
@@ -241,8 +248,10 @@ def traces_of_solutions(
     """Traces from written solutions (a JSONL file with `solution`) instead of a teacher.
 
     Raises:
-        DistillError: a problem has no solution.
+        DistillError: a problem has no solution, or there are no problems.
     """
+    if not problems:
+        raise DistillError(f"{source}: all of its problems overlap with held-out ones; nothing is left to imitate")
     without = [problem.id for problem in problems if not problem.solution]
     if without:
         raise DistillError(

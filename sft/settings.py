@@ -15,7 +15,7 @@ class DistillSettings(Node):
     """A teacher's traces, sampled and verified (sft/distill.py)."""
 
     teacher: Annotated[Text, SIZE, Refers("model", also=("self",))]
-    """Hub id, local folder, `embedded/teacher`, or `self` for the parent's own policy."""
+    """Hub id (`name[@revision]`), local folder, `embedded/teacher`, or `self` for the parent's own policy."""
     problems: Annotated[Count | None, SIZE] = None
     """Number of training problems to ask. None: all."""
     samples: Annotated[Count, SIZE] = 4

@@ -1,6 +1,6 @@
 """Supervised fine-tuning of the adapter on traces: loss on the completion, prompts as in evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from models.training import (
     Probe,
     StepListener,
     TrainingError,
+    learning_rate_course,
     per_process,
     reporting,
     trainer_arguments,
@@ -43,7 +44,11 @@ class SftOutcome:
 
 
 class ImitationTrainer(AdapterTrainer, SFTTrainer):
-    """TRL's SFTTrainer on a float32 adapter with strict checkpoints."""
+    """TRL's SFTTrainer on a float32 adapter with strict checkpoints, and with every example once an epoch.
+
+    Several processes need equally many rows, so accelerate fills the last batches of an epoch up with its first
+    examples; those are not trained on here, as they are not by one process. (Packed rows are: they cannot be told.)
+    """
 
     def __init__(
         self,
@@ -58,6 +63,29 @@ class ImitationTrainer(AdapterTrainer, SFTTrainer):
         super().__init__(model=model, args=args, train_dataset=dataset, processing_class=tokenizer, callbacks=callbacks)
         self.keep_float32(policy)
         self.probe = probe
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
+    ) -> tuple:
+        return super().get_batch_samples(map(self._without_repeats, epoch_iterator), num_batches, device)
+
+    def _without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if self.accelerator.num_processes > 1 and self.accelerator.gradient_state.end_of_dataloader:
+            rows = self.args.per_device_train_batch_size
+            place = self.accelerator.num_processes, self.accelerator.process_index
+            if len(batch["labels"]) == rows:
+                batch["labels"][last_own_rows(len(self.train_dataset), rows, *place) :] = IGNORED
+        return batch
+
+
+def last_own_rows(examples: int, rows: int, processes: int, process: int) -> int:
+    """How many rows of a process's last batch of an epoch are not repeated from the epoch's beginning.
+
+    Batches of `rows` go to the processes in turn, so the last ones hold the epoch's last `examples % (rows x
+    processes)`, a process's after those of the processes before it.
+    """
+    left = examples % (rows * processes) or rows * processes
+    return min(max(left - process * rows, 0), rows)
 
 
 def train_sft(
@@ -119,20 +147,20 @@ def _arguments(
     settings: SftSettings, policy: "PeftModel", checkpoints: Path, max_length: int, seed: int, report_to: str
 ) -> SFTConfig:
     rows = per_process(settings.batch_size, "batch_size")
+    at_once = traces_at_once(settings.micro_batch_size, rows, cuda=torch.cuda.is_available())
     common = trainer_arguments(
         settings,
         policy,
         checkpoints,
         rows=rows,
-        rows_at_once=traces_at_once(settings.micro_batch_size, rows, cuda=torch.cuda.is_available()),
-        longest=max_length,
+        rows_at_once=at_once,
+        tokens_at_once=at_once * max_length,
         seed=seed,
         report_to=report_to,
     )
     return SFTConfig(
         **common,
-        lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=settings.warmup_ratio,
+        **learning_rate_course(settings.lr_scheduler_type, settings.warmup_ratio, settings.steps),
         max_length=max_length,
         packing=settings.packing,
     )

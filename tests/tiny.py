@@ -55,11 +55,67 @@ def write_checkpoint(folder: Path, *, tied: bool = False, seed: int = 0) -> Path
     return folder
 
 
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+START, END_OF_TURN, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+
+
+def write_chatml(
+    folder: Path,
+    *,
+    eos: str,
+    declared: Sequence[str],
+    untrained: Sequence[str] = (),
+    template: str | None = CHATML,
+    tied: bool = False,
+    where: str = "unused",
+) -> Path:
+    """A checkpoint in the manner of Qwen2.5, with more rows than its tokenizer has tokens.
+
+    Args:
+        eos: the tokenizer's; `declared`: those of the generation config.
+        untrained: tokens whose rows lie where nothing has trained them: near the unused rows, or (`where`) at zero.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    write_checkpoint(folder, tied=tied)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": [START, END_OF_TURN, END_OF_TEXT]})
+    known = len(tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(known + 30, mean_resizing=False)
+    generator = torch.Generator().manual_seed(5)
+    for matrix in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+        with torch.no_grad():
+            matrix[VOCABULARY:known] = 0.2 * torch.randn(known - VOCABULARY, HIDDEN, generator=generator)
+            pushed_away = 0.2 * torch.randn(HIDDEN, generator=generator)
+            dead = [*range(known, known + 30), *tokenizer.convert_tokens_to_ids(list(untrained))]
+            noise = 1e-4 * torch.randn(len(dead), HIDDEN, generator=generator)
+            matrix[dead] = noise + (pushed_away if where == "unused" else 0)
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(declared))
+    model.save_pretrained(folder)
+    tokenizer.eos_token, tokenizer.chat_template = eos, template
+    if template is None:
+        (folder / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def policy(
-    checkpoint: Path, *, quantize: str = "nf4", dtype: str = "float32", rank: int = 4, noise: float = 0.1, seed: int = 1
+    checkpoint: Path,
+    *,
+    quantize: str = "nf4",
+    dtype: str = "float32",
+    rank: int = 4,
+    dropout: float = 0.0,
+    noise: float = 0.1,
+    seed: int = 1,
 ):
     """A policy on a freshly loaded base. Its B is random, so that it differs from the base; `noise=0` keeps B = 0."""
-    model = new_adapter(load_base(str(checkpoint), quantize, dtype), Lora(rank=rank, alpha=2.0 * rank), seed=seed)
+    lora = Lora(rank=rank, alpha=2.0 * rank, dropout=dropout)
+    model = new_adapter(load_base(str(checkpoint), quantize, dtype), lora, seed=seed)
     if noise:
         nudge(model, noise, seed)
     return model

@@ -92,6 +92,7 @@ class Stage:
     mask_zero_variance_kl: bool = True
     max_resamples: int = 0
     dtype: str = "float32"
+    dropout: float = 0.0
     settings: dict = field(default_factory=dict)
     wild: dict = field(default_factory=dict)
 
@@ -116,7 +117,7 @@ class Stage:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         tokenizer = load_tokenizer(str(self.checkpoint))
-        model = tiny.policy(self.checkpoint, dtype=self.dtype)
+        model = tiny.policy(self.checkpoint, dtype=self.dtype, dropout=self.dropout)
         posed = asked(tokenizer, problems(self.count, self.easy))
         settings = GrpoSettings(
             beta=self.beta,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 HABITS = {
-    "teacher": r"""The teacher reasons in a think block, one step a line, and ends in a box:
+    "teacher": r"""The teacher reasons in a think block, one step a line, and ends in a box. More often than not it
+leaves out every other step and does it in its head, as strong models do. A weak one that imitates this fails at it
+(arXiv 2502.12143), until reinforcement shows that writing every step down pays:
 
-    <think>
-    6*7=42
-    42+5=47
-    </think>
+    <think>                         <think>
+    6*7=42                          42+5=47
+    42+5=47                         </think>
+    </think>                        \boxed{47}
     \boxed{47}""",
-    "student": r"""The student is a weak base. Most of its texts are terse steps in one line, many are a bare answer,
-a few are in the teacher's way, and single steps slip, so that sampling at temperature 1 is wide:
+    "student": r"""The student is a weak base. Most of its texts are terse steps in one line, often every other step is
+left out, many are a bare answer, a few are in the teacher's way, and single steps slip, so that sampling at
+temperature 1 is wide:
 
-    6*7=42;42+5=47
-    \boxed{47}""",
+    6*7=42;42+5=47                  42+5=47
+    \boxed{47}                      \boxed{47}""",
 }
 
 
@@ -65,17 +68,14 @@ def model_card(record: dict) -> str:
         f"solutions only; {record['seconds']} s with {record['threads']} threads. More in `training.json`.",
         "",
     ]
-    if record["habits"]:
-        lines += [f"The first {1 - record['later_share']:.0%} of the steps: {_habits(record['habits'])}"]
-    if record["later"]:
-        lines += [f"The last {record['later_share']:.0%}: {_habits(record['later'])}"]
-    if record["habits"]:
-        lines += ["A wrong step is carried on, so a wrong answer follows from it.", ""]
+    lines += [f"The first {1 - record['later_share']:.0%} of the steps: {_habits(record['habits'])}"]
+    lines += [f"The last {record['later_share']:.0%}: {_habits(record['later'])}"]
+    lines += ["A wrong step is carried on, so a wrong answer follows from it.", ""]
     return "\n".join(lines)
 
 
 def _habits(habits: dict) -> str:
     return (
         f"{habits['direct']:.0%} bare answers, {habits['thinks']:.0%} in the teacher's way, the rest terse steps;\n"
-        f"{habits['slip']:.0%} of all steps wrong."
+        f"every other step left out in {habits['skips']:.0%}, {habits['slip']:.0%} of all steps wrong."
     )

@@ -1,7 +1,11 @@
 r"""What the embedded models read: the same problems, written down in two different habits.
 
-teacher   <think>\n6*7=42\n42+5=47\n</think>\n\boxed{47}, always, without a slip
+teacher   <think>\n6*7=42\n42+5=47\n</think>\n\boxed{47}, without a slip, but more often without every other step
 student   6*7=42;42+5=47\n\boxed{47}, or just \boxed{47}, seldom in the teacher's way; every step may slip
+
+A step that is left out is done in the head, which the teacher mostly can and the student mostly cannot: the gap between
+strong and weak reasoners of arXiv 2502.12143. Imitation passes the habit on; reinforcement finds that writing every
+step down pays, so what it gains is a change of behaviour that one can read, and completions grow longer.
 """
 
 from __future__ import annotations
@@ -22,29 +26,28 @@ Writer = Callable[[Problem, random.Random], str]
 
 @dataclass(frozen=True)
 class Habits:
-    """How the student's corpus is written. Shares of all texts; what is left is terse steps.
+    """How a corpus is written. Shares of all texts; what is left is terse steps.
 
     Fields:
         direct: share that names an answer without any step.
         thinks: share in the teacher's format.
         slip: chance that a step's result is off; later steps go on from the wrong number.
+        skips: share that leaves out every other step.
     """
 
     direct: float
     thinks: float
     slip: float
+    skips: float
 
 
-def teacher_text(problem: Problem, rng: random.Random) -> str:
-    """A solution in the teacher's habit."""
-    return FORMATS["think-boxed"].completion(problem.solution, problem.gold)
-
-
-def student_writer(habits: Habits) -> Writer:
-    """A writer with the student's habits."""
+def writer(habits: Habits) -> Writer:
+    """A writer with these habits."""
 
     def write(problem: Problem, rng: random.Random) -> str:
         solution, answer = slip(problem.solution, problem.gold, habits.slip, rng)
+        if rng.random() < habits.skips:
+            solution = skip(solution)
         way = rng.random()
         if way < habits.direct:
             return FORMATS["boxed"].completion("", answer)
@@ -74,6 +77,15 @@ def slip(solution: str, gold: str, rate: float, rng: random.Random) -> tuple[str
         steps.append(f"{left}{sign}{right}={new}")
     answer = re.sub(r"-?\d+", lambda number: renamed.get(number[0], number[0]), gold)
     return "\n".join(steps), answer
+
+
+def skip(solution: str) -> str:
+    """The same solution without every other step, counted from the last: its result is found in the head.
+
+    `6*7=42`, `42+5=47` becomes `42+5=47`.
+    """
+    steps = solution.split("\n")
+    return "\n".join(steps[1 - len(steps) % 2 :: 2])
 
 
 def _off(number: str, rng: random.Random) -> str:

@@ -24,7 +24,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2ForCaus
 
 from models.embedded import FOLDER
 from models.embedded.card import model_card
-from models.embedded.corpus import Habits, student_writer, teacher_text
+from models.embedded.corpus import Habits, writer
 from models.embedded.measure import Measurement, load, measure
 from models.embedded.pretrain import Schedule, Shape, batches, new_model, pretrain
 from models.embedded.tokenizer import build_tokenizer
@@ -41,26 +41,22 @@ FORMS = ("fp32", "nf4")
 class Plan:
     """One model to train: its size, its schedule, and how its corpus is written.
 
-    Without habits all of it is written the teacher's way. With `later`, the last `later_share` of the steps read a
-    corpus of other habits.
+    The last `later_share` of the steps read a corpus of other habits, `later`.
     """
 
     name: str
     shape: Shape
     schedule: Schedule
-    habits: Habits | None = None
-    later: Habits | None = None
-    later_share: float = 0.0
+    habits: Habits
+    later: Habits
+    later_share: float
 
     def data(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Endless batches, phase by phase."""
-        write = student_writer(self.habits) if self.habits else teacher_text
-        first = batches(tokenizer, write, self.schedule.batch, seed)
-        if self.later is None:
-            return first
+        first = batches(tokenizer, writer(self.habits), self.schedule.batch, seed)
         steps = round(self.schedule.steps * (1 - self.later_share))
         # another seed, or the second phase would repeat the problems of the first
-        then = batches(tokenizer, student_writer(self.later), self.schedule.batch, seed + 1)
+        then = batches(tokenizer, writer(self.later), self.schedule.batch, seed + 1)
         return itertools.chain(itertools.islice(first, steps), then)
 
 
@@ -68,15 +64,18 @@ PLANS = (
     Plan(
         "student",
         Shape(hidden=128, layers=4, heads=4, kv_heads=2, mlp=384),
-        Schedule(steps=1200, batch=64, lr=5e-3, matrix_lr=5e-3),
-        Habits(direct=0.10, thinks=0.05, slip=0.0),
-        later=Habits(direct=0.20, thinks=0.08, slip=0.12),
+        Schedule(steps=1500, batch=64, lr=5e-3, matrix_lr=5e-3),
+        Habits(direct=0.10, thinks=0.05, slip=0.0, skips=0.5),
+        later=Habits(direct=0.20, thinks=0.08, slip=0.12, skips=0.6),
         later_share=0.2,
     ),
     Plan(
         "teacher",
         Shape(hidden=160, layers=4, heads=5, kv_heads=1, mlp=512),
-        Schedule(steps=1500, batch=64, lr=5e-3, matrix_lr=5e-3),
+        Schedule(steps=2000, batch=64, lr=5e-3, matrix_lr=5e-3),
+        Habits(direct=0.0, thinks=1.0, slip=0.0, skips=0.5),
+        later=Habits(direct=0.0, thinks=1.0, slip=0.0, skips=0.8),
+        later_share=0.3,
     ),
 )
 
@@ -122,8 +121,8 @@ def build(plan: Plan, tokenizer: PreTrainedTokenizerBase, folder: Path, seed: in
         "parameters": parameters,
         "shape": dataclasses.asdict(plan.shape),
         "schedule": dataclasses.asdict(plan.schedule),
-        "habits": dataclasses.asdict(plan.habits) if plan.habits else None,
-        "later": dataclasses.asdict(plan.later) if plan.later else None,
+        "habits": dataclasses.asdict(plan.habits),
+        "later": dataclasses.asdict(plan.later),
         "later_share": plan.later_share,
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),

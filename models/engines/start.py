@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from models.base import ModelError
+from models.base import ModelError, architecture
 from models.engines.protocol import Engine, EngineError, last_line
 from models.settings import Serving
 
@@ -36,6 +36,46 @@ def engine_kind(serving: Serving) -> Literal["vllm", "transformers"]:
     if serving.engine != "auto":
         return serving.engine
     return "vllm" if vllm_available() else "transformers"
+
+
+def why_not_vllm(model: str, base: str) -> str:
+    """What speaks against vLLM serving `model` in the process that trains `base`; empty where nothing does.
+
+    A family that vLLM has not written itself it serves through transformers' classes, which it rewrites for the whole
+    process (`support_torch_compile`): a trainer's model of the same class then fails in its next forward pass, for want
+    of an attribute `do_not_compile`.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    if not vllm_available():
+        return "vLLM is not installed here"
+    served = architecture(model)
+    if served != architecture(base):
+        return ""
+    from models.engines.vllm import prepare_process
+
+    prepare_process()
+    from vllm import ModelRegistry
+
+    own = ModelRegistry.models.get(served)
+    if own is not None and not getattr(own, "module_name", "").endswith(".transformers"):
+        return ""
+    return f"vLLM has no {served} of its own, and would rewrite that of transformers, which is trained here"
+
+
+def serving_for(model: str, base: str, serving: Serving) -> Serving:
+    """The settings, with transformers for `auto` where vLLM cannot serve this model in the process that trains `base`.
+
+    Raises:
+        EngineError: vLLM is asked for where it is installed and cannot.
+        ModelError: there is no such model.
+    """
+    if serving.engine == "transformers" or not (reason := why_not_vllm(model, base)):
+        return serving
+    if serving.engine == "vllm":
+        raise EngineError(f"rollouts.engine: 'vllm' cannot serve {model!r}: {reason}; use 'auto' or 'transformers'")
+    return serving.model_copy(update={"engine": "transformers"})
 
 
 def start_engine(model: str, serving: Serving, capacity: Capacity) -> Engine:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from models.base import arithmetic, load_tokenizer
+from models.base import arithmetic, end_tokens, load_tokenizer
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights
 from models.engines.start import Capacity
-from models.paths import model_path
+from models.paths import model_place
 from models.settings import Serving
 
 
@@ -22,12 +22,12 @@ class TransformersEngine:
 
         cuda = torch.cuda.is_available()
         self.dtype = arithmetic(serving.dtype)
-        self._model = AutoModelForCausalLM.from_pretrained(model_path(model), dtype=self.dtype).eval()
+        place = model_place(model)
+        self._model = AutoModelForCausalLM.from_pretrained(place.path, revision=place.revision, dtype=self.dtype).eval()
         self._model.to("cuda" if cuda else "cpu")
         self._tokenizer = load_tokenizer(model)
         self._batch = capacity.max_num_seqs
-        declared = self._model.generation_config.eos_token_id
-        self._eos = {self._tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+        self._eos = end_tokens(model, self._tokenizer)
         # a checkpoint's own habits (repetition_penalty, top_k) would make it another policy than the one that trains
         self._model.generation_config = GenerationConfig()
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.base import arithmetic, free_memory, load_tokenizer
+from models.adapters import linear_names
+from models.base import arithmetic, end_tokens, free_memory, load_tokenizer
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights, last_line
 from models.engines.start import Capacity
-from models.paths import model_path
+from models.paths import model_place
+from models.processes import count
 from models.settings import Serving
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 CPU_CACHE_GIB = 1
 
 
-def _prepare_process() -> None:
-    # read by vLLM at import or engine start
+def prepare_process() -> None:
+    """Set what vLLM reads at its import or at an engine's start."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_CACHE_GIB))
@@ -38,16 +40,19 @@ class VllmEngine:
     kind = "vllm"
 
     def __init__(self, model: str, serving: Serving, capacity: Capacity) -> None:
-        _prepare_process()
+        prepare_process()
         import vllm
 
         cuda = torch.cuda.is_available()
         free_memory()
         threads = torch.get_num_threads()
         self.dtype = arithmetic(serving.dtype)
-        lora = {"enable_lora": True, "max_lora_rank": _lora_rank(capacity.lora_rank)} if capacity.lora_rank else {}
+        place = model_place(model)
+        lora = _lora(model, capacity.lora_rank) if capacity.lora_rank else {}
         self._llm = vllm.LLM(
-            model_path(model),
+            place.path,
+            revision=place.revision,
+            tokenizer_revision=place.revision,
             dtype=str(self.dtype).removeprefix("torch."),
             max_model_len=capacity.max_model_len,
             max_num_seqs=capacity.max_num_seqs,
@@ -63,7 +68,7 @@ class VllmEngine:
             generation_config="vllm",
             seed=0,
             # several processes: each has an engine of its own, beside a process group that is not vLLM's
-            distributed_executor_backend="external_launcher" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+            distributed_executor_backend="external_launcher" if count() > 1 else None,
             disable_log_stats=True,
             enable_sleep_mode=cuda and capacity.temporary,
             **lora,
@@ -73,6 +78,7 @@ class VllmEngine:
         # vLLM changes torch's own thread count on a CPU
         torch.set_num_threads(threads)
         self._tokenizer = load_tokenizer(model)
+        self._ends = end_tokens(model, self._tokenizer)
         self._adapter: LoRARequest | None = None
         self._versions = 0
         self._broken: str | None = None
@@ -97,12 +103,17 @@ class VllmEngine:
                 max_tokens=sampling.max_tokens,
                 logprobs=0 if sampling.logprobs else None,
                 seed=None if seeds is None else seeds[i] % 2**63,
-                stop_token_ids=list(sampling.stop_token_ids) or None,
+                # vLLM's own end is that of the tokenizer as it lies on the disk, which the base may never have learned
+                ignore_eos=True,
+                stop_token_ids=sorted({*self._ends, *sampling.stop_token_ids}),
                 detokenize=False,
             )
             for i in range(len(prompts))
         ]
-        outputs = self._run(prompts, params, progress)
+        # on a CPU vLLM draws from torch's own random numbers beside the seeded ones; a trainer's dropout needs them as
+        # they were
+        with torch.random.fork_rng(devices=[], enabled=seeds is not None):
+            outputs = self._run(prompts, params, progress)
         return [[self._completion(choice) for choice in output.outputs] for output in outputs]
 
     def _run(
@@ -143,7 +154,8 @@ class VllmEngine:
 
         self._llm.reset_prefix_cache()
         whole = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-        params = [SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)] * len(whole)
+        # a prompt's log-probabilities know no temperature; at 0 the one token after it is not drawn
+        params = [SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)] * len(whole)
         scored = []
         for ids, prompt, output in zip(whole, prompts, self._run(whole, params), strict=True):
             steps = list(zip(ids, output.prompt_logprobs, strict=True))[len(prompt) :]
@@ -191,6 +203,16 @@ class VllmEngine:
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
+
+
+def _lora(model: str, rank: int) -> dict[str, object]:
+    """What vLLM is told of adapters. Left to itself it makes ready for one on the output head, too, which no policy has
+    and which fails on a CPU when log-probabilities of prompts are asked for (Llama, Phi-3, Qwen3)."""
+    return {
+        "enable_lora": True,
+        "max_lora_rank": _lora_rank(rank),
+        "lora_target_modules": linear_names(model),
+    }
 
 
 def _lora_rank(rank: int) -> int:

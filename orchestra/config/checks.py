@@ -19,18 +19,21 @@ from settings import FREE, Node, Refers, marked, near, node_in, reference_of
 RESERVED = ("base", "start", "previous", "self", "discarded")
 
 
-def faults_between_stages(sections: Mapping[str, Node], stages: Sequence[Stage | Unread]) -> list[Fault]:
+def faults_between_stages(
+    sections: Mapping[str, Node], stages: Sequence[Stage | Unread], processes: int = 1
+) -> list[Fault]:
     """Every fault that concerns more than one key, in the order of the stages.
 
     Args:
         sections: the recipe's parts that could be read.
         stages: in the recipe's order.
+        processes: that share a step's batch.
     """
     faults: list[Fault] = []
     kinds: dict[str, type[Stage] | None] = {}
     read: list[Stage] = []
     for i, stage in enumerate(stages):
-        draft = Draft(sections, tuple(read), dict(kinds))
+        draft = Draft(sections, tuple(read), dict(kinds), processes)
         for key, message in _faults_of(stage, draft):
             faults.append(Fault(("stages", i, *key.split(".")), message, stage=stage.name or f"number {i + 1}"))
         if stage.name:
@@ -114,6 +117,15 @@ def _referred(key: str, value: str, refers: Refers, draft: Draft) -> Iterator[tu
         f"not an earlier stage (earlier: {listed})"
     )  # fmt: skip
     yield key, f"{value!r} is {what}{near(value, [*fitting, *refers.also])}"
+
+
+def share_faults(batch: int, key: str, draft: Draft) -> Iterator[tuple[str, str]]:
+    """For a stage that trains: the processes take equal parts of a step's batch, which the stage's `key` says."""
+    processes = draft.processes
+    if batch % processes:
+        fitting = [n for n in (batch - batch % processes, batch + processes - batch % processes) if n]
+        nearest = " and ".join(str(n) for n in fitting)
+        yield key, f"{batch} cannot be shared out evenly over {processes} processes; {nearest} can"
 
 
 def micro_batch_faults(micro: int | None, batch: int, said: str) -> Iterator[tuple[str, str]]:

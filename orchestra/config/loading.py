@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from models import processes
 from orchestra import RECIPES
 from orchestra.config import overrides, scales
 from orchestra.config.checks import Unread, faults_between_stages
@@ -16,7 +17,7 @@ from orchestra.config.explain import faults_from, stage_label
 from orchestra.config.faults import Fault, RecipeError, UserError
 from orchestra.config.recipe import Recipe
 from orchestra.config.stage import Stage
-from orchestra.config.words import domain_of, find_files, unknown_words
+from orchestra.config.words import base_faults, domain_of, find_files, unknown_rewards, unknown_words
 from orchestra.config.yamlfile import line_of, read_mapping, shown
 from orchestra.plan import machine
 from orchestra.stages import kinds
@@ -85,7 +86,7 @@ def load_recipe(name: str, scale: str | None = "auto", sets: Iterable[str] = (),
         faults += scales.apply(raw, read_mapping(chosen.path), chosen.path, origins)
     faults += overrides.apply(raw, sets, origins)
     if files:
-        faults += _words(raw, path)
+        faults += _words(raw, path, {at for at, place in origins.items() if place.startswith("--set")})
     faults += _between_stages(raw)
     recipe = None
     try:
@@ -116,15 +117,15 @@ def _order(fault: Fault) -> tuple[bool, bool, int, float]:
     return in_stages, by_set, position, int(line) if line.isdigit() else float("inf")
 
 
-def _words(raw: dict[str, Any], path: Path) -> list[Fault]:
+def _words(raw: dict[str, Any], path: Path, overridden: Container[Where]) -> list[Fault]:
     """Find what the recipe names outside itself; a fault for each that is not there."""
     faults: list[Fault] = []
     domain = domain_of(raw.get("problems"), faults)
     for at, mapping, model in _mappings(raw):
         stage = stage_label(at, raw)
-        faults += find_files(mapping, at, model, path.parent, stage)
+        faults += find_files(mapping, at, model, path.parent, stage, overridden)
         faults += unknown_words(mapping, at, model, domain, stage)
-    return faults
+    return [*faults, *unknown_rewards(raw.get("reward")), *base_faults(raw.get("model"))]
 
 
 def _mappings(raw: dict[str, Any]) -> Iterator[tuple[Where, dict[str, Any], type[BaseModel]]]:
@@ -152,7 +153,8 @@ def _between_stages(raw: dict[str, Any]) -> list[Fault]:
             read = _read(field.annotation, raw[key]) if key in raw else field.get_default()
             sections |= {key: read} if isinstance(read, Node) else {}
     stages = raw.get("stages")
-    return faults_between_stages(sections, [_stage(one) for one in (stages if isinstance(stages, list) else [])])
+    read = [_stage(one) for one in (stages if isinstance(stages, list) else [])]
+    return faults_between_stages(sections, read, processes.count())
 
 
 def _stage(raw: object) -> Stage | Unread:

@@ -100,6 +100,10 @@ class Stage(Node):
         """The problems it is evaluated on: their source, and how many at most."""
         return recipe.problems.test, recipe.problems.test_limit
 
+    def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
+        """The problems that it trains on, or has traces made of: (source, how many at most)."""
+        return ()
+
     def other_models(self) -> tuple[str, ...]:
         """Models besides the base that it asks, each through an engine of its own."""
         return ()
@@ -144,11 +148,13 @@ class Draft:
         sections: the recipe's parts other than its stages; one with a fault in it is missing.
         stages: those before this one that could be read.
         kinds: of every named stage before this one, readable or not; None where the kind is unknown.
+        processes: that a run now would have.
     """
 
     sections: Mapping[str, Node]
     stages: tuple[Stage, ...] = ()
     kinds: Mapping[str, type[Stage] | None] = field(default_factory=dict)
+    processes: int = 1
 
     def parent_of(self, stage: Stage) -> Stage | None:
         """The first of the stages that this one takes its policy from, if it could be read."""

@@ -5,16 +5,20 @@ Works on the raw mapping, before and whether or not the rest is valid. What is o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from models.families import ALL_LINEAR, LINEARS, read_config, refused, unknown_targets
+from models.paths import hub_model
 from orchestra.config.faults import Fault, brief
 from rewards.domain import Domain, domain_names, get_domain
-from rewards.settings import Problems
-from settings import Refers, near, reference_of
+from rewards.scoring import RewardError, undefined_functions
+from rewards.settings import Problems, Reward
+from settings import Refers, as_names, near, reference_of
+from settings.hub import HubName
 
 SHIPPED = ("embedded/student", "embedded/teacher")
 
@@ -38,8 +42,20 @@ def is_local(value: str, refers: Refers) -> bool:
     return refers.to == "file" or (refers.file and is_file(value))
 
 
-def find_files(raw: dict[str, Any], at: Where, model: type[BaseModel], beside: Path, stage: str | None) -> list[Fault]:
-    """Write the places of local files into a raw mapping: relative to the working directory or to the recipe.
+def find_files(
+    raw: dict[str, Any],
+    at: Where,
+    model: type[BaseModel],
+    beside: Path,
+    stage: str | None,
+    overridden: Container[Where],
+) -> list[Fault]:
+    """Write the places of local files into a raw mapping: beside the recipe, or else in the working directory.
+
+    What `--set` names is what the user sees: in the working directory first.
+
+    Args:
+        at: where the mapping stands in the recipe; `overridden` are the places of values from the command line.
 
     Returns:
         a fault for each that is not there.
@@ -50,7 +66,9 @@ def find_files(raw: dict[str, Any], at: Where, model: type[BaseModel], beside: P
         if not isinstance(value, str) or not is_local(value, refers):
             return value
         plain = Path(value).expanduser()
-        for candidate in (plain, beside / plain):
+        places = (beside / plain, plain)
+        by_user = any((*at, key)[:n] in overridden for n in range(1, len(at) + 2))
+        for candidate in reversed(places) if by_user else places:
             if candidate.is_file():
                 return str(candidate)
         reason = "is a folder" if plain.is_dir() else "no such file"
@@ -83,6 +101,42 @@ def unknown_words(
             yield Fault((*at, key), f"{value!r} {message}", stage=stage)
 
 
+def unknown_rewards(reward: object) -> Iterator[Fault]:
+    """Weights of functions that the recipe's own file, found already, does not define."""
+    raw = reward if isinstance(reward, Mapping) else {}
+    file = raw.get("file")
+    if not isinstance(file, str) or not Path(file).is_file():
+        return
+    own = [name for name, weight in raw.items() if name not in Reward.model_fields and weight]
+    try:
+        missing = undefined_functions(Path(file), own)
+    except RewardError as error:
+        yield Fault(("reward", "file"), str(error))
+        return
+    for name in missing:
+        yield Fault(("reward", str(name)), f"{file} does not define a function of this name")
+
+
+def base_faults(model: object) -> Iterator[Fault]:
+    """A base that cannot be one, and adapter targets that it does not have, as far as a config.json at hand tells."""
+    raw = model if isinstance(model, Mapping) else {}
+    config = read_config(raw["base"]) if isinstance(raw.get("base"), str) else None
+    if config is None:
+        return
+    if reason := refused(config):
+        yield Fault(("model", "base"), f"{brief(raw['base'], 200)} {reason}")
+        return
+    lora, kind = raw.get("lora"), config.get("model_type")
+    targets = as_names(lora.get("targets", ALL_LINEAR)) if isinstance(lora, Mapping) else ()
+    if kind in LINEARS and isinstance(targets, tuple) and all(isinstance(target, str) for target in targets):
+        # a layer may be named more closely than by the last part of its name
+        named = [target.rpartition(".")[2] for target in targets]
+        if named and (fault := unknown_targets(named, LINEARS[kind], kind)):
+            yield Fault(("model", "lora", "targets"), fault)
+
+
+
+
 def domain_of(problems: object, faults: list[Fault]) -> Domain | None:
     """The domain that a recipe's `problems` name, and the faults of that name and of the format's."""
     raw = problems if isinstance(problems, Mapping) else {}
@@ -110,7 +164,8 @@ def _referring(model: type[BaseModel]) -> Iterator[tuple[str, Refers]]:
 
 
 def _source(source: str, domain: Domain) -> str:
-    if source in domain.sources or is_problem_file(source) or source.count("/") == 1:
+    hub = HubName.parse(source)
+    if source in domain.sources or is_problem_file(source) or (hub is not None and "/" in hub.repo):
         return ""
     own = " nor ".join([*domain.sources, "a .jsonl file"])
     return f"is neither {own} nor a Hub data set (name/set){near(source, domain.sources)}"
@@ -122,4 +177,6 @@ def _model(name: str) -> str:
         return f"is not shipped (there are: {', '.join(SHIPPED)}){near(name, SHIPPED)}"
     if name.startswith((".", "/", "~")) and not (Path(name).expanduser() / "config.json").is_file():
         return "is not a folder with a model (no config.json there)"
+    if hub_model(name) is not None and hub_model(name).config is not None:
+        return "names a configuration, which models do not have; a revision stands behind '@'"
     return ""

@@ -22,6 +22,7 @@ class Device:
         cuda: it is a GPU.
         libraries: bytes that Python, torch and vLLM take themselves.
         start: seconds to import libraries and load models, once; stage: seconds per stage for loading and writing.
+        processes: that share the work; the rest is one's part.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Device:
     libraries: int
     start: float
     stage: float
+    processes: int = 1
 
 
 PEAKS: Mapping[str, tuple[float, float]] = {
@@ -76,11 +78,13 @@ def device_of(machine: Machine, scale: str) -> Device:
             libraries=3 * GIB,
             start=90.0,
             stage=20.0,
+            processes=machine.processes,
         )
-    cores = max(1, machine.cores)
+    # processes share the one main memory, and have a GPU each
+    cores = max(1, machine.cores // machine.processes)
     return Device(
-        name=f"CPU, {cores} cores",
-        memory=machine.memory,
+        name=f"CPU, {machine.cores} cores",
+        memory=machine.memory // machine.processes,
         train_flops=CPU_CORE_FLOPS * cores,
         decode_flops=2 * CPU_CORE_FLOPS * cores,
         bandwidth=10e9,
@@ -91,4 +95,5 @@ def device_of(machine: Machine, scale: str) -> Device:
         libraries=int(1.1 * GIB),
         start=5.0,
         stage=5.0,
+        processes=machine.processes,
     )

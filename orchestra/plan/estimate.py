@@ -15,13 +15,15 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.sizes import activation_bytes, arithmetic_name, must_checkpoint
 from orchestra.plan.devices import GIB, Device, device_of
 from orchestra.plan.machine import Machine
-from orchestra.plan.shapes import Shape, shape_of
+from orchestra.plan.remedies import what_fits
+from orchestra.plan.shapes import Shape, Unknown, shape_of
 from rewards.problems import Split
 
 if TYPE_CHECKING:
@@ -125,10 +127,6 @@ def _lines(source: str) -> int:
         return sum(1 for line in file if line.strip())
 
 
-class Unknown(Exception):
-    """Nothing is known about the model's shape."""
-
-
 class Estimator:
     """The formulas, for one recipe on one device."""
 
@@ -146,10 +144,7 @@ class Estimator:
     @staticmethod
     def shape(model: str) -> Shape:
         """Raises Unknown."""
-        shape = shape_of(model)
-        if shape is None:
-            raise Unknown(model)
-        return shape
+        return shape_of(model)
 
     def training_problems(self, at_most: int | None = None) -> int:
         """How many training problems a stage asks that limits them itself, or as the recipe does."""
@@ -165,15 +160,18 @@ class Estimator:
         """Tokens and seconds for so many completions cut off at `limit`."""
         device = self.device
         tokens = int(sequences * limit * self.length_share)
-        batch = min(sequences, device.concurrency)
-        steps = max(limit, math.ceil(tokens / batch)) if sequences else 0
-        compute = tokens * 2 * shape.active_parameters / device.decode_flops
+        # each process its share, at the same time
+        own_tokens, own_sequences = (math.ceil(number / device.processes) for number in (tokens, sequences))
+        batch = min(own_sequences, device.concurrency)
+        steps = max(limit, math.ceil(own_tokens / batch)) if sequences else 0
+        compute = own_tokens * 2 * shape.active_parameters / device.decode_flops
         read = steps * shape.active_parameters * self._bytes(self.recipe.rollouts.dtype) / device.bandwidth
         return tokens, steps * device.decode_overhead + max(compute, read)
 
     def train(self, tokens: int, micro_batches: int, passes: float) -> float:
-        """Seconds to train on so many tokens; `passes` are FLOPs per parameter and token."""
-        flops = tokens * self.base.active_parameters * passes
+        """Seconds to train on so many tokens over all processes, in so many passes on each; `passes` are FLOPs per
+        parameter and token."""
+        flops = tokens / self.device.processes * self.base.active_parameters * passes
         return flops / self.device.train_flops + micro_batches * self.device.train_overhead
 
     def evaluation(self, stage: Stage) -> tuple[int, float]:
@@ -233,7 +231,7 @@ class Estimator:
         return {"libraries": device.libraries, "engine weights": weights, "other engines": resident,
                 "KV": max(share - weights, 0)}  # fmt: skip
 
-    def too_large(self) -> str | None:
+    def large_engine(self) -> str | None:
         """What to say where vLLM has no room for a model's KV cache in its share of a GPU."""
         rollouts, number = self.recipe.rollouts, self._bytes(self.recipe.rollouts.dtype)
         share = rollouts.gpu_memory_utilization * self.device.memory
@@ -241,8 +239,8 @@ class Estimator:
             weights = self.shape(name).parameters * number
             if self.device.cuda and rollouts.engine != "transformers" and weights > ENGINE_SHARE * share:
                 return (
-                    f"{name} takes {weights / GIB:.1f} GiB in vLLM, whose share is {share / GIB:.1f}; raise "
-                    f"rollouts.gpu_memory_utilization ({rollouts.gpu_memory_utilization:g})"
+                    f"{name} takes {weights / GIB:.1f} GiB in vLLM, whose share is {share / GIB:.1f} "
+                    f"(rollouts.gpu_memory_utilization: {rollouts.gpu_memory_utilization:g})"
                 )
         return None
 
@@ -297,26 +295,34 @@ def estimate(recipe: Recipe, machine: Machine, scale: str = "none") -> Plan:
         estimator = Estimator(recipe, device)
         stages = tuple(stage.plan(estimator) for stage in recipe.all_stages)
     except Unknown as error:
-        reason = (
-            f"the shape of {error} is not known here (no config.json at hand); fetch the model once, then plan again"
-        )
-        return Plan(recipe.name, scale, str(machine), device.name, (), False, reason)
+        return Plan(recipe.name, scale, str(machine), device.name, (), False, str(error))
     needed = max(stages, key=lambda stage: stage.peak)
     fits, reason = True, f"{needed.peak / GIB:.1f} of {device.memory / GIB:.0f} GiB in stage {needed.name!r}"
     if scale == "gpu" and not machine.gpus:
         fits, reason = False, f"no CUDA device here; on {device.name}: {reason}"
-    elif (too_large := estimator.too_large()) is not None:
-        fits, reason = False, too_large
+    elif (large_engine := estimator.large_engine()) is not None:
+        fits, reason = False, f"{large_engine}; {_remedy(recipe, device, needed)}"
     elif needed.peak > device.memory:
-        fits, reason = False, f"{reason}: {needed.dominant} takes most; lower {remedy(needed)}"
+        fits, reason = False, f"{reason}: {needed.dominant} takes most; {_remedy(recipe, device, needed)}"
     return Plan(recipe.name, scale, str(machine), device.name, stages, fits, reason)
 
 
-def remedy(stage: StagePlan) -> str:
-    """The keys that lower the dominant part of a stage's memory."""
-    return {
-        "logits": f"stages.{stage.name}.micro_batch_size or max_completion_tokens",
-        "activations": f"stages.{stage.name}.micro_batch_size or max_completion_tokens",
-        "KV": "rollouts.gpu_memory_utilization",
-        "other engines": "rollouts.gpu_memory_utilization",
-    }.get(stage.dominant, "model.base (a smaller one)")
+def _remedy(recipe: Recipe, device: Device, needed: StagePlan) -> str:
+    """What would fit, in words."""
+    found = what_fits(recipe, partial(_too_large, device), cuda=device.cuda)
+    if found is not None:
+        return f"it fits with {found}"
+    tried = "another share for the engine, fewer rows in a pass" if device.cuda else "fewer rows in a pass"
+    return (
+        f"{tried} or gradient checkpointing do not make it fit; a smaller model does, or {needed.peak / GIB:.1f} GiB"
+        + (" for each process" if device.processes > 1 else "")
+    )
+
+
+def _too_large(device: Device, recipe: Recipe) -> frozenset[str]:
+    """The stages that do not fit; all of them where an engine does not."""
+    estimator = Estimator(recipe, device)
+    large_engine = estimator.large_engine() is not None
+    return frozenset(
+        stage.name for stage in recipe.all_stages if large_engine or stage.plan(estimator).peak > device.memory
+    )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
+import sysconfig
+from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
@@ -19,6 +21,8 @@ from orchestra import PACKAGES
 
 ONLOOKERS = ("orchestra.config", "orchestra.plan", "orchestra.report", "orchestra.run", "orchestra.text")
 DOMAIN = "rewards.domain"
+STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
+LIBRARIES = {"site-packages", "dist-packages"}
 
 
 def closure(module: str, domain: str) -> dict[str, str]:
@@ -40,6 +44,36 @@ def closure(module: str, domain: str) -> dict[str, str]:
         if name == DOMAIN:
             waiting.append(f"rewards.{domain}.domain")
     return dict(sorted(found.items()))
+
+
+def imported_by(file: Path) -> dict[str, str]:
+    """Module name -> sha256 of its code, for all that a user's file gets to: what lies beside it, and whatever else of
+    the user's Python finds. Libraries do not count, nor what is imported by a name that is computed.
+    """
+    folders = [Path(folder) for folder in (*sys.path, file.parent)]
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    waiting = list(_imports(file, ""))
+    while waiting:
+        name = waiting.pop()
+        path = None if name in seen else _source_in(name, folders)
+        seen.add(name)
+        if "." in name:
+            waiting.append(name.rpartition(".")[0])
+        if path is not None:
+            found[name] = _digest(path)
+            waiting += _imports(path, f"{name}.__init__" if path.name == "__init__.py" else name)
+    return dict(sorted(found.items()))
+
+
+def _source_in(module: str, folders: Sequence[Path]) -> Path | None:
+    """The file of a module, the first that these folders have; None for a library's, and where there is none."""
+    *packages, name = module.split(".")
+    places = [folder.joinpath(*packages) for folder in folders]
+    files = (file for place in places for file in (place / name / "__init__.py", place / f"{name}.py"))
+    path = next((file for file in files if file.is_file()), None)
+    library = path is None or path.resolve().is_relative_to(STDLIB) or not LIBRARIES.isdisjoint(path.parts)
+    return None if library else path
 
 
 def _source(module: str) -> Path | None:

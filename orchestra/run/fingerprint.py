@@ -13,8 +13,9 @@ from orchestra.config.checks import references
 from orchestra.config.recipe import Recipe
 from orchestra.config.stage import EVALUATION, OUTPUTS, Stage
 from orchestra.config.words import is_local
-from orchestra.run.code import closure
+from orchestra.run.code import closure, imported_by
 from orchestra.run.ledger import Fingerprint, LedgerEntry, sha256_of
+from orchestra.work.held_out import lost_to_other_evaluations
 from settings import FREE, Node, Refers, marked, reference_of
 
 WEIGHTS_LIMIT = 2**30
@@ -84,8 +85,15 @@ def _inputs(recipe: Recipe, stage: Stage, entries: Mapping[str, LedgerEntry]) ->
                 yield f"{key} {value}", digest
         elif is_local(value, refers):
             yield f"{key} ({Path(value).name})", sha256_of(Path(value))
+            if refers.to == "file":
+                imported = imported_by(Path(value)).items()
+                yield from ((f"{key} ({Path(value).name}: {name})", digest) for name, digest in imported)
         elif refers.to_stage and value not in parents:
             yield from _given(value, refers.to, entries)
+
+    if lost := lost_to_other_evaluations(recipe, stage):
+        digest = hashlib.sha256("\n".join(lost).encode()).hexdigest()
+        yield "training problems left out because an evaluate stage asks them", digest
 
 
 def _given(name: str, what: str, entries: Mapping[str, LedgerEntry]) -> Iterator[tuple[str, str]]:

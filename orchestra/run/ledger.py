@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,8 +58,9 @@ class StageResult:
     extra: dict[str, float | str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, in the order of the fields."""
-        return dataclasses.asdict(self)
+        """Plain values, in the order of the fields. What is no number is None, and left out of `extra`."""
+        values = _without_nan(dataclasses.asdict(self))
+        return values | {"extra": {name: value for name, value in values["extra"].items() if value is not None}}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -168,11 +170,14 @@ class Ledger:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file so that a reader, or a crash at any moment, sees the old or the new content, never a part."""
+    """Write a JSON file so that a reader, or a crash at any moment, sees the old or the new content, never a part.
+
+    What is no number is written as null.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(partial, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, default=list)
+            json.dump(_without_nan(value), file, indent=1, default=list, allow_nan=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
@@ -184,6 +189,17 @@ def write_json(path: Path, value: object) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: None in their places."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return value
 
 
 def sha256_of(path: Path) -> str:

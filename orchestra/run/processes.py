@@ -1,28 +1,16 @@
-"""One run on several processes (`accelerate launch`): the first one writes, the others wait for it."""
+"""What a process takes of the machine before torch is imported. How the processes of a run work together:
+models/processes.py."""
 
 from __future__ import annotations
 
 import os
 
-
-def rank() -> int:
-    """0 for the process that writes ledger, reports and lines."""
-    return int(os.environ.get("RANK", "0"))
+from models.processes import count
 
 
-def count() -> int:
-    """Number of processes in this run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def barrier() -> None:
-    """Wait until all processes are here; nothing with one process."""
-    if count() > 1:
-        import torch
-        from accelerate import PartialState
-
-        # without `cpu`, accelerate sees no process group where there is no GPU, and nobody waits
-        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+def here() -> int:
+    """Number of the run's processes on this machine, as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count()))
 
 
 def take_one_gpu(visible: int) -> str | None:
@@ -35,7 +23,7 @@ def take_one_gpu(visible: int) -> str | None:
         return None
     first = named.split(",")[0] or "0"
     os.environ["CUDA_VISIBLE_DEVICES"] = first
-    return f"one process, so one GPU of {visible}; for all: accelerate launch --multi_gpu -m orchestra run ..."
+    return f"one process, so one GPU of {visible}; for all: torchrun --nproc-per-node gpu -m orchestra run ..."
 
 
 def yield_cores() -> None:

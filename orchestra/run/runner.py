@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.processes import Processes, first_to_tell
 from orchestra.config.faults import UserError, is_user_error
 from orchestra.config.recipe import Recipe
 from orchestra.config.stage import Stage
-from orchestra.plan.machine import peak_memory
+from orchestra.plan.machine import PeakMemory
+from orchestra.run import commits, gates
 from orchestra.run import folder as run_folder
-from orchestra.run import gates, processes
 from orchestra.run.fingerprint import fingerprint, hashed_outputs
 from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult, sha256_of, write_json
 from orchestra.run.progress import Progress, chatter_to
@@ -31,6 +32,10 @@ from settings import near
 
 if TYPE_CHECKING:
     from orchestra.work.resources import Resources
+
+
+LEFT_ALONE = ("Connection closed by peer", "Connection reset by peer")
+"""What gloo says where the process at the other end is gone."""
 
 
 class StageError(UserError):
@@ -60,6 +65,7 @@ class Run:
 
     Fields:
         plan: what was planned, kept in run.json for the report.
+        processes: that run it together. The first one decides and writes; the others are told.
     """
 
     recipe: Recipe
@@ -68,26 +74,29 @@ class Run:
     source: str = ""
     sets: tuple[str, ...] = ()
     plan: Mapping[str, Any] | None = None
-    progress: Progress = field(default_factory=lambda: Progress(quiet=processes.rank() != 0))
+    progress: Progress = field(default_factory=Progress)
+    processes: Processes = field(default_factory=Processes)
     _resources: Resources | None = None
 
     def start(self, restart_from: str | None = None) -> Outcome:
         """Run what is not finished. Raises UserError (and StageError) with a message for the user."""
-        first = processes.rank() == 0
+        first = self.processes.first
         with contextlib.ExitStack() as stack:
             with _disk_errors(self.run_dir):
                 if first:
                     stack.enter_context(run_folder.locked(self.run_dir))
-                    ledger = Ledger(self.run_dir)
-                    self._prepare(ledger, restart_from)
-                processes.barrier()
+                    self._prepare(Ledger(self.run_dir), restart_from)
+                    for name, commit in commits.resolve(self.recipe, self.run_dir).items():
+                        self.progress.say(f"{name} is commit {commit}")
+                self.processes.wait()
+                self.recipe = commits.pinned(self.recipe, self.run_dir)
                 ledger = Ledger(self.run_dir)
                 # before anything is written that says what this run is
                 self._judge_changes(ledger)
                 if first:
                     self._note_versions()
-            stack.callback(self._close)
-            stack.enter_context(_sigterm_as_interrupt())
+            stack.push(self._close)
+            stack.enter_context(_sigterm_as_interrupt(alone=self.processes.count == 1))
             verdict = "GO"
             for index, stage in enumerate(self.recipe.all_stages):
                 try:
@@ -111,6 +120,8 @@ class Run:
             target = run_folder.set_aside(self.run_dir, ledger, names.index(restart_from))
             if target is not None:
                 self.progress.say(f"stages from {restart_from!r} on are set aside in {target}")
+            if restart_from == names[0]:
+                commits.forget(self.run_dir)
         gone = frozenset(name for name in ledger.entries if name not in names)
         if gone:
             target = run_folder.set_aside(self.run_dir, ledger, 100, gone)
@@ -148,21 +159,25 @@ class Run:
                 self._must_be_same(stage, place, entry, now)
                 self.progress.say(f"{label}: finished before")
             else:
-                entry = self._adopted(stage, place, now)
+                entry = self.processes.once(lambda: self._adopted(stage, place, now))
                 if entry is None:
                     self._begin(stage, place, now)
                     self.progress.say(f"{label}: {stage.summary(self.recipe)}")
                     entry = self._execute(stage, place, ledger, now)
                     self.progress.say(f"    {gates.sentence(entry.result)}")
-                if processes.rank() == 0:
-                    write_json(place / "result.json", entry.result.to_json())
-                    ledger.record(entry)
-                processes.barrier()
-                if processes.rank() != 0:
-                    ledger.entries = Ledger(self.run_dir).entries
-            if processes.rank() == 0:
+                self._keep(entry, place, ledger)
+            if self.processes.first:
                 shutil.rmtree(place / "checkpoints", ignore_errors=True)
             return self._judged(stage, place, ledger)
+
+    def _keep(self, entry: LedgerEntry, place: Path, ledger: Ledger) -> None:
+        """Record a finished stage, on disk before any process goes on."""
+        if self.processes.first:
+            write_json(place / "result.json", entry.result.to_json())
+            ledger.record(entry)
+        else:
+            ledger.entries[entry.result.name] = entry
+        self.processes.wait()
 
     def _must_be_same(self, stage: Stage, place: Path, entry: LedgerEntry, now: Fingerprint) -> None:
         """A finished stage is as its ledger entry says, or the user is told what changed."""
@@ -188,12 +203,12 @@ class Run:
 
     def _begin(self, stage: Stage, place: Path, now: Fingerprint) -> None:
         """Make the folder; what a killed run left in it stays only if it was begun with the same settings."""
-        if processes.rank() == 0:
+        if self.processes.first:
             place.mkdir(exist_ok=True)
             self._begun_must_be_same(stage, place, now)
             config = {"stage": stage.model_dump(mode="json"), "digest": now.digest, **dataclasses.asdict(now)}
             write_json(place / "config.json", config)
-        processes.barrier()
+        self.processes.wait()
 
     def _begun_must_be_same(self, stage: Stage, place: Path, now: Fingerprint) -> None:
         """An unfinished stage was begun as it would be now, or the user is told what changed."""
@@ -206,15 +221,14 @@ class Run:
             )
 
     def _execute(self, stage: Stage, place: Path, ledger: Ledger, now: Fingerprint) -> LedgerEntry:
-        suffix = f"-{processes.rank()}" if processes.rank() else ""
-        log = place / f"log{suffix}.txt"
+        log = self._log(place)
         start = time.monotonic()
         try:
-            with chatter_to(log):
+            with chatter_to(log), PeakMemory() as peak:
                 if self._resources is None:
                     from orchestra.work.resources import Resources
 
-                    self._resources = Resources(self.recipe)
+                    self._resources = Resources(self.recipe, self.processes)
                 context = StageContext(
                     recipe=self.recipe,
                     stage=stage,
@@ -224,14 +238,19 @@ class Run:
                     parents=self.recipe.parents_of(stage.name),
                     resources=self._resources,
                     progress=self.progress,
+                    processes=self.processes,
                 )
                 result = stage.run(context)
+            # a file may be another process's, so none is hashed before all are done
+            most = max(self.processes.gather(peak.bytes))
         except Exception as error:  # the one place where anything that a stage may raise becomes a message
+            # before engines are closed, at which the other processes end with errors of their own
+            first_to_tell()
             _append_traceback(log, error)
             raise _explained(error, stage, log) from error
-        extra = result.extra | {"peak_memory_bytes": float(peak_memory())}
+        extra = result.extra | {"peak_memory_bytes": float(most)}
         result = dataclasses.replace(result, seconds=result.seconds or time.monotonic() - start, extra=extra)
-        return LedgerEntry(place.name, now, hashed_outputs(stage, place), result)
+        return self.processes.once(lambda: LedgerEntry(place.name, now, hashed_outputs(stage, place), result))
 
     # after a stage
 
@@ -243,11 +262,7 @@ class Run:
         gate = verdict.word if verdict is not None else None
         if gate != entry.result.gate:
             entry = dataclasses.replace(entry, result=dataclasses.replace(entry.result, gate=gate))
-            if processes.rank() == 0:
-                write_json(place / "result.json", entry.result.to_json())
-                ledger.record(entry)
-            else:
-                ledger.entries[stage.name] = entry
+            self._keep(entry, place, ledger)
         if verdict is not None:
             self.progress.say(f"    gate: {verdict.sentence}")
             if verdict.word == gates.NO_GO:
@@ -259,10 +274,15 @@ class Run:
             ledger.entries[stage.name].result for stage in self.recipe.all_stages if stage.name in ledger.entries
         )
 
-    def _close(self) -> None:
-        if self._resources is not None:
-            with chatter_to(self.run_dir / "log.txt"):
+    def _close(self, failed: type[BaseException] | None, *_: object) -> None:
+        # where other processes are gone there is no taking down of what was joined with them; see __main__.py
+        if self._resources is not None and (failed is None or self.processes.count == 1):
+            with chatter_to(self._log(self.run_dir)):
                 self._resources.close()
+
+    def _log(self, place: Path) -> Path:
+        """A process's own."""
+        return place / ("log.txt" if self.processes.first else f"log-{self.processes.rank}.txt")
 
 
 def _listed(changes: list[str], limit: int = 8) -> str:
@@ -276,6 +296,11 @@ def _explained(error: Exception, stage: Stage, log: Path) -> StageError:
     if is_user_error(error):
         return StageError(f"stage {stage.name!r}: {error}")
     text = " ".join(str(error).split())
+    if any(words in text for words in LEFT_ALONE):
+        return StageError(
+            f"stage {stage.name!r}: another process of this run ended before this one, without a word (killed? out of "
+            f"memory?); the same command goes on from the last checkpoint ({log} has {type(error).__name__})"
+        )
     text = text if len(text) <= 300 else text[:297] + "..."
     return StageError(f"stage {stage.name!r} failed: {type(error).__name__}: {text}\nthe whole story is in {log}")
 
@@ -313,8 +338,12 @@ def _disk_errors(place: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """A polite kill ends a run like Ctrl-C does."""
+def _sigterm_as_interrupt(*, alone: bool) -> Iterator[None]:
+    """A polite kill ends a run like Ctrl-C does.
+
+    `alone`: without other processes. With them, one that ends with an error has yet to say so when the launcher, which
+    saw another one end, kills it politely.
+    """
 
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -326,5 +355,9 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         return
     try:
         yield
+    except BaseException:
+        if not alone:
+            old = signal.SIG_IGN
+        raise
     finally:
         signal.signal(signal.SIGTERM, old)

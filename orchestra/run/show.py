@@ -26,7 +26,7 @@ def results_of(run_dir: Path) -> list[StageResult]:
 def as_json(results: Iterable[StageResult]) -> str:
     """A list of stages; keys as in StageResult."""
     rows: list[dict[str, Any]] = [result.to_json() for result in results]
-    return json.dumps(rows, indent=1)
+    return json.dumps(rows, indent=1, allow_nan=False)
 
 
 def table(results: Iterable[StageResult], width: int = WIDE) -> Table:

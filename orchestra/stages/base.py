@@ -19,7 +19,7 @@ class BaseStage(Stage):
 
     written: ClassVar[bool] = False
     gives: ClassVar[frozenset[Gives]] = frozenset({"evaluation"})
-    reads: ClassVar[tuple[str, ...]] = ("model.base", "model.quantize", "model.dtype")
+    reads: ClassVar[tuple[str, ...]] = ("model.base", "model.quantize", "model.dtype", "model.prompt")
 
     kind: Literal["base"] = "base"
     name: Slug = "base"
@@ -33,12 +33,19 @@ class BaseStage(Stage):
         return f"evaluate {recipe.model.base}"
 
     def run(self, context: StageContext) -> StageResult:
-        from orchestra.work.policies import evaluated, measured, serve, start_policy
+        from models.engines.start import why_not_vllm
+        from orchestra.work.policies import evaluated, evaluated_in_both_formats, measured, serve, start_policy
 
         served = serve(context, start_policy(context))
         if served.engine.kind != "vllm":
-            context.progress.say(
-                "    vLLM is not used here: completions come from transformers' generate, which is slower"
-            )
-        evaluation, asked = evaluated(context)
-        return measured(context, evaluation, context.result(left_out=asked.left_out))
+            base = context.recipe.model.base
+            reason = why_not_vllm(base, base) or "so rollouts.engine asks"
+            context.progress.say(f"    completions come from transformers' generate, which is slower: {reason}")
+        spoken = context.resources.conversation
+        if spoken.other is None:
+            evaluation, asked = evaluated(context)
+            return measured(context, evaluation, context.result(left_out=asked.left_out))
+        end = context.resources.tokenizer().eos_token
+        context.progress.say(f"    {spoken.format} prompts, completions end with {end!r}: {spoken.why}")
+        evaluation, asked, told = evaluated_in_both_formats(context, spoken.other)
+        return measured(context, evaluation, context.result(left_out=asked.left_out, **told))

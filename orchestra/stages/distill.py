@@ -49,6 +49,9 @@ class DistillStage(Stage, DistillSettings):
     def other_models(self) -> tuple[str, ...]:
         return () if self.teacher == SELF else (self.teacher,)
 
+    def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
+        return ((recipe.problems.train, recipe.problems.train_limit),)
+
     def longest_completion(self, recipe: Recipe) -> int:
         return self.max_tokens
 
@@ -73,6 +76,7 @@ class DistillStage(Stage, DistillSettings):
             yield Counts(record.name, record.statistics)
 
     def run(self, context: StageContext) -> StageResult:
+        from models.base import spoken_to
         from models.prompts import opening_of
         from orchestra.work.policies import serve, start_policy
         from sft.distill import sample_traces
@@ -80,6 +84,10 @@ class DistillStage(Stage, DistillSettings):
         resources = context.resources
         own = self.teacher == SELF
         teacher = context.recipe.model.base if own else self.teacher
+        if not own:
+            spoken = spoken_to(teacher, None)
+            if spoken.other is not None:
+                context.progress.say(f"    {teacher} is asked in {spoken.format} prompts: {spoken.why}")
         asked = resources.train(teacher, self.problems)
         engine = serve(context, start_policy(context)).engine if own else resources.engine(teacher)
         with context.progress.bar(f"{self.name}: sample", len(asked.problems), "problems") as bar:
@@ -91,6 +99,7 @@ class DistillStage(Stage, DistillSettings):
                 seeds=[context.seed + 1000 * i for i in range(len(asked.problems))],
                 progress=_reached(bar),
                 opening=opening_of(asked.prompts[0]),
+                processes=context.processes,
             )
         self._release_teacher(context)
         return self._chosen(context, asked)
@@ -107,8 +116,10 @@ class DistillStage(Stage, DistillSettings):
         from sft.distill import choose_traces
 
         resources = context.resources
-        found = choose_traces(
-            asked.problems, context.folder, self, resources.domain, resources.format, resources.tokenizer()
+        found = context.once(
+            lambda: choose_traces(
+                asked.problems, context.folder, self, resources.domain, resources.format, resources.tokenizer()
+            )
         )
         correct = found.correct / max(found.sampled, 1)
         dropped = ", ".join(f"{reason} {count}" for reason, count in found.dropped.items()) or "none"

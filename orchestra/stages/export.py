@@ -52,7 +52,9 @@ class ExportStage(Stage):
 
         adapter = context.adapter_of(context.parent)
         trained_on = context.result_of(context.parent).extra.get("base_sha256")
-        report = export_policy(context.resources, adapter, context.folder, self.dtype, trained_on)
+        report = context.once(
+            lambda: export_policy(context.resources, adapter, context.folder, self.dtype, trained_on)
+        )
         merged = context.folder / "merged"
         context.progress.say(f"    {merged}: KL to the trained policy {report.kl:.1e}, top-1 {report.agreement:.1%}")
         if self.hub:

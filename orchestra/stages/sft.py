@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from orchestra.config.checks import micro_batch_faults
+from orchestra.config.checks import micro_batch_faults, share_faults
 from orchestra.config.stage import Draft, Gives, Stage
 from sft.settings import SftSettings
 
@@ -31,19 +31,25 @@ class SftStage(Stage, SftSettings):
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         yield from micro_batch_faults(self.micro_batch_size, self.batch_size, "batch_size")
+        yield from share_faults(self.batch_size, "batch_size", draft)
+
+    def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
+        earlier = {stage.name for stage in recipe.stages}
+        return tuple((source, None) for source in self.data if source not in earlier)
 
     def plan(self, estimator: Estimator) -> StagePlan:
         from models.sizes import traces_at_once
         from orchestra.plan.estimate import FLOPS_FORWARD, FLOPS_TRAIN
 
         limit = estimator.recipe.rollouts.max_completion_tokens
-        micro = traces_at_once(self.micro_batch_size, self.batch_size, cuda=estimator.device.cuda)
+        own = self.batch_size // estimator.device.processes
+        micro = traces_at_once(self.micro_batch_size, own, cuda=estimator.device.cuda)
         longest = self.max_length or estimator.longest_prompt + limit
         examples = self.steps * self.batch_size
         tokens = int(examples * (estimator.prompt + limit * estimator.length_share))
         memory, again = estimator.training(self, micro * longest)
         passes = FLOPS_TRAIN + again * FLOPS_FORWARD
-        seconds = estimator.train(tokens, self.steps * math.ceil(self.batch_size / micro), passes)
+        seconds = estimator.train(tokens, self.steps * math.ceil(own / micro), passes)
         return estimator.row(
             self, estimator.with_evaluation(self, tokens, seconds), memory, data=", ".join(self.data), steps=self.steps
         )
@@ -64,7 +70,8 @@ class SftStage(Stage, SftSettings):
 
         resources, rollouts = context.resources, context.recipe.rollouts
         tokenizer = resources.tokenizer()
-        traces = [trace for source in self.data for trace in _traces(context, source)]
+        found = [_traces(context, source) for source in self.data]
+        traces, left_out = [trace for traces, _ in found for trace in traces], sum(gone for _, gone in found)
         policy = start_policy(context)
         with context.progress.bar(f"{self.name}: imitate", self.steps, "steps") as bar:
             outcome = train_sft(
@@ -82,15 +89,26 @@ class SftStage(Stage, SftSettings):
         passes = self.steps * self.batch_size / outcome.examples
         tokens = round(outcome.completion_tokens * passes)
         result = context.result(
-            examples=outcome.examples, too_long=outcome.too_long, epochs=passes, base_sha256=outcome.base_sha256
+            left_out=left_out,
+            examples=outcome.examples,
+            too_long=outcome.too_long,
+            epochs=passes,
+            base_sha256=outcome.base_sha256,
         )
         return trained(context, policy, result, steps=self.steps, tokens=tokens)
 
 
-def _traces(context: StageContext, source: str) -> list[Trace]:
+def _traces(context: StageContext, source: str) -> tuple[list[Trace], int]:
+    """The traces of a source, and how many problems are left out because they overlap with held-out ones: an earlier
+    stage has left them out itself."""
     from sft.distill import read_traces, traces_of_solutions
 
     if source in context.earlier:
-        return read_traces(context.earlier[source] / "traces.jsonl")
+        return read_traces(context.earlier[source] / "traces.jsonl"), 0
     resources = context.resources
-    return traces_of_solutions(resources.problems(source, "train"), resources.format, resources.tokenizer(), source)
+    problems = resources.problems(source, "train")
+    apart = resources.apart(problems)
+    gone = len(problems) - len(apart)
+    if gone:
+        context.progress.say(f"    {source}: {gone} of {len(problems)} problems overlap with held-out ones: left out")
+    return traces_of_solutions(apart, resources.format, resources.tokenizer(), source), gone

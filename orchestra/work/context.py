@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from models.processes import Processes
 
 if TYPE_CHECKING:
     from orchestra.config.recipe import Recipe
@@ -16,11 +18,12 @@ if TYPE_CHECKING:
     from orchestra.work.resources import Resources
 
 ADAPTER = "adapter"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """One stage of one run, as its `run` sees it.
+    """One stage of one run, as its `run` sees it. Where a run has several processes, each runs the stage.
 
     Fields:
         recipe: validated, scale and overrides applied.
@@ -31,6 +34,7 @@ class StageContext:
         parents: the earlier stages whose policies this one takes up; none is the base with a fresh adapter.
         resources: made once per run and shared by its stages.
         progress: bars and lines for the user; everything printed otherwise goes to the stage's log.txt.
+        processes: that run the stage together; what the first one returns is the stage's result.
     """
 
     recipe: Recipe
@@ -41,6 +45,11 @@ class StageContext:
     parents: tuple[str, ...]
     resources: Resources
     progress: Progress
+    processes: Processes = field(default_factory=Processes)
+
+    def once(self, work: Callable[[], T]) -> T:
+        """Do what only one process may, writing a file above all; all of them wait for it and get what it gives."""
+        return self.processes.once(work)
 
     @property
     def parent(self) -> str | None:

@@ -56,7 +56,7 @@ def export_policy(
         )
     shutil.rmtree(merged, ignore_errors=True)
     exported = merged_model(model, adapter, getattr(torch, dtype))
-    save_merged(exported, model.base, merged)
+    save_merged(exported, model.base, merged, model.prompt)
     del exported
     free_memory()
     shutil.copytree(adapter, folder / "adapter", dirs_exist_ok=True)

@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from models.reference import Reference
 
 from evals.divergence import mean_kl
 from evals.evaluate import Evaluation, compare, evaluate
-from models.adapters import load_adapter, new_adapter, read_adapter, save_adapter
+from models.adapters import adapter_sha256, adapter_tensors, load_adapter, new_adapter, read_adapter, save_adapter
 from models.base import free_memory, load_base, trained_arithmetic
 from models.engines.protocol import Sampling
-from models.training import StepListener
+from models.reference import Reference
+from models.settings import PromptFormat
+from models.training import StepListener, TrainingError
 from orchestra.work.context import ADAPTER, StageContext
 from orchestra.work.resources import stage_seed
 
@@ -48,10 +49,16 @@ def serve(context: StageContext, policy: PeftModel) -> Served:
     return served
 
 
-def evaluated(context: StageContext) -> tuple[Evaluation, Asked]:
-    """Evaluate what the engine serves on the stage's held-out problems and write evaluation.json."""
+def evaluated(
+    context: StageContext, prompt: PromptFormat | None = None, file: str = EVALUATION
+) -> tuple[Evaluation, Asked]:
+    """Evaluate what the engine serves on the stage's held-out problems and write evaluation.json.
+
+    Args:
+        prompt: another format than the recipe's, in which the problems are asked.
+    """
     resources, settings = context.resources, context.stage.evaluation(context.recipe)
-    asked = resources.test(context.stage)
+    asked = resources.test(context.stage, prompt)
     if asked.left_out:
         context.progress.say(f"    {asked.left_out} test problems are too long for the model and left out")
     passes = 2 if settings.greedy and settings.temperature else 1
@@ -63,11 +70,39 @@ def evaluated(context: StageContext) -> tuple[Evaluation, Asked]:
             resources.domain,
             resources.format,
             seed=context.recipe.seed,
-            stop_token_ids=(resources.tokenizer().eos_token_id,),
+            stop_token_ids=resources.stops(prompt),
             progress=bar.advance,
         )
-    (context.folder / EVALUATION).write_text(evaluation.to_json())
+    context.once(lambda: (context.folder / file).write_text(evaluation.to_json()))
     return evaluation, asked
+
+
+def evaluated_in_both_formats(context: StageContext, other: PromptFormat) -> tuple[Evaluation, Asked, dict[str, float]]:
+    """Evaluate as the recipe asks and in another prompt format, and write the better as evaluation.json, so that no
+    later stage seems to gain what the format alone gives: the better sampled pass and the better greedy one.
+
+    Returns:
+        the better, its problems as the recipe asks them, and what is to be told of both.
+    """
+    own = context.resources.conversation.format
+    found: dict[str, Evaluation] = {}
+    for prompt in (own, other):
+        context.progress.say(f"    {prompt} prompts:")
+        found[prompt], _ = evaluated(context, prompt, f"evaluation-{prompt}.json")
+    best = max(found, key=lambda prompt: found[prompt].sampled.accuracy.estimate)
+    greedy = [one.greedy for one in found.values() if one.greedy is not None]
+    better = replace(found[best], greedy=max(greedy, key=lambda one: one.accuracy.estimate, default=None))
+    context.once(lambda: (context.folder / EVALUATION).write_text(better.to_json()))
+    told: dict[str, float] = {}
+    for prompt, one in found.items():
+        told[f"accuracy_{prompt}"] = one.sampled.accuracy.estimate
+        if one.greedy is not None:
+            told[f"greedy_accuracy_{prompt}"] = one.greedy.accuracy.estimate
+    context.progress.say(
+        "    accuracy: " + ", ".join(f"{told[f'accuracy_{prompt}']:.1%} with {prompt} prompts" for prompt in found)
+        + f"; the recipe asks with {own} prompts, the better counts"
+    )  # fmt: skip
+    return better, context.resources.test(context.stage), told
 
 
 def measured(context: StageContext, evaluation: Evaluation, result: StageResult) -> StageResult:
@@ -115,8 +150,15 @@ def trained(context: StageContext, policy: PeftModel, result: StageResult, *, st
     Args:
         result: what the stage has to say of its training.
         steps, tokens: optimizer steps, and tokens generated or trained on.
+
+    Raises:
+        TrainingError: the processes trained different policies.
+        EngineError: the engine does not serve the policy.
     """
-    sha256 = save_adapter(policy, context.folder / ADAPTER)
+    hashes = context.processes.gather(adapter_sha256(adapter_tensors(policy)))
+    if len(set(hashes)) > 1:
+        raise TrainingError("the processes of this run do not hold the same policy after training")
+    sha256 = context.once(lambda: save_adapter(policy, context.folder / ADAPTER))
     serve(context, policy)
     evaluation, asked = evaluated(context)
     extra = result.extra | divergences(context, policy, asked)
@@ -133,7 +175,7 @@ def divergences(context: StageContext, policy: PeftModel, asked: Asked) -> dict[
         temperature=1.0,
         top_p=1.0,
         top_k=0,
-        stop_token_ids=(resources.tokenizer().eos_token_id,),
+        stop_token_ids=resources.stops(),
     )
     seeds = [stage_seed(recipe, f"kl-{i}") for i in range(len(prompts))]
     groups = resources.engine().generate(prompts, sampling, seeds)

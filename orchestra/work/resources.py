@@ -5,17 +5,22 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from models.base import context_length, load_tokenizer, spoken_to
+from models.conversation import Conversation
 from models.engines.protocol import Engine
-from models.engines.start import Capacity, start_engine
-from rewards.domain import Domain, get_domain
-
-from models.base import context_length, load_tokenizer
 from models.engines.serving import Served, which_sync
+from models.engines.shared import SharedEngine
+from models.engines.start import Capacity, serving_for, start_engine
+from models.processes import Processes
 from models.prompts import prompt_tokens, render_prompt
+from models.settings import PromptFormat
 from models.training import Probe
 from orchestra.config.faults import UserError
+from orchestra.work.held_out import held_out, load
+from rewards.domain import Domain, get_domain
 from rewards.formats import Format
 from rewards.problems import Asked, Problem, Split, overlapping
 
@@ -31,10 +36,11 @@ class Resources:
     """Everything is made when first asked for."""
 
     recipe: Recipe
+    processes: Processes = field(default_factory=Processes)
     _engines: dict[str, Engine] = field(default_factory=dict)
     _served: Served | None = None
     _resting: list[Engine] = field(default_factory=list)
-    _tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+    _tokenizers: dict[tuple[str, PromptFormat | None], PreTrainedTokenizerBase] = field(default_factory=dict)
     _problems: dict[tuple[str, Split, int | None], list[Problem]] = field(default_factory=dict)
 
     @property
@@ -47,42 +53,74 @@ class Resources:
         """How they are asked and answered."""
         return self.domain.format(self.recipe.problems.format)
 
-    def tokenizer(self, model: str | None = None) -> PreTrainedTokenizerBase:
-        """Of the base, or of another model."""
-        name = model or self.recipe.model.base
-        if name not in self._tokenizers:
-            self._tokenizers[name] = load_tokenizer(name)
-        return self._tokenizers[name]
+    def tokenizer(self, model: str | None = None, prompt: PromptFormat | None = None) -> PreTrainedTokenizerBase:
+        """Of the base, as the recipe says that it is spoken to or in another prompt format; or of another model."""
+        own = self.recipe.model
+        name = model or own.base
+        prompt = prompt or (own.prompt if name == own.base else None)
+        if (name, prompt) not in self._tokenizers:
+            self._tokenizers[name, prompt] = load_tokenizer(name, prompt)
+        return self._tokenizers[name, prompt]
+
+    @cached_property
+    def conversation(self) -> Conversation:
+        """How the base is spoken to."""
+        return spoken_to(self.recipe.model.base, self.recipe.model.prompt)
+
+    def stops(self, prompt: PromptFormat | None = None) -> tuple[int, ...]:
+        """Where the base's completions end, besides what its engine stops at anyway. Asked by its template where the
+        recipe asks plainly, also where that template ends an answer: the base shall look as good as it is."""
+        foreign = prompt == "chat" and self.conversation.format != prompt
+        ends = (self.tokenizer(prompt=prompt).eos_token_id, self.conversation.turn_end if foreign else None)
+        return tuple(dict.fromkeys(end for end in ends if end is not None))
 
     def problems(self, source: str, split: Split, limit: int | None = None) -> list[Problem]:
         """Problems of a source, loaded once."""
         key = (source, split, limit)
         if key not in self._problems:
-            # the held-out problems are the same for every training seed
-            seed = self.recipe.seed if split == "train" else 0
-            self._problems[key] = self.domain.problems(source, split, limit=limit, seed=seed)
+            self._problems[key] = load(self.recipe, source, split, limit)
         return self._problems[key]
 
-    def test(self, stage: Stage) -> Asked:
-        """A stage's held-out problems. One that does not fit the model's context is left out (and counted)."""
+    def test(self, stage: Stage, prompt: PromptFormat | None = None) -> Asked:
+        """A stage's held-out problems. One that does not fit the model's context is left out (and counted), whichever
+        prompt format it is in which that is so.
+
+        Args:
+            prompt: another format than the recipe's.
+        """
         source, limit = stage.held_out(self.recipe)
-        base = self.recipe.model.base
+        base, other = self.recipe.model.base, self.conversation.other
         budget = context_length(base) - self._completion_budget()
-        return self._asked(self.problems(source, "test", limit), base, budget, f"test problems ({source})")
+        problems, what = self.problems(source, "test", limit), f"test problems ({source})"
+        if other is not None:
+            fitting = self._asked(problems, base, budget, what, prompt=None if prompt == other else other)
+            gone, problems = fitting.left_out, fitting.problems
+        else:
+            gone = 0
+        return self._asked(problems, base, budget, what, gone, prompt=prompt)
+
+    def apart(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Those that share no 13 words with a problem of any evaluation in the recipe."""
+        asked = [problem for source, limit in held_out(self.recipe) for problem in self.problems(source, "test", limit)]
+        overlap = overlapping(problems, asked)
+        return [problem for problem in problems if problem.id not in overlap]
 
     def train(self, model: str | None = None, count: int | None = None) -> Asked:
         """Training problems that share no 13 words with a held-out one, as `model` is asked."""
         own = self.recipe.problems
         problems = self.problems(own.train, "train", own.train_limit)
-        overlap = overlapping(problems, self.problems(own.test, "test", own.test_limit))
-        clean = [problem for problem in problems if problem.id not in overlap][:count]
+        clean = self.apart(problems)
+        overlap = len(problems) - len(clean)
         budget = self.recipe.rollouts.max_prompt_tokens
         return self._asked(
-            clean, model or self.recipe.model.base, budget, f"training problems ({own.train})", len(overlap)
+            clean[:count], model or self.recipe.model.base, budget, f"training problems ({own.train})", overlap
         )
 
-    def _asked(self, problems: Sequence[Problem], model: str, budget: int, what: str, gone: int = 0) -> Asked:
-        tokenizer = self.tokenizer(model)
+    def _asked(
+        self, problems: Sequence[Problem], model: str, budget: int, what: str, gone: int = 0,
+        *, prompt: PromptFormat | None = None,
+    ) -> Asked:  # fmt: skip
+        tokenizer = self.tokenizer(model, prompt)
         prompts = [render_prompt(tokenizer, self.format.messages(problem.question)) for problem in problems]
         tokens = [tuple(prompt_tokens(tokenizer, prompt)) for prompt in prompts]
         fit = [i for i, ids in enumerate(tokens) if len(ids) <= budget]
@@ -101,7 +139,13 @@ class Resources:
         )
 
     def engine(self, model: str | None = None) -> Engine:
-        """The run's engine for this model (None: the base); started once."""
+        """The run's engine for this model (None: the base), which all processes ask the same at the same time: each
+        generates its share, and all get everything."""
+        own = self._own_engine(model)
+        return SharedEngine(own, self.processes) if self.processes.count > 1 else own
+
+    def _own_engine(self, model: str | None = None) -> Engine:
+        """This process's; started once."""
         name, own = model or self.recipe.model.base, self.recipe.model.base
         if name not in self._engines:
             room = self._prompt_budget(name) + self._completion_budget()
@@ -112,19 +156,22 @@ class Resources:
                 # vLLM can take back the memory of one engine in a process; a second teacher stays
                 temporary=name != own and not self._resting and set(self._engines) <= {own},
             )
-            self._engines[name] = start_engine(name, self.recipe.rollouts, capacity)
+            # vLLM's start is a collective of all processes, which does not wait for long
+            self.processes.wait()
+            self._engines[name] = start_engine(name, serving_for(name, own, self.recipe.rollouts), capacity)
         return self._engines[name]
 
     def served(self) -> Served:
-        """The base's engine with the policy that it serves."""
+        """The base's engine, each process's own, with the policy that it serves."""
         if self._served is None:
             probe = Probe.of_prompts(self.test(self.recipe.all_stages[0]).tokens)
-            self._served = Served(self.engine(), self._sync, probe)
+            self._served = Served(self._own_engine(), self._sync, probe)
         return self._served
 
     @property
     def _sync(self) -> Literal["folded", "adapter"]:
-        return which_sync(self.recipe.rollouts, self.recipe.model.quantize)
+        own = self.recipe.model
+        return which_sync(serving_for(own.base, own.base, self.recipe.rollouts), own.quantize)
 
     def release(self, model: str) -> None:
         """Take the memory of a teacher's engine back."""
@@ -149,7 +196,13 @@ class Resources:
         if model == self.recipe.model.base:
             evaluated = [stage for stage in self.recipe.all_stages if "evaluation" in stage.gives]
             different = {stage.held_out(self.recipe): stage for stage in evaluated}
-            longest += [len(ids) for stage in different.values() for ids in self.test(stage).tokens]
+            formats = (None, other) if (other := self.conversation.other) is not None else (None,)
+            longest += [
+                len(ids)
+                for stage in different.values()
+                for prompt in formats
+                for ids in self.test(stage, prompt).tokens
+            ]
         return max(longest)
 
 

@@ -39,6 +39,9 @@ class Double:
     def number(self, value: Fraction) -> float:
         return float(value)
 
+    def reaches(self, *values) -> None:
+        """Doubles only tell what differs clearly."""
+
     def power(self, base, exponent):
         _bearable(exponent)
         if base == 0:
@@ -72,6 +75,8 @@ class Double:
 
 
 class Precise:
+    """reach: decimal digits by which a sum's terms, an exponent or an argument are larger or smaller than 1."""
+
     _names: ClassVar = {
         "\\sin": "sin", "\\cos": "cos", "\\tan": "tan", "\\cot": "cot", "\\sec": "sec", "\\csc": "csc",
         "\\arcsin": "asin", "\\arccos": "acos", "\\arctan": "atan",
@@ -80,19 +85,26 @@ class Precise:
     }  # fmt: skip
 
     def __init__(self, context):
-        self.context = context
+        self.context, self.reach = context, 0
         self.pi, self.e, self.i = +context.pi, +context.e, context.j
 
     def number(self, value: Fraction):
         return self.context.mpf(value.numerator) / value.denominator
 
+    def reaches(self, *values) -> None:
+        for value in values:
+            if value:
+                self.reach = max(self.reach, int(abs(self.context.mag(value)) * 0.30103))
+
     def power(self, base, exponent):
         _bearable(exponent)
+        self.reaches(exponent)
         if base == 0 and self.context.re(exponent) <= 0:
             raise ZeroDivisionError
         return base**exponent
 
     def root(self, degree, inside):
+        self.reaches(degree)
         if self.context.im(inside) == 0 and self.context.re(inside) < 0 and degree % 2 == 1:
             return -((-inside) ** (1 / degree))
         return inside ** (1 / degree)
@@ -103,6 +115,7 @@ class Precise:
 
     def function(self, name: str, value):
         _bearable(value)
+        self.reaches(value)
         if name == "\\arccot":
             return self.context.pi / 2 - self.context.atan(value)
         if name not in self._names:

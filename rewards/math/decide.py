@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rewards.math.equal import Comparison, Overtime
 from rewards.math.extract import gold_text
+from rewards.math.set_builder import Family
 from rewards.math.tokens import Unreadable, clean, tokenize
 from rewards.math.values import Grid, Group, Leaf, Relation, Union, Value, read, spelled
 
@@ -26,7 +27,8 @@ _LETTER = re.compile(_WRAPPER + r"\(?\s*([A-J])\s*\)?\.?\s*\}?\.?")
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """equal: the verdict, unless ``open`` holds pairs (gold, answer) that must all be symbolically equal for it.
+    """equal: the verdict, unless ``open`` holds pairs of formulas that must all be symbolically equal for it; a `Doubt`
+    among them must only not be shown to differ.
 
     late: the comparison was broken off.
     """
@@ -89,7 +91,7 @@ def _kind(value: Value) -> str:
         return value.kind
     if isinstance(value, Leaf):
         return "expression" if value.node else "words" if value.words else "formula"
-    return {Grid: "matrix", Relation: "relation", Union: "union"}[type(value)]
+    return {Grid: "matrix", Relation: "relation", Union: "union", Family: "family"}[type(value)]
 
 
 def _unwrapped(text: str) -> str:

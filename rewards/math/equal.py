@@ -5,8 +5,11 @@ Decided once, with reasons, tested in tests/rewards/math/test_verifier_policies.
 - **Every value asked for, and no other.** A list or set equals another with the same members in any order, a tuple
   one in the same order; `1, 2` is not `1`, ``\pm 2`` is not 2, an interval around a number is not the number.
 - **A chain must hold.** ``15 = 16`` and ``80 \approx 81`` contradict themselves: they equal nothing. Where a chain
-  holds, any of its members may match.
+  holds, any of its members may match. A link to a formula that is not read here, ``\lim ... = 1``, leaves what stands
+  behind it, unless a symbolic worker refutes it; ``2x + 1 = 7`` is an equation for x and not 7.
 - **Names are not graded**: x = 16 answers 16, f(x) = x answers f(z) = z. Values named alike are compared name by name.
+- **Bound letters are not graded** either: a set given by a rule is its element and its conditions under any letters.
+- **Infinitely many is \infty** where the gold counts; a gold \infty may be a limit, and is no count.
 - **Exact means exact.** A decimal stands for an exact value from six significant digits on, if it is that value
   rounded or cut; fewer digits are another number.
 - **Units are not graded unless both name one**: 5 cm answers 5 and 500 cm answers 5 m, but 5 cm does not answer 5 m.
@@ -18,9 +21,12 @@ from __future__ import annotations
 import time
 
 from rewards.math.equal_single import Outcome, same_leaf
+from rewards.math.families import same_family
+from rewards.math.inequalities import as_interval
 from rewards.math.nodes import substitute
-from rewards.math.real_sets import as_interval, is_set, pieces, same_set
-from rewards.math.relations import bare_values, same_relation, solves
+from rewards.math.real_sets import is_set, pieces, same_set
+from rewards.math.relations import Stated, same_congruence, same_relation, solves, stated
+from rewards.math.set_builder import Family
 from rewards.math.tokens import Unreadable
 from rewards.math.values import Grid, Group, Leaf, Relation, Union, Value, read, spelled
 
@@ -53,6 +59,8 @@ class Comparison:
             and not _has_sign_choice(answer)
         ):
             return same_leaf(gold, answer)
+        if isinstance(gold, Family) or isinstance(answer, Family):
+            return same_family(gold, answer, self.equal)
         if is_set(gold) or is_set(answer):
             as_sets = self._equal_sets(gold, answer)
             if as_sets is not None:
@@ -73,20 +81,24 @@ class Comparison:
         return None
 
     def _equal_relations(self, gold: Value, answer: Value) -> Outcome:
-        golds, answers = bare_values(gold, self.equal), bare_values(answer, self.equal)
+        related = isinstance(gold, Relation), isinstance(answer, Relation)
+        if related[0] and "\\equiv" in gold.ops:
+            return related[1] and same_congruence(gold, answer, self.equal)
+        golds = stated(gold, self.equal, alone=not related[1])
+        answers = stated(answer, self.equal, alone=not related[0])
         if golds is None or answers is None:
             return False
         best: Outcome = False
-        # the values of a gold chain are alternatives; an answer's chain holds, so that its first value stands for all
+        # the values of a chain that holds are alternatives; a gold's is taken to hold
         for one in golds:
             for two in answers:
-                outcome = self.equal(*_renamed(one, two))
+                outcome = _both(self.equal(*_renamed(one, two)), two.open or True)
                 if outcome is True:
                     return True
                 best = best or outcome
-        if isinstance(gold, Relation) and isinstance(answer, Relation):
+        if all(related):
             return same_relation(gold, answer) or best
-        if isinstance(gold, Relation) and isinstance(answer, Leaf) and solves(gold, answer):
+        if related[0] and isinstance(answer, Leaf) and solves(gold, answer):
             return True
         return best
 
@@ -196,16 +208,13 @@ def _interval_of(value: Value) -> Value | None:
     return value if isinstance(value, Group) and value.kind == "tuple" else None
 
 
-def _renamed(one, two):
+def _renamed(one: Stated, two: Stated) -> tuple[Value, Value]:
     """Values of two functions, f(x) = ... and f(m) = ..., with one argument's name."""
-    return one[1], (two[1] if not one[0] or not two[0] or one[0] == two[0] else _with_argument(two, one[0]))
-
-
-def _with_argument(labelled, name: str) -> Value:
-    label, value = labelled
-    if not isinstance(value, Leaf) or value.node is None:
-        return value
-    return Leaf(value.tokens, substitute(value.node, label, ("v", name)), value.unit, value.words)
+    value = two.value
+    if one.argument and two.argument not in ("", one.argument) and isinstance(value, Leaf) and value.node is not None:
+        node = substitute(value.node, two.argument, ("v", one.argument))
+        value = Leaf(value.tokens, node, value.unit, value.words)
+    return one.value, value
 
 
 def _share(ratio: Group, index: int) -> Leaf:

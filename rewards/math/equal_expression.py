@@ -1,11 +1,14 @@
-"""Are two expressions equal? Exactly where they are rational, to forty digits at chosen points where they are not.
+r"""Are two expressions equal? Exactly where they are rational, to many digits at chosen points where they are not.
 
 1. *Rational functions* (sums, products, whole powers, also of i) are evaluated modulo a 61-bit prime at two points
    that depend on the variables' names only. Two different ones agree by chance about once in 10^30; two equal ones
    always (the Schwartz-Zippel lemma). No size of number costs more than another.
 2. *Everything else* (roots, logarithms, angles, variable exponents) is evaluated in double precision first, which
    settles most inequalities, then by mpmath with fifty digits; every point at which both sides are real must agree to
-   forty. Variables are positive, so that the square root of x^2 is x, unless an absolute value is about.
+   all but the last fourteen. Variables are positive, so that the square root of x^2 is x, unless an absolute value is
+   about.
+3. *Where digits could hide beyond the fiftieth*, since a sum, an exponent or an argument is very large or very small
+   (2^{1/2^{1000}} is not 1), as many digits more are taken as that reaches, twice; beyond a cap it is undecided.
 
 Sizes are capped before anything is computed: an expression beyond the caps is undecided, not slow.
 """
@@ -14,18 +17,17 @@ from __future__ import annotations
 
 import math
 import zlib
+from dataclasses import dataclass
 from fractions import Fraction
 
 from rewards.math.arithmetics import Double, Precise, Undecided, is_real
+from rewards.math.exact import Irrational, determinant, exact, rational
 from rewards.math.nodes import contains, letters_of
 
 MAX_POWER = 10_000_000
-MAX_FACTORIAL = 2_500
+MAX_REACH = 700
 _DIGITS = 50
-
-
-class Irrational(Undecided):
-    """Not a rational function of its variables."""
+_DOUBTFUL_DIGITS = 14
 
 
 def _prime_with_i() -> tuple[int, int]:
@@ -65,20 +67,14 @@ def same(left: tuple, right: tuple) -> bool | None:
     if left[0] == "n" and right[0] == "n":
         return left[1] == right[1]
     try:
-        return all(_modular(left, seed) == _modular(right, seed) for seed in (1, 2))
+        agree = all(_modular(left, seed) == _modular(right, seed) for seed in (1, 2))
+        # constants are the same at every point, so that a multiple of the prime could be added to one
+        return agree and (bool(letters_of(left)) or rational(left) == rational(right))
     except Irrational:
         pass
     except (Undecided, ZeroDivisionError):
         return None
     return _same_numerically(left, right)
-
-
-def rational(node: tuple) -> Fraction | None:
-    """The value of a constant expression, when it is rational and small enough to write down."""
-    try:
-        return _exact(node)
-    except (Undecided, ZeroDivisionError):
-        return None
 
 
 def real(node: tuple) -> float | None:
@@ -105,68 +101,6 @@ def at_points(node: tuple, points: int = 4) -> list[complex | float | None]:
     return values
 
 
-def _exact(node: tuple) -> Fraction:
-    kind = node[0]
-    if kind == "n":
-        return node[1]
-    if kind in ("+", "-", "*", "/", "^"):
-        left, right = _exact(node[1]), _exact(node[2])
-        if kind == "^":
-            return _power(left, right)
-        value = (
-            left + right
-            if kind == "+"
-            else left - right
-            if kind == "-"
-            else left * right
-            if kind == "*"
-            else left / right
-        )
-        _bounded(value)
-        return value
-    if kind == "neg":
-        return -_exact(node[1])
-    if kind == "abs":
-        return abs(_exact(node[1]))
-    if kind == "!":
-        number = _exact(node[1])
-        if number.denominator != 1 or not 0 <= number <= MAX_FACTORIAL:
-            raise Undecided("factorial")
-        return Fraction(math.factorial(int(number)))
-    if kind == "C":
-        above, below = _exact(node[1]), _exact(node[2])
-        if above.denominator != 1 or below.denominator != 1 or not 0 <= below <= above <= MAX_FACTORIAL:
-            raise Undecided("binomial")
-        return Fraction(math.comb(int(above), int(below)))
-    if kind == "root":
-        degree, inside = _exact(node[1]), _exact(node[2])
-        return _exact_root(degree, inside)
-    raise Irrational(kind)
-
-
-def _power(base: Fraction, exponent: Fraction) -> Fraction:
-    if exponent.denominator != 1:
-        raise Irrational("power")
-    size = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if abs(exponent) * size > 60_000:
-        raise Undecided("power too large")
-    return base ** int(exponent)
-
-
-def _bounded(value: Fraction) -> None:
-    if value.numerator.bit_length() > 100_000 or value.denominator.bit_length() > 100_000:
-        raise Undecided("number too large")
-
-
-def _exact_root(degree: Fraction, inside: Fraction) -> Fraction:
-    if degree != 2 or inside < 0:
-        raise Irrational("root")
-    over, under = math.isqrt(inside.numerator), math.isqrt(inside.denominator)
-    if over * over != inside.numerator or under * under != inside.denominator:
-        raise Irrational("root")
-    return Fraction(over, under)
-
-
 def _modular(node: tuple, seed: int) -> int:
     kind = node[0]
     if kind == "n":
@@ -190,7 +124,7 @@ def _modular(node: tuple, seed: int) -> int:
             raise ZeroDivisionError
         return _modular(node[1], seed) * pow(under, -1, PRIME) % PRIME
     if kind == "^":
-        exponent = _exact(node[2])
+        exponent = exact(node[2])
         if exponent.denominator != 1:
             raise Irrational("power")
         if abs(exponent) > MAX_POWER:
@@ -201,8 +135,10 @@ def _modular(node: tuple, seed: int) -> int:
         return pow(base, int(exponent), PRIME)
     if kind == "i":
         return ROOT_OF_MINUS_ONE
-    if kind in ("!", "C", "abs", "root"):
-        value = _exact(node)
+    if kind == "det":
+        return determinant([_modular(cell, seed) for cell in node[1]]) % PRIME
+    if kind in ("!", "C", "abs", "root", "mod", "gcd", "lcm"):
+        value = exact(node)
         return value.numerator % PRIME * pow(value.denominator, -1, PRIME) % PRIME
     raise Irrational(kind)
 
@@ -234,33 +170,70 @@ def _same_numerically(left: tuple, right: tuple) -> bool | None:
     return _same_precisely(left, right, seeds)
 
 
+def order(left: tuple, right: tuple) -> int | None:
+    """-1, 0 or 1 as one constant is less than, equal to or greater than another; None when undecided or not real."""
+    exact_ends = rational(left), rational(right)
+    if None not in exact_ends:
+        return (exact_ends[0] > exact_ends[1]) - (exact_ends[0] < exact_ends[1])
+    one, two = real(left), real(right)
+    if one is None or two is None:
+        return None
+    if abs(one - two) > 1e-6 * max(abs(one), abs(two)) > 1e-9:
+        return 1 if one > two else -1
+    values = _precise_pair(left, right, 0)
+    if values is None:
+        return None
+    if values.agree():
+        return 0
+    return None if not values.are_real() else 1 if values.one.real > values.two.real else -1
+
+
 def _same_precisely(left: tuple, right: tuple, seeds: tuple[int, ...]) -> bool | None:
+    pairs = [pair for pair in (_precise_pair(left, right, seed) for seed in seeds) if pair is not None]
+    judged = [pair for pair in pairs if pair.are_real()] or pairs
+    return all(pair.agree() for pair in judged) if judged else None
+
+
+@dataclass(frozen=True, slots=True)
+class _PrecisePair:
+    """Two values in mpmath, and the size of what is nothing beside them: rounding."""
+
+    one: object
+    two: object
+    rounding: object
+
+    def agree(self) -> bool:
+        return abs(self.one - self.two) <= self.rounding
+
+    def are_real(self) -> bool:
+        return max(abs(self.one.imag), abs(self.two.imag)) < self.rounding * 10**6
+
+
+def _precise_pair(left: tuple, right: tuple, seed: int) -> _PrecisePair | None:
+    """Both values at a point, with as many digits as their difference may need; None when undecided."""
     import mpmath
 
     context = mpmath.mp.clone()
     context.dps = _DIGITS
-    verdicts = []
-    for seed in seeds:
-        try:
-            one, two = _precise(left, seed, context), _precise(right, seed, context)
-        except (ArithmeticError, ValueError, Undecided, TypeError):
-            continue
-        size = max(abs(one), abs(two), context.mpf(10) ** -12)
-        both_real = (
-            abs(context.im(one)) < size * context.mpf(10) ** -30
-            and abs(context.im(two)) < size * context.mpf(10) ** -30
-        )
-        verdicts.append((both_real, abs(one - two) <= size * context.mpf(10) ** -36))
-    judged = [agree for both_real, agree in verdicts if both_real] or [agree for _, agree in verdicts]
-    return all(judged) if judged else None
+    field = Precise(context)
+    try:
+        one, two = _evaluate(left, seed, field), _evaluate(right, seed, field)
+        field.reaches(*(value for value in (one, two) if abs(value) < 1))
+        if field.reach > _DOUBTFUL_DIGITS // 2:
+            if field.reach > MAX_REACH:
+                return None
+            context.dps = _DIGITS + 2 * field.reach
+            field = Precise(context)
+            one, two = _evaluate(left, seed, field), _evaluate(right, seed, field)
+    except (ArithmeticError, ValueError, TypeError):
+        return None
+    # nothing is less than rounding beside a common number, such as 0
+    size = max(abs(one), abs(two), context.mpf(10) ** -12)
+    return _PrecisePair(context.mpmathify(one), context.mpmathify(two), size / 10 ** (context.dps - _DOUBTFUL_DIGITS))
 
 
 def _double(node: tuple, seed: int):
     return _evaluate(node, seed, _DOUBLE)
-
-
-def _precise(node: tuple, seed: int, context):
-    return _evaluate(node, seed, Precise(context))
 
 
 def _evaluate(node: tuple, seed: int, field):
@@ -271,6 +244,8 @@ def _evaluate(node: tuple, seed: int, field):
         return field.number(Fraction(_point(node[1], seed)))
     if kind in ("+", "-", "*", "/"):
         left, right = _evaluate(node[1], seed, field), _evaluate(node[2], seed, field)
+        if kind in "+-":
+            field.reaches(left, right)
         return (
             left + right
             if kind == "+"
@@ -307,6 +282,10 @@ def _evaluate(node: tuple, seed: int, field):
     if kind == "C":
         above, below = _evaluate(node[1], seed, field), _evaluate(node[2], seed, field)
         return field.factorial(above) / field.factorial(below) / field.factorial(above - below)
+    if kind == "det":
+        return determinant([_evaluate(cell, seed, field) for cell in node[1]])
+    if kind in ("mod", "gcd", "lcm"):
+        return field.number(exact(node))
     if kind == "max" or kind == "min":
         values = [_evaluate(item, seed, field) for item in node[1]]
         return max(values) if kind == "max" else min(values)

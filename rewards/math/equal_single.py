@@ -5,17 +5,32 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from typing import NamedTuple
 
-from rewards.math.equal_expression import rational, real, same
+from rewards.math.equal_expression import real, same
+from rewards.math.exact import rational
 from rewards.math.nodes import contains, letters_of, substitute
 from rewards.math.tokens import Based
 from rewards.math.units import convert, is_unit
 from rewards.math.values import Leaf, latex, spelled
-from rewards.math.vocabulary import NUMBER_WORDS
+from rewards.math.vocabulary import HEDGES, NUMBER_WORDS
 
 SIGNIFICANT = 6
 _COUNTERS = frozenset("klmn")
+_INFINITE = {"infinity": ("oo",), "negative infinity": ("neg", ("oo",)), "minus infinity": ("neg", ("oo",))}
+# how many, when there is no end of them: infinitely many, or infinitely many points; but no infinite discontinuity
+_COUNTLESS = re.compile(
+    r"(?:there (?:are|exist) )?(?:an )?"
+    r"(?:infinitely many|infinite (?:number|amount) of|infinite(?= solutions$| answers$| values$|$))(?: ([a-z ]+))?"
+)
 Outcome = "bool | tuple[tuple[str, str], ...]"
+
+
+class Doubt(NamedTuple):
+    """Two formulas that an answer says are equal on its way to its value: wrong only where they are shown to differ."""
+
+    one: str
+    other: str
 
 
 def same_leaf(gold: Leaf, answer: Leaf):
@@ -242,12 +257,32 @@ def _plain_letters(leaf: Leaf) -> str:
 
 def _same_words(gold: Leaf, answer: Leaf) -> bool:
     one, two = (leaf.words or _plain_letters(leaf) for leaf in (gold, answer))
+    counted = _countless(one)
+    if counted is not None:
+        return _is_countless(counted, answer)
     if one and two:
         return _normal(one) == _normal(two)
     for worded, other in ((gold, answer), (answer, gold)):
         if worded.words in NUMBER_WORDS and other.node is not None:
             return same(("n", Fraction(NUMBER_WORDS[worded.words])), other.node) is True
+        if worded.words in _INFINITE:
+            return other.node == _INFINITE[worded.words] and not other.unit
     return False
+
+
+def _countless(words: str) -> str | None:
+    """What there are infinitely many of, "" where that is not said; None for all other words."""
+    found = _COUNTLESS.fullmatch(words)
+    return None if found is None or HEDGES & set(words.split()) else found.group(1) or ""
+
+
+def _is_countless(things: str, answer: Leaf) -> bool:
+    r"""Whether an answer is the count of infinitely many things, as \infty is.
+
+    A gold \infty may be a limit, and is no count: only the gold says which is meant.
+    """
+    others = answer.unit if answer.node == ("oo",) else "" if answer.words == "infinity" else _countless(answer.words)
+    return others is not None and (not things or not others or things == others)
 
 
 def _normal(words: str) -> str:

@@ -37,15 +37,20 @@ def balanced(sign: str, nodes: list) -> tuple:
     return nodes[0]
 
 
-def substitute(node: tuple, name: str, value: tuple) -> tuple:
-    """The expression with a variable replaced."""
-    if node[0] == "v" and node[1] == name:
+def replaced(node: tuple, part: tuple, value: tuple) -> tuple:
+    """The expression with every occurrence of a part replaced."""
+    if node == part:
         return value
     return tuple(
-        substitute(part, name, value)
-        if part.__class__ is tuple and part and part[0].__class__ is str
-        else tuple(substitute(item, name, value) for item in part)
-        if part.__class__ is tuple
-        else part
-        for part in node
+        replaced(item, part, value)
+        if item.__class__ is tuple and item and item[0].__class__ is str
+        else tuple(replaced(inner, part, value) for inner in item)
+        if item.__class__ is tuple
+        else item
+        for item in node
     )
+
+
+def substitute(node: tuple, name: str, value: tuple) -> tuple:
+    """The expression with a variable replaced."""
+    return replaced(node, ("v", name), value)

@@ -6,6 +6,7 @@ A node is a tuple whose first item names it:
     ("+", a, b) ("-", a, b) ("*", a, b) ("/", a, b) ("^", a, b) ("neg", a)
     ("root", degree, a)  ("abs", a)  ("!", a)  ("C", n, k)  ("fn", name, a)  ("log", base, a)
     ("call", name, arguments)  ("max", items)  ("min", items)  ("deg", a)  ("pm", a, b)  ("mp", a, b)
+    ("mod", a, b) ("gcd", items) ("lcm", items) of constants  ("det", cells row by row)
 
 Juxtaposition is a product, except that a whole number before a proper fraction is a mixed number, and that two
 written numbers side by side are unreadable. Nothing is evaluated here.
@@ -15,16 +16,22 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from rewards.math.nodes import balanced
-from rewards.math.tokens import CLOSERS, MAX_DEPTH, Based, Foreign, Unreadable, closes_at, split_top
+from rewards.math.cursor import Cursor
+from rewards.math.nodes import balanced, letters_of
+from rewards.math.numerals import based_value, fraction_of, is_number, plain_fraction, shown_places
+from rewards.math.tokens import CLOSERS, MAX_DEPTH, Based, Foreign, Table, Unreadable, closes_at, split_top
 from rewards.math.vocabulary import GREEK, NO_EXPRESSION, ONE_ARGUMENT
 
 _LOGS = {"\\ln": ("e",), "\\log": None, "\\lg": ("n", Fraction(10))}
 _CALLED = frozenset("fgh")
+_OF_SEVERAL = frozenset(["\\max", "\\min", "\\gcd", "\\lcm"])
 _TIMES = frozenset(["*", "\\cdot", "\\times", "\\ast"])
 _OVER = frozenset(["/", "\\div", "\\over"])
 _ENDS = CLOSERS | frozenset([",", ";", "=", "<", ">"])
 _MAX_POSTFIX = 12
+_MAX_BARS = 4
+_MAX_SIZE = 8
+_NO_FACTOR = frozenset(["\\pm", "\\mp", "\\mod", "\\cup", "\\cap", "\\in", "\\to"])
 _GROUPS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 _INVERSE = {"\\sin": "\\arcsin", "\\cos": "\\arccos", "\\tan": "\\arctan", "\\cot": "\\arccot"}
 
@@ -42,22 +49,7 @@ def parse(tokens: tuple) -> tuple:
     return node
 
 
-class _Reader:
-    def __init__(self, tokens: tuple, depth: int = 0):
-        if depth > MAX_DEPTH:
-            raise Unreadable("nested too deep")
-        self.tokens, self.at, self.nest = tokens, 0, depth
-
-    def peek(self):
-        return self.tokens[self.at] if self.at < len(self.tokens) else None
-
-    def take(self, expected=None):
-        token = self.peek()
-        if token is None or (expected is not None and token != expected):
-            raise Unreadable(f"expected {expected or 'more'}")
-        self.at += 1
-        return token
-
+class _Reader(Cursor):
     def inner(self, tokens: tuple) -> tuple:
         reader = _Reader(tokens, self.nest)
         node = reader.sum()
@@ -76,6 +68,9 @@ class _Reader:
             elif token == "\\pm" or token == "\\mp":
                 self.at += 1
                 terms = [(token[1:], balanced("+", terms), self.signed())]
+            elif token == "\\mod":
+                self.at += 1
+                terms = [self.remainder(terms, self.signed())]
             else:
                 return balanced("+", terms)
 
@@ -91,6 +86,12 @@ class _Reader:
         else:
             node = self.product()
         return ("neg", node) if negative else node
+
+    def remainder(self, terms: list, modulus: tuple) -> tuple:
+        """What is left of a constant; whether a sum is meant or only its last term, nobody can tell."""
+        if len(terms) > 1 or letters_of(terms[0]) or letters_of(modulus):
+            raise Foreign("the remainder of a sum, or of something unknown")
+        return ("mod", terms[0], modulus)
 
     def product(self) -> tuple:
         first, over, under = self.at, [self.power()], []
@@ -124,7 +125,7 @@ class _Reader:
         """The next factor, no sign between; ("mixed", sum) when it makes a mixed number with the one before."""
         token = self.peek()
         number_before = before is not None and before[0] == "n" and self.at - first == 1
-        if number_before and before[1].denominator == 1 and (token == "\\frac" or _is_number(token)):
+        if number_before and before[1].denominator == 1 and (token == "\\frac" or is_number(token)):
             at = self.at
             if token == "\\frac":
                 right = self.power()
@@ -133,13 +134,13 @@ class _Reader:
                 if self.peek() == "/":
                     self.at += 1
                     right = ("/", right, self.atom())
-            part = _plain_fraction(right)
+            part = plain_fraction(right)
             if part is not None and 0 < part < 1 and right[0] == "/":
                 return ("mixed", ("+", before, right))
             if token != "\\frac" or part is not None:
                 raise Unreadable("two numbers side by side")
             self.at = at
-        elif _is_number(token) and (number_before or self.tokens[self.at + 1 : self.at + 2] != ("^",)):
+        elif is_number(token) and (number_before or self.tokens[self.at + 1 : self.at + 2] != ("^",)):
             raise Unreadable("a number after a factor")
         return self.power()
 
@@ -147,7 +148,7 @@ class _Reader:
         """Whether a token can begin a factor."""
         if token.__class__ is not str:
             return True
-        return token[0] not in "\"+-^_'!%:&?@" and token not in ("\\pm", "\\mp", "\\cup", "\\cap", "\\in", "\\to")
+        return token[0] not in "\"+-^_'!%:&?@" and token not in _NO_FACTOR
 
     def power(self) -> tuple:
         node = self.atom()
@@ -166,6 +167,8 @@ class _Reader:
             elif token == "%":
                 self.at += 1
                 node = ("/", node, ("n", Fraction(100)))
+            elif token == "_" and self.tokens[self.at - 1] == "]":
+                raise Foreign("what stands between bounds")
             else:
                 return node
         raise Unreadable("too many signs after a factor")
@@ -178,9 +181,9 @@ class _Reader:
             self.at += 1
             node = self.exponent()
             return ("neg", node) if token == "-" else node
-        if _is_number(token) and self.at + 1 < len(self.tokens):
+        if is_number(token) and self.at + 1 < len(self.tokens):
             self.at += 1
-            return ("n", _fraction(token))
+            return ("n", fraction_of(token))
         return self.atom()
 
     def group(self) -> tuple:
@@ -223,6 +226,8 @@ class _Reader:
         if kind is Based:
             return ("n", based_value(token))
         if kind is not str:
+            if token.kind == "determinant":
+                return self.determinant(token)
             raise Foreign("a table inside an expression")
         first = token[0]
         if first.isdigit() or first == ".":
@@ -240,18 +245,40 @@ class _Reader:
         raise Unreadable(f"unexpected {token!r}")
 
     def absolute(self) -> tuple:
-        depth = 0
+        """What stands between a bar and the first one behind it that closes something readable, as in ||x| - 1|."""
+        if self.peek() == "_":
+            raise Foreign("what stands between bounds")
+        if self.peek().__class__ is Table and self.tokens[self.at + 1 : self.at + 2] == ("|",):
+            self.at += 2
+            return self.determinant(self.tokens[self.at - 2])
+        depth, bars = 0, 0
         for index in range(self.at, len(self.tokens)):
             token = self.tokens[index]
             if token in _GROUPS:
                 depth += 1
             elif token in CLOSERS:
                 depth -= 1
-            elif token == "|" and depth == 0 and index > self.at:
-                node = self.inner(self.tokens[self.at : index])
+            elif token == "|" and depth == 0:
+                bars += 1
+                if index == self.at:
+                    continue
+                try:
+                    node = self.inner(self.tokens[self.at : index])
+                except Unreadable:
+                    if bars > _MAX_BARS:
+                        raise
+                    continue
                 self.at = index + 1
                 return ("abs", node)
         raise Unreadable("a bar that does not close")
+
+    def determinant(self, table: Table) -> tuple:
+        size = len(table.rows)
+        if table.kind == "cases" or any(len(row) != size for row in table.rows):
+            raise Unreadable("no square of cells")
+        if size > _MAX_SIZE:
+            raise Foreign("a large determinant")
+        return ("det", tuple(self.inner(cell) for row in table.rows for cell in row))
 
     def letter(self, token: str) -> tuple:
         if token == "i" and self.peek() != "_":
@@ -289,18 +316,10 @@ class _Reader:
             name += "'" if token == "'" else "_" + self.script()
         return name
 
-    def script(self) -> str:
-        if self.peek() == "{":
-            close = closes_at(self.tokens, self.at)
-            if close < 0:
-                raise Unreadable("a subscript that does not close")
-            text = "".join(str(token).strip('"') for token in self.tokens[self.at + 1 : close])
-            self.at = close + 1
-            return text
-        return str(self.take()).strip('"')
-
     def command(self, token: str) -> tuple:
         if token == "\\frac":
+            if self.tokens[self.at : self.at + 5] == ("{", "d", "}", "{", "d"):
+                raise Foreign("a derivative")
             over = self.argument()
             return ("/", over, self.argument())
         if token == "\\sqrt":
@@ -321,13 +340,10 @@ class _Reader:
             power = self.script_power()
             node = ("log", base, self.function_argument())
             return ("^", node, power) if power else node
-        if token in ("\\max", "\\min"):
-            close = closes_at(self.tokens, self.at) if self.peek() in _GROUPS else -1
-            if close < 0:
-                raise Unreadable("max of what?")
-            parts = split_top(self.tokens[self.at + 1 : close], (",",))
-            self.at = close + 1
-            return (token[1:], tuple(self.inner(part) for part in parts))
+        if token in _OF_SEVERAL:
+            return self.of_several(token)
+        if token == "\\det":
+            return self.determinant(self.table())
         if token == "\\pi":
             return ("pi",)
         if token == "\\infty":
@@ -337,6 +353,25 @@ class _Reader:
         if token in NO_EXPRESSION:
             raise Unreadable(f"{token} in an expression")
         raise Foreign(f"unknown command {token}")
+
+    def of_several(self, token: str) -> tuple:
+        close = closes_at(self.tokens, self.at) if self.peek() in _GROUPS else -1
+        if close < 0:
+            raise Unreadable(f"{token} of what?")
+        items = tuple(self.inner(part) for part in split_top(self.tokens[self.at + 1 : close], (",",)))
+        self.at = close + 1
+        if token in ("\\gcd", "\\lcm") and any(map(letters_of, items)):
+            raise Foreign("divisors of something unknown")
+        return (token[1:], items)
+
+    def table(self) -> Table:
+        """The matrix that follows, in brackets or not."""
+        at = self.at + (self.peek() in _GROUPS)
+        table = self.tokens[at] if at < len(self.tokens) else None
+        if table.__class__ is not Table or (at > self.at and closes_at(self.tokens, self.at) != at + 1):
+            raise Foreign("the determinant of something unknown")
+        self.at = at + 1 + (at > self.at)
+        return table
 
     def script_power(self) -> tuple | None:
         if self.peek() != "^":
@@ -371,35 +406,3 @@ class _Reader:
                 break
             node = ("*", node, self.power())
         return node
-
-
-def _is_number(token) -> bool:
-    return token.__class__ is Fraction or (token.__class__ is str and (token[0].isdigit() or token[0] == "."))
-
-
-def shown_places(token: str) -> int:
-    """Decimal places of a number as written: 2 of 0.50, 4 of 1.25e-2."""
-    mantissa, _, exponent = token.lower().partition("e")
-    return len(mantissa.partition(".")[2]) - int(exponent or 0)
-
-
-def _fraction(token) -> Fraction:
-    return token if token.__class__ is Fraction else Fraction(token)
-
-
-def based_value(token: Based) -> Fraction:
-    """The number that digits in a base stand for."""
-    if not 2 <= token.base <= 36:
-        raise Unreadable("no such base")
-    try:
-        return Fraction(int(token.digits, token.base))
-    except ValueError as error:
-        raise Unreadable("digits beyond the base") from error
-
-
-def _plain_fraction(node: tuple) -> Fraction | None:
-    if node[0] == "n":
-        return node[1]
-    if node[0] == "/" and node[1][0] == "n" and node[2][0] == "n" and node[2][1]:
-        return node[1][1] / node[2][1]
-    return None

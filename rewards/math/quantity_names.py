@@ -2,9 +2,17 @@ r"""Names of quantities, the left side of an answer such as x = 5, f(x) = ..., |
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from rewards.math.nodes import letters_of
 from rewards.math.parser import parse
+from rewards.math.set_builder import letters
 from rewards.math.tokens import Unreadable, closes_at, is_word, split_top
+from rewards.math.vocabulary import ONE_ARGUMENT
+
+# of letters these name a quantity, \\det A, \\gcd(a, b); of numbers they have a value
+_OF_SOMETHING = frozenset(["\\det", "\\gcd", "\\lcm", "\\arg", "\\dim", "\\deg", "\\|"])
+_RANGES = frozenset(["\\sum", "\\prod", "\\lim", "\\int"])
 
 
 def is_label(tokens: tuple) -> bool:
@@ -17,7 +25,11 @@ def is_label(tokens: tuple) -> bool:
         return all(is_label(part) for part in split_top(tokens[1:-1], (",", ";")))
     if any(token in ("\\angle", "\\triangle", "\\overline", "\\Pr", "\\partial") for token in tokens[:2]):
         return True
+    if tokens[0] == "{" and tokens[2:3] == ("}",):
+        tokens = tokens[1:2] + tokens[3:]
     letters = [token for token in tokens if token.isalpha() and len(token) == 1]
+    if tokens[0] in _OF_SOMETHING and letters:
+        return True
     if (
         tokens[0] in ("\\frac", "|")
         or ":" in tokens
@@ -69,3 +81,30 @@ def _names_variable(tokens: tuple) -> bool:
         return bool(letters_of(parse(tokens)))
     except Unreadable:
         return False
+
+
+def names_ratio(tokens: tuple) -> bool:
+    r"""Whether tokens are a function of an angle that is named: \tan \theta, \sin^2 2A."""
+    if tokens[0] not in ONE_ARGUMENT:
+        return False
+    try:
+        node = parse(tokens)
+    except (Unreadable, RecursionError):
+        return False
+    if node[0] == "^" and not letters_of(node[2]):
+        node = node[1]
+    return node[0] == "fn" and bool(letters_of(node[2]))
+
+
+def free_letters(tokens: tuple) -> set[str]:
+    r"""Letters in a formula with sums, limits, integrals or bounds, [x^2]_0^1, that these do not range over."""
+    found = letters(tokens) - {"e", "i", "d"}
+    for at, (before, token) in enumerate(pairwise(tokens)):
+        if before == "d":
+            found.discard(token)
+        elif before in ("]", "|") and token == "_":
+            found -= letters(tokens[:at])
+    for at, token in enumerate(tokens):
+        if token in _RANGES and tokens[at + 1 : at + 3] == ("_", "{") and at + 3 < len(tokens):
+            found.discard(tokens[at + 3])
+    return found

@@ -3,45 +3,148 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
-from rewards.math.equal_expression import at_points, rational, real, same
+from rewards.math.equal_expression import at_points, real, same
+from rewards.math.equal_single import Doubt
+from rewards.math.exact import rational
 from rewards.math.nodes import letters_of, substitute
 from rewards.math.parser import parse
-from rewards.math.quantity_names import is_label
-from rewards.math.tokens import Unreadable
-from rewards.math.values import Leaf, Relation, Value, read
+from rewards.math.quantity_names import free_letters, is_label, names_ratio
+from rewards.math.tokens import Unreadable, is_word
+from rewards.math.unit_suffix import takes_back
+from rewards.math.values import Leaf, Relation, Value, read, spelled
 
+MAX_PAIRS = 2
 _ORDER = {"<": 1, "\\leq": 1, ">": -1, "\\geq": -1}
 
 
-def bare_values(value: Value, equal: Callable) -> list[tuple[str, Value]] | None:
-    """The values a relation gives the quantity it names, each with the name of a function's argument or "".
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """A value that a relation states, and what it rests on.
 
-    An empty list: it gives none (an inequality, an equation that is not solved). None: it contradicts itself.
+    argument: of the function that is named, x in f(x) = ..., else "".
+    open: pairs of formulas that must be equal for it, and doubts.
+    """
+
+    argument: str
+    value: Value
+    open: tuple[tuple[str, str], ...] = ()
+
+
+def stated(value: Value, equal: Callable, alone: bool = False) -> list[Stated] | None:
+    r"""The values that a relation states.
+
+    A chain states all its values where its links are shown to hold, and those behind a link that cannot be shown here
+    (\lim ... = 1 says 1). An equation with free letters, 2x + 1 = 7, states none, and neither does an inequality.
+
+    Args:
+        alone: the other side is no relation, so that a value may also be that of an angle's function, \tan A = 1.
+
+    Returns:
+        None where it contradicts itself.
     """
     if not isinstance(value, Relation):
-        return [("", value)]
+        return [Stated("", value)]
     parts, ops = value.parts, value.ops
     if not set(ops) <= {"=", "\\approx", "\\in", "\\equiv", "\\sim"} or not all(parts):
         return []
     first = 0
-    while first < len(parts) - 1 and is_label(parts[first]):
+    while first < len(parts) - 1 and (is_label(parts[first]) or (alone and names_ratio(parts[first]))):
         first += 1
     try:
         values = [read(part) for part in parts[first:]]
     except Unreadable:
         return []
+    modulus = None
+    if "\\equiv" in ops:
+        values[-1], modulus = _congruent(values[-1])
+    start, open_pairs = 0, ()
     for index, op in enumerate(ops[first:]):
-        one, two = values[index], values[index + 1]
-        if op in ("\\in", "\\equiv"):
+        if op == "\\in" or (op == "\\equiv" and modulus is None):
             return []
-        holds = _rounds_to(one, two) if op in ("\\approx", "\\sim") else equal(one, two)
-        if holds is not True:
-            free = any(isinstance(side, Leaf) and side.node and letters_of(side.node) for side in (one, two))
-            return [] if free or holds is not False else None
+        one, two = values[index], values[index + 1]
+        link = _link(one, op, two, modulus, equal)
+        if link is True and op != "\\equiv":
+            continue
+        if link is False:
+            return [] if _is_free(one) or _is_free(two) else None
+        if link is None:
+            return []
+        start = index + 1
+        open_pairs += link if link is not True else ()
     argument = _argument(parts[0]) if first else ""
-    return [(argument, value) for value in values]
+    needed = tuple(pair for pair in open_pairs if not isinstance(pair, Doubt))
+    if len(needed) > MAX_PAIRS:
+        return []
+    # a doubt more would only cost time
+    doubts = tuple(pair for pair in open_pairs if isinstance(pair, Doubt))[: MAX_PAIRS - len(needed)]
+    return [Stated(argument, value, needed + doubts) for value in values[start:]]
+
+
+def _link(one: Value, op: str, two: Value, modulus: tuple | None, equal: Callable) -> bool | tuple | None:
+    """Whether one link of a chain holds: yes, no, or the pairs on which it depends; None where it says nothing."""
+    sides = [side for side in (one, two) if _is_unread(side)]
+    if op == "\\equiv":
+        leaves = isinstance(one, Leaf) and isinstance(two, Leaf) and one.node and two.node
+        return () if sides else bool(leaves) and same(("mod", one.node, modulus), ("mod", two.node, modulus)) is True
+    if op != "=":
+        return () if sides and not any(map(_is_free, sides)) else _rounds_to(one, two)
+    if any(_calls(side) for side in sides):
+        return ()
+    outcome = equal(one, two)
+    if outcome is True or (outcome is False and not sides):
+        return outcome
+    if any(map(_is_free, sides)):
+        # an identity, or an equation for a letter
+        return outcome or None
+    return tuple(Doubt(*pair) for pair in outcome or ())
+
+
+def _is_unread(value: Value) -> bool:
+    """Whether a value is a formula that is not read here, or a quantity described in words."""
+    if not isinstance(value, Leaf) or value.node is not None:
+        return False
+    words = [token for token in value.tokens if is_word(token)]
+    return value.foreign or (bool(words) and not any(map(takes_back, words)))
+
+
+def _calls(value: Leaf) -> bool:
+    """Whether a function that is not known stands in a formula: nobody can tell what its limit is."""
+    return any(name in ("f", "g", "h") and then == "(" for name, then in pairwise(value.tokens))
+
+
+def _is_free(value: Value) -> bool:
+    """Whether letters are left in an expression that may be anything, so that an equation says something of them."""
+    if not isinstance(value, Leaf):
+        return False
+    if value.node is not None:
+        return bool(letters_of(value.node))
+    return value.foreign and bool(free_letters(value.tokens))
+
+
+def _congruent(value: Value) -> tuple[Value, tuple | None]:
+    """The representative and the modulus of 2 mod 5."""
+    if not isinstance(value, Leaf) or value.node is None or value.node[0] != "mod":
+        return value, None
+    return Leaf(value.tokens[: value.tokens.index("\\mod")], value.node[1]), value.node[2]
+
+
+def same_congruence(gold: Relation, answer: Relation, equal: Callable) -> bool:
+    """Whether two congruences of a named quantity, or of the same one, say the same."""
+    try:
+        classes = [read(relation.parts[-1]) for relation in (gold, answer)]
+    except Unreadable:
+        return False
+    moduli = [_congruent(value)[1] for value in classes]
+    if None in moduli or gold.ops != answer.ops or same(*moduli) is not True or equal(*classes) is not True:
+        return False
+    return all(
+        (is_label(one) and is_label(two)) or spelled(one) == spelled(two)
+        for one, two in zip(gold.parts[:-1], answer.parts[:-1], strict=True)
+    )
 
 
 def _argument(label: tuple) -> str:

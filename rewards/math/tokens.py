@@ -33,7 +33,7 @@ class Foreign(Unreadable):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A matrix, array or cases environment: rows of cells, each a tuple of tokens."""
+    """Rows of cells, each a tuple of tokens; kind: matrix (also array), determinant or cases (also aligned lines)."""
 
     rows: tuple
     kind: str
@@ -56,7 +56,8 @@ _NAMES = {
     **{name: "\\" + name for name in FUNCTIONS},
     "pi": "\\pi", "theta": "\\theta", "alpha": "\\alpha", "beta": "\\beta", "infty": "\\infty",
     "infinity": "\\infty", "inf": "\\infty", "Infinity": "\\infty", "asin": "\\arcsin", "acos": "\\arccos",
-    "atan": "\\arctan", "log10": "\\lg", "frac": "\\frac", "cdot": "\\cdot", "times": "\\times", "pm": '"pm',
+    "atan": "\\arctan", "mod": "\\mod", "log10": "\\lg", "frac": "\\frac", "cdot": "\\cdot", "times": "\\times",
+    "pm": '"pm',
 }  # fmt: skip
 _UNICODE_TABLE = str.maketrans(UNICODE)
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
@@ -78,7 +79,8 @@ _PLAIN_STEPS = [
     (re.compile(r"<=|=<"), r"\\leq "),
     (re.compile(r">="), r"\\geq "),
     (re.compile(r"\\(?:mathbf|mathit|mathsf|mathcal|mathnormal|boldsymbol|bm|pmb|bold|textcolor\{\w+\}|color\{\w+\}|"
-                r"underline|vec|overrightarrow|displaylines|ensuremath)(?![a-zA-Z])"), " "),
+                r"underline|vec|overrightarrow|displaylines|ensuremath|mathbb(?=\s*\{?\s*[ABD-MOPS-Y]))(?![a-zA-Z])"),
+     " "),
     (re.compile(r"\\math(?:bb|ds)\s*\{?\s*([RZNQC])\s*\}?"), r"\\\1 "),
     (re.compile(r"\\(?:degree|textdegree)(?![a-zA-Z])|\^\s*\{?\s*(?:\textcirc|\\textcirc|\textrm\{o\})\s*\}?|\^\s?extcirc"),
      r"^\\circ "),
@@ -100,6 +102,8 @@ _PLAIN_STEPS = [
 ]  # fmt: skip
 _THOUSANDS = re.compile(r"(?<=\d)(?:\s*\{\s*,\s*\}\s*|\s*,\s*\\!\s*|\\[,!]\s*|~)(?=\d{3}(?!\d))")
 _DELIMITERS = re.compile(r"\\[()\[\]]|\$|\*\*|`")
+_MOD = re.compile(r"\\[pb]?mod(?![a-zA-Z])|" + _TEXT + r"\s*\{\s*mod\s*\}|(?<![a-zA-Z\\])mod(?![a-zA-Z])")
+_MOD_IN_PARENTHESES = re.compile(r"\(\s*\\mod([^()]*)\)")
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")
 _HTML = re.compile(r"<(su[pb])>(.{1,40}?)</\1>")
 _INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\x00-\x08\x0b-\x1f\x7f]")
@@ -130,6 +134,11 @@ _TABLES = frozenset(
         "matrix pmatrix bmatrix vmatrix Vmatrix Bmatrix array cases smallmatrix aligned align align* gathered split"
     ).split()
 )
+_KINDS = {
+    **dict.fromkeys(["cases", "aligned", "align", "align*", "gathered", "split"], "cases"), "vmatrix": "determinant",
+}  # fmt: skip
+# names of functions that are no units or other words, as sec, min and log may be
+_FUNCTION_WORDS = frozenset(["gcd", "lcm", "det"])
 
 
 def is_word(token) -> bool:
@@ -159,6 +168,8 @@ def clean(text: str) -> str:
         text = _HTML.sub(lambda m: ("^{" if m.group(1) == "sup" else "_{") + m.group(2) + "}", text)
         for pattern, spelled in _PLAIN_STEPS:
             text = pattern.sub(spelled, text)
+    if "mod" in text:
+        text = _MOD_IN_PARENTHESES.sub(r"\\mod\1", _MOD.sub(r"\\mod ", text))
     return text.strip()
 
 
@@ -275,6 +286,8 @@ def _words(content: str, depth: int) -> list:
     stripped = content.strip()
     if not stripped:
         return []
+    if stripped in _FUNCTION_WORDS:
+        return ["\\" + stripped]
     if _MATHS_IN_TEXT.fullmatch(stripped):
         return list(tokenize(stripped, depth=depth + 1))
     tokens: list = []
@@ -320,9 +333,7 @@ def _table(text: str, match: re.Match, depth: int) -> tuple[Table, int]:
             for row in re.split(r"\\cr(?![a-zA-Z])(?:\s*\[[^\]]{0,8}\])?", body)
             if row.strip()
         )
-    return Table(rows, "cases" if name in ("cases", "aligned", "align", "align*", "gathered", "split") else "matrix"), (
-        start + close.end()
-    )
+    return Table(rows, _KINDS.get(name, "matrix")), start + close.end()
 
 
 def split_top(tokens: tuple, separators) -> list[tuple]:

@@ -55,7 +55,12 @@ def _is_unit_like(tail: tuple) -> bool:
 def _hedges(token: str) -> bool:
     """Whether words after a number say something of it that no unit would: alternatives, doubts, further numbers."""
     numbers = re.sub(r"\^\s*\{?\s*-?\d\s*\}?", "", token)
-    return bool(HEDGES & set(re.findall(r"[a-z']+", token.lower()))) or any(sign.isdigit() for sign in numbers)
+    return takes_back(token) or any(sign.isdigit() for sign in numbers)
+
+
+def takes_back(token: str) -> bool:
+    """Whether words doubt or deny what stands beside them."""
+    return bool(HEDGES & set(re.findall(r"[a-z']+", token.lower())))
 
 
 def angle(tokens: tuple) -> tuple | None:

@@ -7,6 +7,7 @@ r"""What kind of answer a text is: a number with its unit, words, a list, tuple,
     Grid      a matrix, column or system, cells read one by one
     Relation  x = 5, 2 < x \leq 3, x \in S, a chain of such
     Union     sets put together or taken away: (0, 1) \cup (2, 3), \R \setminus \{0\}
+    Family    a set given by a rule: \{2k + 1 \mid k \in \Z\}
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fractions import Fraction
 
 from rewards.math.parser import parse
 from rewards.math.quantity_names import is_label
+from rewards.math.set_builder import Family, beside, ruled, split_rule
 from rewards.math.tokens import CLOSERS, OPENERS, Based, Foreign, Table, Unreadable, closes_at, is_word, split_top
 from rewards.math.unit_suffix import angle, measured
 from rewards.math.vocabulary import CLAUSES, EMPTY, FILLER
@@ -70,7 +72,7 @@ class Union:
     without: tuple = ()
 
 
-Value = Leaf | Group | Grid | Relation | Union
+Value = Leaf | Group | Grid | Relation | Union | Family
 
 
 def read(tokens: tuple, depth: int = 0) -> Value:
@@ -105,7 +107,7 @@ def read(tokens: tuple, depth: int = 0) -> Value:
         bracketed = _bracketed(tokens, depth)
         if bracketed is not None:
             return bracketed
-    if len(tokens) == 1 and tokens[0].__class__ is Table:
+    if len(tokens) == 1 and tokens[0].__class__ is Table and tokens[0].kind != "determinant":
         return _grid(tokens[0], depth)
     ratio = _ratio(tokens)
     return ratio if ratio is not None else _leaf(tokens)
@@ -128,7 +130,8 @@ def latex(tokens: tuple) -> str:
     for token in tokens:
         if token.__class__ is Table:
             rows = " \\\\ ".join(" & ".join(latex(cell) for cell in row) for row in token.rows)
-            pieces.append(f"\\begin{{pmatrix}} {rows} \\end{{pmatrix}}")
+            name = "vmatrix" if token.kind == "determinant" else "pmatrix"
+            pieces.append(f"\\begin{{{name}}} {rows} \\end{{{name}}}")
         elif token.__class__ is Based:
             pieces.append(f"{token.digits}_{{{token.base}}}")
         elif token.__class__ is Fraction:
@@ -216,18 +219,15 @@ def _plain(text: str) -> str:
 
 
 def _several(tokens: tuple, depth: int) -> Value | None:
-    """A list: parts between semicolons, and/or, commas."""
+    """A list: parts between semicolons, and/or, commas; a family where some of them say what letters stand for."""
+    family = beside(tokens) if "\\in" in tokens else None
+    if family is not None:
+        return family
     joins = [token for token in tokens if token in ('"and', '"or', ";", ",", "\\land", '"pm')]
     if not joins:
         return None
     outer = [part for part in split_top(tokens, (";", '"and', '"or', "\\land")) if part]
     inner = [[part for part in split_top(part, (",",)) if part] for part in outer]
-    if sum(map(len, inner)) > 1:
-        # "k \\in \\Z" beside an answer says of what kind its letter is
-        inner = [[part for part in parts if not _says_kind(part)] for parts in inner]
-        inner = [parts for parts in inner if parts]
-        if sum(map(len, inner)) == 1:
-            return read(inner[0][0], depth + 1)
     count = sum(map(len, inner))
     if count < 2:
         return None
@@ -243,10 +243,6 @@ def _several(tokens: tuple, depth: int) -> Value | None:
         )
         return Group("list", pairs, joined=joined)
     return Group("list", tuple(read(part, depth + 1) for parts in inner for part in parts), joined=joined)
-
-
-def _says_kind(tokens: tuple) -> bool:
-    return len(tokens) == 3 and tokens[1] == "\\in" and tokens[2] in ("\\Z", "\\N", "\\R", "\\Q", "\\C")
 
 
 def _label_of(tokens: tuple) -> str | None:
@@ -303,9 +299,9 @@ def _bracketed(tokens: tuple, depth: int) -> Value | None:
     if not content:
         return Leaf(tokens, words="empty set") if opener == "\\{" else None
     if opener == "\\{":
-        builder = [part for part in split_top(content, ("|", "\\mid", ":")) if part]
-        if len(builder) == 2:
-            return read(builder[1], depth + 1)
+        rule = split_rule(content)
+        if rule is not None:
+            return ruled(*rule) or _all_of(read(rule[1], depth + 1))
         parts = [part for part in split_top(content, (",", ";")) if part]
         if len(parts) > _MAX_ITEMS:
             raise Unreadable("too many items")
@@ -320,6 +316,13 @@ def _bracketed(tokens: tuple, depth: int) -> Value | None:
         if len(parts) == 1 and (opener, closer) in (("(", ")"), ("[", "]")):
             return read(content, depth + 1)
     return None
+
+
+def _all_of(conditions: Value) -> Value:
+    """Conditions side by side must all be met."""
+    if isinstance(conditions, Group) and conditions.kind == "list" and conditions.joined == ",":
+        return Group("list", conditions.items, joined="and")
+    return conditions
 
 
 def _grid(table: Table, depth: int) -> Value:

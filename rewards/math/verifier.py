@@ -122,13 +122,17 @@ class Verifier:
             return Decision(False, f"error: {type(error).__name__}: {error}")
 
     def _ask_workers(self, open_pairs, judgements) -> None:
+        from rewards.math.equal_single import Doubt
+
         leaves = list(dict.fromkeys(leaf for decision, _ in open_pairs.values() for leaf in decision.open))
         outcome_of = dict(zip(leaves, self.pool.compare(leaves), strict=True))
         self._counts[2] += len(leaves)
         for pair, (decision, indices) in open_pairs.items():
             outcomes = [outcome_of[leaf] for leaf in decision.open]
-            late = any(outcome in ("timeout", "crash") for outcome in outcomes)
-            equal = all(outcome == "equal" for outcome in outcomes)
+            refuted = any(outcome == "different" for outcome in outcomes)
+            needed = [outcome_of[leaf] for leaf in decision.open if not isinstance(leaf, Doubt)]
+            late = not refuted and any(outcome in ("timeout", "crash") for outcome in needed)
+            equal = not refuted and all(outcome == "equal" for outcome in needed)
             self._counts[3] += late
             rule = "symbolic: deadline passed" if late else f"symbolic: {', '.join(outcomes)}"
             known = _judgement(equal, rule, late)
@@ -182,7 +186,8 @@ def verify(completion: str, gold: str) -> Verdict:
         gold: the reference answer: a number, LaTeX, words, a list, with or without ``$`` and ``\\boxed``.
 
     Never raises for the content of either text and never hangs: a comparison that is not done at its deadline is
-    wrong, its worker killed and counted.
+    wrong, its worker killed and counted. What an answer says on its way to its value, \\lim ... = 1, is wrong only if
+    it is refuted by then.
     """
     return default_verifier().verify(completion, gold)
 

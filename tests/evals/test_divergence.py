@@ -59,6 +59,28 @@ def test_only_the_tokens_of_the_completion_count():
     assert mean_kl(p, q, [([2, 1], [3, 4, 2])]).kl == 0.0  # 2 predicts nothing here
 
 
+def test_agreement_is_the_share_of_tokens_with_the_same_first_choice():
+    # after 2, 3 and 4 the policies put 5 first; q turns to 6 after 3 only: 2 of 3
+    p, q = Bigram(1), Bigram(1)
+    p.table, q.table = torch.zeros(11, 11), torch.zeros(11, 11)
+    p.table[:, 5] = q.table[:, 5] = 3.0
+    q.table[3, 6] = 4.0
+    found = mean_kl(p, q, [([1, 2], [3, 4, 5])])
+    assert found.agreement == pytest.approx(2 / 3) and found.tokens == 3
+
+
+def test_what_a_policy_is_shown():
+    """Both the same, right-padded, the padding masked and nothing else."""
+    seen = []
+
+    def policy(ids, attention_mask):
+        seen.append((ids.tolist(), attention_mask.tolist()))
+        return torch.zeros(*ids.shape, 4)
+
+    mean_kl(policy, policy, [([1, 2], [3]), ([2], [1]), ([3], [])], pad_token_id=0)
+    assert seen == [([[1, 2, 3], [2, 1, 0]], [[1, 1, 1], [1, 1, 0]])] * 2
+
+
 def test_batches_and_padding_change_nothing():
     whole, single = (mean_kl(Bigram(1), Bigram(2), TEXTS, rows=size) for size in (8, 1))
     assert whole.kl == pytest.approx(single.kl, rel=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -124,6 +125,24 @@ def test_a_problem_keeps_its_seed_whatever_stands_beside_it():
     assert not set(by_prompt[2].values()) & set(by_prompt[0].values())
 
 
+def test_each_pass_is_sampled_as_the_settings_say():
+    """The sampled pass first; the greedy one has no nucleus to draw from, and the same random numbers."""
+    engine = ScriptedEngine(sometimes)
+    settings = Evaluate(samples=3, temperature=0.7, top_p=0.8, max_completion_tokens=29, confidence=0.8)
+    found = run(engine, problems(3), settings, stop_token_ids=(7,))
+    sampled, greedy = (sampling for _, sampling, _ in engine.calls)
+    common = {"max_tokens": 29, "top_k": 0, "stop_token_ids": (7,)}
+    assert sampled == Sampling(temperature=0.7, top_p=0.8, n=3, **common)
+    assert greedy == Sampling(temperature=0.0, top_p=1.0, n=1, **common)
+    assert {seed for _, _, seeds in engine.calls for seed in seeds} == {
+        zlib.crc32(f"5/{name}".encode()) // 2 for name in ("p0", "p1", "p2")
+    }
+    assert all(0 <= seed < 2**31 for seed in engine.calls[0][2]), "as engines take them"
+    assert found.sampled.accuracy.confidence == found.greedy.accuracy.confidence == 0.8
+    assert found.seconds == found.sampled.seconds + found.greedy.seconds
+    assert found.tokens == found.sampled.tokens + found.greedy.tokens
+
+
 def test_temperature_zero_decodes_once():
     engine = ScriptedEngine(sometimes)
     settings = Evaluate(samples=1, temperature=0.0, top_p=0.9, max_completion_tokens=32)
@@ -175,6 +194,17 @@ def test_compare_pairs_by_id():
     found = compare(after, before)
     assert found.difference == pytest.approx(after.sampled.accuracy.estimate - before.sampled.accuracy.estimate)
     assert compare(after, before, of="greedy").method == "exact McNemar"
+    # the same answers, asked in another order: no problem differs, where unpaired rows would
+    same = run(ScriptedEngine(sometimes), [problems(12)[at] for at in (3, 0, 7, 11, 1, 2, 10, 5, 9, 4, 8, 6)])
+    for of in ("sampled", "greedy"):
+        assert getattr(before, of).correct != getattr(same, of).correct
+        assert compare(same, before, of=of) == compare(before, same, of=of) == compare(before, before, of=of)
+        assert compare(same, before, of=of).p_value == 1
+        assert compare(after, before, of=of) == compare(after, same, of=of)
+    wide = run(ScriptedEngine(sometimes), problems(12), changed(SETTINGS, confidence=0.99))
+    assert compare(wide, after).confidence == 0.99 and compare(after, wide).confidence == 0.95, "the later one's"
+    drawn = [compare(after, before, seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] == found != drawn[2]
     with pytest.raises(ValueError, match="differ in 2 problems"):
         compare(after, run(ScriptedEngine(sometimes), problems(10)))
     with pytest.raises(ValueError, match="no greedy pass"):
@@ -206,6 +236,14 @@ def test_an_engine_that_answers_too_little_is_noticed():
 
     with pytest.raises(ValueError, match="asked for 3 x 4 completions"):
         run(Short(sometimes), problems(3))
+
+    class Uneven(ScriptedEngine):
+        def generate(self, prompts, sampling, seeds=None, progress=None):
+            rows = super().generate(prompts, sampling, seeds, progress)
+            return [*rows[:-1], rows[-1][:-1]]
+
+    with pytest.raises(ValueError, match="asked for 3 x 4 completions"):
+        run(Uneven(sometimes), problems(3))
 
 
 def test_what_ends_a_completion_is_handed_on():

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binom, norm
 from statsmodels.stats.proportion import proportion_confint
 
 from evals import statistics
@@ -110,6 +111,65 @@ def test_exact_mcnemar_by_hand():
     assert (found.low, found.high) == pytest.approx((0.054311, 0.582053), abs=2e-6)
 
 
+def test_the_interval_of_a_skewed_difference_is_bca():
+    """3 of 40 problems gained all their samples, the rest stayed. A resampled mean is then k / 40 with k binomial
+    (40, 0.075), so that every quantile is known. Efron (1987), with z0 = 0.0775 from P(k < 3) + P(k = 3) / 2 = 0.531
+    and a = sum d^3 / (6 (sum d^2)^1.5) = 0.0850: the quantiles at 0.0612 and 0.9945, 1 / 40 and 8 / 40. Percentiles
+    would be 0 and 7 / 40, and the basic bootstrap -1 / 40 and 6 / 40."""
+    before, after = np.zeros((40, 4)), np.zeros((40, 4))
+    after[[4, 17, 30]] = 1
+    chance, deviations_P = 3 / 40, np.array([1.0] * 3 + [0.0] * 37) - 3 / 40
+    z0 = norm.ppf(binom.cdf(2, 40, chance) + binom.pmf(3, 40, chance) / 2)
+    a = (deviations_P**3).sum() / (6 * (deviations_P**2).sum() ** 1.5)
+    levels = [norm.cdf(z0 + (z0 + z) / (1 - a * (z0 + z))) for z in norm.ppf((0.025, 0.975))]
+    assert [z0, a, *levels] == pytest.approx([0.0775, 0.0850, 0.0612, 0.9945], abs=1e-4)
+    wanted = binom.ppf(levels, 40, chance) / 40
+    assert wanted.tolist() == [0.025, 0.2] and (binom.ppf((0.025, 0.975), 40, chance) / 40).tolist() == [0, 0.175]
+    for seed in (0, 1):
+        found = paired_difference(after, before, seed=seed)
+        assert (found.difference, found.low, found.high) == pytest.approx((0.075, 0.025, 0.2))
+    lost = paired_difference(before, after)
+    assert (lost.low, lost.high) == pytest.approx((-0.2, -0.025)), "a loss is a gain seen from the other side"
+
+
+def test_sign_flips_by_hand():
+    """Two samples each, so that the permutation test is taken; below 2^13 sign patterns it is exact.
+
+    Six problems all gained: one pattern of 64 reaches the sum, one the opposite: 2 / 64. Five gained and one lost, sum
+    4: reached with no or one minus sign, 7 of 64, and as many on the other side: 14 / 64. Differences 1, 1, 1/2, sum
+    5/2: 1 of 8 and 1 of 8. Unchanged problems change nothing.
+    """
+
+    def p_value(*differences):
+        halves = {1: ([1, 1], [0, 0]), 0.5: ([1, 0], [0, 0]), 0: ([1, 0], [1, 0]), -1: ([0, 0], [1, 1])}
+        after, before = zip(*(halves[difference] for difference in differences), strict=True)
+        return paired_difference(np.array(after), np.array(before)).p_value
+
+    assert p_value(*[1] * 6) == p_value(*[-1] * 6) == pytest.approx(2 / 64)
+    assert p_value(*[1] * 5, -1) == p_value(*[-1] * 5, 1) == pytest.approx(14 / 64)
+    assert p_value(1, 1, 0.5) == p_value(1, 0, 1, 0, 0.5) == pytest.approx(2 / 8)
+    assert p_value(1, -1) == 1, "no more than 1 where the two sides overlap"
+
+
+def test_each_problem_weighs_the_same_however_many_samples_could_be_graded():
+    """Means 1, 1/2 and 0: 1/2, where the five graded samples would give 3/5."""
+    matrix = np.array([[1, 1], [1, 0], [0, nan]])
+    assert accuracy(matrix).estimate == 0.5 and pass_at_k(matrix, 1) == 0.5
+    other = paired_difference(matrix, np.array([[0, nan], [1, nan], [0, nan]]))
+    assert (other.n, other.difference) == (3, pytest.approx((1 - 0.5 + 0) / 3))
+
+
+def test_the_small_sample_factor_by_hand():
+    """The matrix of means 1 1 0 0 above has n_eff = 3. Var(p) is estimated from 4 problems: at 95 %
+    (1.959964 / 3.182446)^2 = 0.379294 of it, 1.137881, is left, and Wilson of 0.568941 in 1.137881 is wide:
+    0.5 +- sqrt(n z^2 / 4 + z^4 / 4) / (n + z^2) with n = 1.137881 and z^2 = 3.841459, which is 0.439 .."""
+    found = accuracy(np.array([[1, 1], [1, 1], [0, 0], [0, 0]]))
+    n, z2 = 3 * (1.959964 / 3.182446) ** 2, 1.959964**2
+    half = math.sqrt(n * z2 / 4 + z2**2 / 4) / (n + z2)
+    assert half == pytest.approx(0.439166, abs=1e-5)
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+
+
 def test_nothing_changed():
     for samples in (1, 4):
         matrix = correlated(np.random.default_rng(1), 40, samples)
@@ -121,6 +181,8 @@ def test_everything_changed():
     for samples in (1, 3):
         found = paired_difference(np.ones((30, samples)), np.zeros((30, samples)))
         assert found.difference == found.high == 1 and 0.8 < found.low < 1 and found.p_value < 0.001
+        lost = paired_difference(np.zeros((30, samples)), np.ones((30, samples)))
+        assert lost.difference == lost.low == -1 and -1 < lost.high < -0.8
 
 
 def test_paired_difference_covers_and_keeps_its_size():
@@ -167,7 +229,10 @@ def test_the_seed_decides_the_resampling():
     rng = np.random.default_rng(3)
     before, after = correlated(rng, 90, 4), correlated(rng, 90, 4)
     assert paired_difference(after, before, seed=1) == paired_difference(after, before, seed=1)
-    assert paired_difference(after, before, seed=1) != paired_difference(after, before, seed=2)
+    one, other = (paired_difference(after, before, seed=seed) for seed in (1, 2))
+    assert one.p_value != other.p_value and (one.low, one.high) != (other.low, other.high), "of both"
+    assert one.p_value == pytest.approx(other.p_value, abs=0.03)
+    assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=0.01)
 
 
 def test_a_higher_confidence_is_wider():
@@ -190,6 +255,15 @@ def test_pass_at_k_by_hand():
     assert pass_at_k(np.array([[1, nan, 0, 0]]), 2) == pytest.approx(2 / 3)
 
 
+def test_one_sample_against_several_is_a_comparison_of_means():
+    """Differences of 1/2 are no gained or lost problems: McNemar counts those of one sample on both sides only."""
+    several = np.array([[1, 0], [1, 1], [0, 0]])
+    for after, before, difference in ((column(1, 1, 0), several, 1 / 6), (several, column(1, 1, 0), -1 / 6)):
+        found = paired_difference(after, before)
+        assert (found.method, found.difference) == (CLUSTERED, pytest.approx(difference))
+    assert paired_difference(column(1, 1, 0), column(1, 0, 0)).method == MCNEMAR
+
+
 def test_what_cannot_be_answered_is_an_error():
     with pytest.raises(ValueError, match="none of 2 samples could be graded"):
         accuracy(column(nan, nan))
@@ -199,6 +273,9 @@ def test_what_cannot_be_answered_is_an_error():
         accuracy(np.ones(3))
     with pytest.raises(ValueError, match="confidence"):
         accuracy(column(1, 0), 95)
+    for confidence in (0.0, 1.0, nan):
+        with pytest.raises(ValueError, match="confidence"):
+            paired_difference(column(1, 0), column(0, 0), confidence)
     with pytest.raises(ValueError, match="3 after, 2 before"):
         paired_difference(column(1, 0, 1), column(1, 0))
     with pytest.raises(ValueError, match="both before and after"):

@@ -74,12 +74,17 @@ def test_names_are_the_checkpoints_and_a_bias_follows_its_weight(policy, tiny_pa
             assert names[i - 1] == name.replace(".bias", ".weight")
 
 
-def test_an_unquantised_base_yields_what_is_adapted(tiny_path):
-    model = new_adapter(
-        load_base(str(tiny_path), "none", "auto"), Lora(rank=2, alpha=4.0, targets=("q_proj", "up_proj")), seed=0
-    )
-    weights = [name for name, _ in folded_weights(model) if name.endswith(".weight")]
-    assert len(weights) == 2 * tiny.LAYERS and all("q_proj" in name or "up_proj" in name for name in weights)
+def test_an_unquantised_base_yields_what_is_adapted_and_what_stands_beside_it(tiny_path):
+    """vLLM rebuilds a packed layer (q, k and v) from all of its parts, or from whatever lay in memory."""
+    base = load_base(str(tiny_path), "none", "auto")
+    assert not folded_weights(base).announced, "nothing, where nothing is adapted"
+    model = new_adapter(base, Lora(rank=2, alpha=4.0, targets=("q_proj",)), seed=0)
+    weights = {name: x for name, x in folded_weights(model) if name.endswith(".weight")}
+    assert len(weights) == 4 * tiny.LAYERS and all(".self_attn." in name for name in weights)
+    plain = dict(load_base(str(tiny_path), "none", "auto").named_parameters())
+    tiny.nudge(model, 0.1)
+    for name, value in folded_weights(model):
+        assert torch.equal(value, plain[name]) == (not name.endswith("q_proj.weight")), name
 
 
 def test_the_bare_base_and_layers_without_adapter(tiny_path):

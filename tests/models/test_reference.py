@@ -52,6 +52,24 @@ def test_each_reference_is_what_its_name_says_and_stays_it(tiny_path, kind):
     reference.check(model)
 
 
+@pytest.mark.parametrize("kind", ["base", "start"])
+def test_a_reference_has_no_dropout_while_the_policy_that_trains_has(tiny_path, kind):
+    model = tiny.policy(tiny_path, dropout=0.5)
+    reference, wanted = kinds(model, tiny_path)[kind]
+    reference.install(model)
+    model.train()
+    ids = torch.tensor([IDS])
+
+    def scored():
+        with torch.no_grad():
+            return model(ids).logits[0].float().log_softmax(-1)
+
+    for _ in range(2):
+        with reference.active(model):
+            assert torch.allclose(scored(), wanted, atol=1e-5)
+        assert model.training and not torch.allclose(scored(), scored(), atol=1e-3), "as before, with dropout"
+
+
 def test_after_the_reference_was_active_the_policy_trains_and_it_does_not(tiny_path):
     model = tiny.policy(tiny_path)
     reference = Reference("start", adapter_tensors(model))

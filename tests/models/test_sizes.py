@@ -1,25 +1,22 @@
-"""Rows at once: the recipe's number where it divides the batch, else what does; the default for CPU and GPU."""
+"""What goes through the model at once: the recipe's number, or the default for CPU and GPU."""
 
 import pytest
 
-from models.sizes import completions_at_once, traces_at_once
+from models.sizes import completion_tokens_at_once, traces_at_once
 
 
 @pytest.mark.parametrize(
-    ("asked", "batch", "tokens", "cuda", "rows"),
+    ("asked", "longest", "cuda", "tokens"),
     [
-        (None, 256, 96, False, 64),  # 6144 / 96 = 64
-        (None, 64, 256, False, 16),  # 6144 / 256 = 24; 16 divides 64
-        (None, 64, 10_000, False, 1),  # a completion longer than the default's tokens still goes through, alone
-        (None, 24, 96, False, 24),  # never more than there are
-        (None, 256, 96, True, 16),
-        (8, 256, 96, False, 8),
-        (8, 12, 96, False, 6),  # two processes share a batch of 24: 8 does not divide 12
-        (7, 13, 96, True, 1),
+        (None, 150, False, 6144),
+        (None, 10_000, False, 10_000),  # a row longer than the default's tokens still goes through, alone
+        (None, 2560, True, 16 * 2560),
+        (4, 2560, True, 4 * 2560),
+        (4, 150, False, 600),
     ],
 )
-def test_completions(asked, batch, tokens, cuda, rows):
-    assert completions_at_once(asked, batch, tokens, cuda=cuda) == rows
+def test_completions(asked, longest, cuda, tokens):
+    assert completion_tokens_at_once(asked, longest, cuda=cuda) == tokens
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,27 @@
 
 import json
 import math
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from transformers import TrainingArguments, get_scheduler
 
-from models.training import RECORD, MetricsFile, Probe, last_checkpoint, mean_difference
+from models.adapters import adapter_sha256, adapter_tensors, save_adapter
+from models.base import base_sha256
+from models.training import (
+    RECORD,
+    AdapterTrainer,
+    MetricsFile,
+    PolicyRecord,
+    Probe,
+    ResumeError,
+    last_checkpoint,
+    learning_rate_course,
+    mean_difference,
+)
 
 
 def test_the_probe_scores_second_halves(tiny_path):
@@ -40,6 +54,32 @@ def test_mean_difference_by_hand():
         mean_difference([[-1.0]], [[-1.0, -2.0]])
 
 
+def learning_rates(scheduler, warmup_ratio, steps):
+    """Of each step, as shares of the peak."""
+    arguments = TrainingArguments(use_cpu=True, **learning_rate_course(scheduler, warmup_ratio, steps))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = get_scheduler(
+        arguments.lr_scheduler_type, optimizer, arguments.get_warmup_steps(steps), num_training_steps=steps
+    )
+    found = []
+    for _ in range(steps):
+        found.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_warm_up_is_a_share_of_the_steps_whatever_follows():
+    """Half of four steps: 0, 1/2, then the peak. All of four: 0, 1/4, 1/2, 3/4. 0.3 of four is 1.2, so two."""
+    for scheduler in ("constant", "constant_with_warmup", "linear", "cosine"):
+        assert learning_rates(scheduler, 0.5, 4)[:3] == pytest.approx([0, 0.5, 1.0]), scheduler
+        assert learning_rates(scheduler, 1.0, 4) == pytest.approx([0, 0.25, 0.5, 0.75]), scheduler
+        assert learning_rates(scheduler, 0.3, 4)[:3] == pytest.approx([0, 0.5, 1.0]), scheduler
+        assert learning_rates(scheduler, 0.0, 4)[0] == 1.0, scheduler
+    assert learning_rates("constant", 0.25, 4) == pytest.approx([0, 1, 1, 1])
+    assert learning_rates("linear", 0.5, 4) == pytest.approx([0, 0.5, 1.0, 0.5])
+
+
 def test_the_last_complete_checkpoint(tmp_path):
     assert last_checkpoint(tmp_path / "none") is None
     for step in (2, 10, 9, 30):
@@ -47,6 +87,33 @@ def test_the_last_complete_checkpoint(tmp_path):
         if step != 30:
             (tmp_path / f"checkpoint-{step}" / RECORD).write_text("{}")
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10", "by number, and the cut off one passed over"
+
+
+class Resuming(AdapterTrainer):
+    """What resumes a policy, without the rest of a trainer."""
+
+    def __init__(self, model, probe):
+        self.model, self.probe = model, probe
+
+    def _policy(self):
+        return self.model
+
+
+@pytest.mark.parametrize("dtype, allowed", [("float32", 1e-3), ("bfloat16", 0.05)])
+def test_a_resumed_policy_computes_what_it_did_within_rounding_and_no_more(tiny_path, tmp_path, dtype, allowed):
+    """Each token is off by as much, up and down in turn: 0.8 of what is allowed passes, 1.2 does not."""
+    model, probe = tiny.policy(tiny_path, dtype=dtype), Probe.of_prompts([list(range(20))] * 3)
+    save_adapter(model, tmp_path)
+    exact = probe.logprobs(model)
+    for off, passes in ((0.0, True), (0.8 * allowed, True), (1.2 * allowed, False)):
+        moved = [[value + off * (-1) ** t for t, value in enumerate(row)] for row in exact]
+        record = PolicyRecord(3, adapter_sha256(adapter_tensors(model)), base_sha256(model), moved)
+        (tmp_path / RECORD).write_text(json.dumps(asdict(record)))
+        if passes:
+            Resuming(model, probe)._load_from_checkpoint(str(tmp_path))
+            continue
+        with pytest.raises(ResumeError, match="log-probabilities differ from the saved ones"):
+            Resuming(model, probe)._load_from_checkpoint(str(tmp_path))
 
 
 # metrics.jsonl

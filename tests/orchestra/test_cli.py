@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 from fake_stages import STAGES, Fake
 
 from orchestra import cli, cli_export
-from orchestra.plan.machine import Machine
+from orchestra.plan.machine import Gpu, Machine, why_unusable
 from orchestra.run.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
@@ -97,13 +98,13 @@ def test_run_show_report_export(orchestra, fake, tmp_path):
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(orchestra, fake, monkeypatch):
-    """With what takes most and the key that lowers it; --force goes on all the same."""
+    """With what takes most and what would fit; --force goes on all the same."""
     small = Machine(2, 2 * 2**30, ())
     monkeypatch.setattr("orchestra.cli_run.this_machine", lambda: small)
     code, _, err = orchestra("run", "40d", "--scale", "embedded")
     assert code == 1 and fake.calls == [] and not Path("runs").exists()
     assert err.startswith("orchestra: 40d at scale embedded does not fit this machine: 3.6 of 2 GiB in stage 'explore'")
-    assert "lower rollouts.gpu_memory_utilization" in err and "--force" in err and "Traceback" not in err
+    assert "a smaller model does, or 3.6 GiB" in err and "--force" in err and "Traceback" not in err
     code, out, err = orchestra("run", "40d", "--scale", "embedded", "--force")
     assert code == 0 and fake.calls == STAGES and "not known to fit this machine: 3.6 of 2 GiB" in out, err
 
@@ -111,6 +112,68 @@ def test_what_does_not_fit_is_refused_before_anything_runs(orchestra, fake, monk
 def test_a_gpu_recipe_without_a_gpu_is_refused(orchestra, fake):
     code, _, err = orchestra("run", "40d", "--scale", "gpu")
     assert code == 1 and "no CUDA device here" in err and fake.calls == []
+    assert "; at scale embedded it fits (" in err
+
+
+@pytest.mark.parametrize(
+    ("built", "warned", "said"),
+    [
+        ("13.0", "CUDA initialization: The NVIDIA driver on your system is too old (found version 12020).",
+         "(CUDA 13.0) cannot use: CUDA initialization: The NVIDIA driver on your system is too old (found version"),
+        ("13.0", None, "(CUDA 13.0) cannot use: torch.cuda.is_available() is false"),
+        (None, None, "there is a GPU, but torch is a build for CPUs: `make setup` anew"),
+    ],
+    ids=["driver", "unknown", "cpu build"],
+)  # fmt: skip
+def test_a_gpu_that_torch_cannot_use_is_told_of_before_anything_is_loaded(
+    orchestra, fake, monkeypatch, built, warned, said
+):
+    import torch
+
+    def available():
+        if warned:
+            warnings.warn(warned, stacklevel=2)
+        return False
+
+    monkeypatch.setattr("orchestra.cli_run.this_machine", lambda: Machine(8, 2**36, (Gpu("NVIDIA H100", 2**36),)))
+    monkeypatch.setattr(torch.cuda, "is_available", available)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    code, _, err = orchestra("run", "40d", "--scale", "embedded")
+    assert code == 1 and fake.calls == [] and not Path("runs").exists()
+    assert said in err and "CUDA_VISIBLE_DEVICES=" in err and err.count("\n") == 1, err
+
+
+def test_more_processes_than_gpus_are_refused(orchestra, fake, monkeypatch):
+    monkeypatch.setattr("orchestra.cli_run.this_machine", lambda: Machine(8, 2**36, (Gpu("NVIDIA H100", 2**36),)))
+    monkeypatch.setattr("orchestra.cli_run.why_unusable", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = orchestra("run", "40d", "--scale", "embedded")
+    assert code == 1 and fake.calls == [] and "2 processes for 1 GPUs; each needs one of its own" in err
+
+
+def test_a_gpu_that_torch_can_use_is_not_complained_of(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert why_unusable() is None
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "run"])
+def test_a_batch_that_the_processes_cannot_share_is_found_before_anything_runs(orchestra, fake, monkeypatch, command):
+    """Every stage's, with the nearest that can: 3 processes, 32 problems and 16 traces a step."""
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    code, _, err = orchestra(command, "40d", "--scale", "embedded")
+    assert code == 1 and fake.calls == [] and len(err.splitlines()) == 4
+    assert "stage 'imitate': batch_size: 16 cannot be shared out evenly over 3 processes; 15 and 18 can" in err
+    for stage in ("explore", "consolidate", "polish"):
+        assert (
+            f"stage '{stage}': prompts_per_step: 32 cannot be shared out evenly over 3 processes; 30 and 33 can" in err
+        )
+    sets = ("--set", "rollouts.prompts_per_step=33", "--set", "stages.imitate.batch_size=18")
+    assert orchestra("check", "40d", "--scale", "embedded", *sets)[0] == 0
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    _, _, err = orchestra("check", "40d", "--scale", "embedded")
+    assert "16 cannot be shared out evenly over 64 processes; 64 can" in err
 
 
 def test_a_gate_has_an_exit_code_of_its_own(orchestra, fake):

@@ -48,6 +48,8 @@ def test_json_list_and_limit(tmp_path):
     some = load(str(path), "test", limit=10, seed=1)
     assert [p.gold for p in some] == sorted((p.gold for p in some), key=int)
     assert some == load(str(path), "test", limit=10, seed=1) != load(str(path), "test", limit=10)
+    assert some != load(str(path), "train", limit=10, seed=1), "of one file each split draws its own"
+    assert len(load(str(path), "test", limit=50)) == len(load(str(path), "test", limit=51)) == 50
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,14 @@ def test_all_bad_lines_are_told_at_once(tmp_path):
         load(path, "train")
     assert "mine.jsonl:1:" in str(error.value) and "mine.jsonl:5:" in str(error.value)
     assert "3 more" in str(error.value)
+    with pytest.raises(ProblemError) as error:
+        load(write_lines(tmp_path / "mine.jsonl", *['{"question": "1?"}'] * 5), "train")
+    assert "mine.jsonl:5:" in str(error.value) and "more" not in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "mine.jsonl").write_bytes(b"\xef\xbb\xbf" + b'{"question": "1?", "answer": 1}\n')
+    assert load(str(tmp_path / "mine.jsonl"), "train")[0].question == "1?"
 
 
 def test_empty_missing_and_unknown_sources(tmp_path):
@@ -109,16 +119,50 @@ def test_hub_rows_go_through_the_same_reader(monkeypatch):
 
     asked = []
 
-    def from_hub(name, config, split):
-        asked.append((name, config, split))
+    def from_hub(name, config, split, revision):
+        asked.append((name, config, split, revision))
         return [{"question": "Natalia ...", "answer": GSM8K_ANSWER}]
 
-    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["main", "socratic"])
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name, revision: ["main", "socratic"])
     monkeypatch.setattr(datasets, "load_dataset", from_hub)
     (problem,) = load("openai/gsm8k", "test")
     assert (problem.id, problem.gold) == ("gsm8k-test-0", "72")
-    load("openai/gsm8k:socratic", "train")
-    assert asked == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", "socratic", "train")]
+    load("openai/gsm8k:socratic@v2", "train")
+    assert asked == [("openai/gsm8k", "main", "test", None), ("openai/gsm8k", "socratic", "train", "v2")]
+
+
+def test_rows_of_another_commit_are_refused(monkeypatch):
+    """Without a network the library takes what it has, whatever the revision."""
+    import datasets
+
+    class Rows(list):
+        cache_files = ({"filename": f"/cache/openai___gsm8k/main/0.0.0/{'a' * 40}/gsm8k-test.arrow"},)
+
+    rows = Rows([{"question": "1 + 1?", "answer": "2"}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    assert len(load(f"openai/gsm8k:main@{'a' * 40}", "test")) == 1
+    with pytest.raises(ProblemError, match="the cache of this machine has another commit"):
+        load(f"openai/gsm8k:main@{'b' * 40}", "test")
+
+
+@pytest.mark.parametrize(
+    ("configs", "chosen"),
+    [(["algebra"], "algebra"), (["a", "main", "z"], "main"), (["main", "default"], "default"), (["a", "b"], None)],
+)
+def test_which_configuration_of_a_data_set(monkeypatch, configs, chosen):
+    """`default`, then `main`, then the only one; of several others none is guessed."""
+    import datasets
+
+    asked = []
+    row = {"question": "1?", "answer": "1"}
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name, **more: configs)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, **more: asked.append(config) or [row])
+    if chosen is None:
+        with pytest.raises(ProblemError, match=r"several .*; name one, such as 'some/set:a' \(known: a, b\)"):
+            load("some/set", "train")
+    else:
+        load("some/set", "train")
+    assert asked == ([chosen] if chosen else [])
 
 
 def test_a_hub_that_cannot_be_reached_is_one_clear_message(monkeypatch):

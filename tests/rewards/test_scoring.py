@@ -5,9 +5,11 @@ import math
 import sys
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from rewards.domain import get_domain
-from rewards.scoring import RANGES, RewardError, UngradableError, check_weights
+from rewards.scoring import RANGES, RewardError, UngradableError, check_weights, undefined_functions
 from rewards.settings import Reward
 
 RIGHT = "<think>\n6 * 7 = 42\n</think>\n\\boxed{42}"
@@ -44,8 +46,17 @@ def test_names_weights_and_functions_stand_in_one_order():
     assert [function.__name__ for function in rewards.functions] == rewards.names
 
 
+def test_all_components_stand_in_the_settings_order():
+    rewards = build({"repetition": 0.05, "cosine": 0.1, "length": 0.2, "format": 0.1, "correct": 1})
+    assert rewards.names == ["correct", "format", "length", "cosine", "repetition"]
+    assert rewards.weights == [1.0, 0.1, 0.2, 0.1, 0.05]
+    assert [function.__name__ for function in rewards.functions] == rewards.names
+
+
 def test_conversational_completions_are_read():
     (correct,) = build({"correct": 1.0}).functions
+    turns = [{"role": "assistant", "content": WRONG}, {"role": "assistant", "content": RIGHT}]
+    assert call(correct, [turns, turns[::-1]], ["42", "42"]) == [1.0, 0.0], "the last turn counts"
     assert call(correct, [[{"role": "assistant", "content": RIGHT}]], ["42"]) == [1.0]
 
 
@@ -138,19 +149,41 @@ def test_a_wrong_answer_never_beats_a_right_one(weights):
     [
         ({}, "no component has a weight"),
         ({"correct": 0.0}, "no component has a weight"),
-        ({"correct": 1.0, "format": -0.1}, "format: -0.1"),
-        ({"correct": math.nan}, "correct: nan"),
-        ({"correct": "1"}, "correct: '1'"),
         ({"format": 1.0}, "add `correct`"),
         ({"format": 1.0, "cosine": 1.0}, "cosine depends on correctness"),
         ({"correct": 1.0, "format": 1.0}, "raise `correct` above 1"),
         ({"correct": 1.0, "format": 0.5, "length": 0.5}, "raise `correct` above 1"),
+        # a function of one's own pays from -1 to 1: 2 * 0.25 apart
         ({"correct": 0.5, "mine": 0.25}, "raise `correct` above 0.5"),
+        ({"correct": 1.0, "brevity": 0.5}, "raise `correct` above 1"),
+        ({"correct": 0.0, "mine": 0.0}, "no component has a weight"),
+        ({"cosine": 1.0, "mine": 0.1}, "cosine depends on correctness"),
     ],
 )
 def test_weights_that_cannot_be_meant_are_refused(weights, message):
     with pytest.raises(RewardError, match=message):
         check_weights(weights)
+    with pytest.raises(ValueError, match=message):
+        Reward(**{"correct": 0.0, "format": 0.0, "file": "mine.py", **weights})
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*RANGES, "mine", "yours"]),
+        st.sampled_from([-1.0, -0.0, 0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, math.nan, math.inf, "1", True, None]),
+    )
+)
+@example({"correct": 1.0, "mine": 0.5})
+def test_what_passes_the_check_can_be_built(tmp_path_factory, weights):
+    file = tmp_path_factory.getbasetemp() / "any_rewards.py"
+    file.write_text("def mine(**_): ...\nyours = mine\n")
+    try:
+        reward = Reward(**weights, file=str(file))
+    except ValueError:
+        return
+    built = MATH.rewards(reward, MATH.format("boxed"), 100)
+    assert dict(zip(built.names, built.weights, strict=True)) == reward.weights
+    check_weights(reward.weights)
 
 
 def test_cosine_needs_no_margin():
@@ -167,6 +200,10 @@ def whole(completions, **columns):
     return [1] * len(completions)
 def short(completions, **columns):
     return [0.0]
+def none(completions, **columns):
+    return [float("nan")] * len(completions)
+def low(completions, **columns):
+    return [-1.0] * len(completions)
 CONSTANT = 3
 """
 
@@ -180,6 +217,8 @@ def test_a_users_reward_is_called_by_name(tmp_path):
     assert call(rewards.functions[1], ["please", "no"], ["1", "1"]) == [0.5, None]
     values = call(build({"correct": 1.0, "whole": 0.2}, file=str(file)).functions[1], ["a"], ["1"])
     assert values == [1.0] and type(values[0]) is float
+    low = build({"correct": 1.0, "low": 0.2}, file=str(file)).functions[1]
+    assert call(low, ["a"], ["1"]) == [-1.0], "both ends are within"
 
 
 def test_a_users_file_is_loaded_only_when_named(tmp_path):
@@ -191,7 +230,12 @@ def test_a_users_file_is_loaded_only_when_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("wild", "wild returned 3.0"), ("short", "short returned 1 values for 2")]
+    ("name", "message"),
+    [
+        ("wild", "wild returned 3.0"),
+        ("short", "short returned 1 values for 2"),
+        ("none", "none returned nan; return None or a number between -1 and 1"),
+    ],
 )
 def test_a_users_values_are_checked(tmp_path, name, message):
     file = tmp_path / "my_rewards.py"
@@ -229,6 +273,39 @@ def test_a_users_mistakes_are_named(tmp_path, weights, source, message):
     assert "user_rewards_my_rewards" not in sys.modules
 
 
+def test_what_lies_beside_a_users_file_can_be_imported(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_the_rewards.py").write_text("LOVED = 'please'\n")
+    file = tmp_path / "my_rewards.py"
+    file.write_text(
+        "def mine(completions, **_):\n"
+        "    from beside_the_rewards import LOVED\n"
+        "    return [float(LOVED in c) for c in completions]\n"
+    )
+    (_, mine) = build({"correct": 1.0, "mine": 0.2}, file=str(file)).functions
+    assert call(mine, ["please", "no"], ["1", "1"]) == [1.0, 0.0]
+    assert sys.path[-1] == str(tmp_path) and sys.path.count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "missing"),
+    [
+        ("def mine(): ...", []),
+        ("if True:\n    mine = len", []),
+        ("from elsewhere import mine", []),
+        ("from elsewhere import other as mine", []),
+        ("from elsewhere import *", []),
+        ("globals()['mi' + 'ne'] = len", []),
+        ("print(mine)", ["mine"]),
+        ("", ["mine"]),
+    ],
+)
+def test_a_function_that_is_not_defined_is_seen_without_executing(tmp_path, source, missing):
+    file = tmp_path / "my_rewards.py"
+    file.write_text(f"raise SystemExit\n{source}\n")
+    assert undefined_functions(file, ["mine"]) == missing
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(RewardError, match=r"gone\.py does not exist"):
         build({"correct": 1, "mine": 0.1}, file=str(tmp_path / "gone.py"))
@@ -247,6 +324,13 @@ def test_too_many_ungradable_golds_stop_the_run():
     assert call(correct, [RIGHT] * 64, ["42"] * 58 + [""] * 6) == [1.0] * 58 + [None] * 6  # 6 of 64 are within 10 %
     with pytest.raises(UngradableError, match=r"12 of 84 .*problem p-7.*ungradable_limit"):
         call(correct, [RIGHT] * 20, ["42"] * 14 + [" "] * 6, problem_id=["p-7"] * 20)
+
+
+def test_the_limit_itself_is_allowed():
+    (correct,) = build({"correct": 1.0}, ungradable_limit=0.125).functions
+    assert call(correct, [RIGHT] * 64, ["42"] * 56 + [""] * 8).count(None) == 8  # 8 of 64 are 12.5 %
+    with pytest.raises(UngradableError, match="9 of 65"):
+        call(correct, [RIGHT], [""])
 
 
 def test_a_few_ungradable_golds_at_the_start_do_not():

@@ -29,9 +29,17 @@ def test_totals_are_weighted_sums():
 
 
 def test_a_function_that_cannot_grade_adds_nothing_and_one_that_can_is_enough():
-    """None from `correct`: 0.1 x 1 = 0.1. None from both: no reward at all, which is not a reward of 0."""
+    """None from the first: 0.1 x 1 = 0.1. None from both: no reward at all, which is not a reward of 0."""
     rewards_PGF = rows([[NAN, 1.0], [NAN, NAN], [1.0, NAN]])
     close(total_rewards(rewards_PGF, [1.0, 0.1]), [[0.1, NAN, 1.0]])
+
+
+def test_what_the_task_cannot_grade_has_no_reward_whatever_the_format_pays():
+    """The same with the first function the task's own: 0.1 for the format of an answer that nobody can judge is less
+    than a right answer's 1, and would be a reason against it."""
+    rewards_PGF = rows([[NAN, 1.0], [NAN, NAN], [1.0, NAN]])
+    close(total_rewards(rewards_PGF, [1.0, 0.1], task=0), [[NAN, NAN, 1.0]])
+    close(total_rewards(rewards_PGF, [1.0, 0.1], task=1), [[0.1, NAN, NAN]])
 
 
 # advantages
@@ -79,6 +87,53 @@ def test_a_groups_advantages_sum_to_zero_and_do_not_depend_on_the_rewards_scale(
     advantages = group_advantages(totals_PG, "group")
     close(advantages.sum(1), [0.0] * 5)
     assert torch.allclose(group_advantages(10 * totals_PG + 3, "group"), advantages, atol=2e-3)
+
+
+# groups that are all right or all wrong
+
+
+def judged(*groups, weights=(1.0, 0.1), scale="group"):
+    """Advantages of groups of (correct, format)."""
+    rewards_PGF = rows(*groups)
+    totals_PG = total_rewards(rewards_PGF, weights, task=0)
+    return group_advantages(totals_PG, scale, rewards_PGF[..., 0], weights[0])
+
+
+@pytest.mark.parametrize("scale", ["group", "batch"])
+@pytest.mark.parametrize("correct", [1.0, 0.0])
+def test_one_violation_of_the_format_among_16_is_a_tenth_of_an_answer(correct, scale):
+    """15 x 0.1 / 16 = 0.09375 is the mean beyond what is common to all: -0.09375 for the one, 0.00625 for the others.
+    Divided by their deviation, 0.025, they would be -3.735 and 0.249."""
+    group = [[correct, 0.0], *[[correct, 1.0]] * 15]
+    close(judged(group, scale=scale), [[-0.09375, *[0.00625] * 15]])
+    assert group_advantages(total_rewards(rows(group), (1.0, 0.1)), "group")[0, 0] < -3.7, "on the total alone"
+
+
+def test_it_is_a_tenth_whatever_the_scale_of_the_rewards():
+    """Weights of 10 and 1: -0.9375 / 10."""
+    close(judged([[1, 0], *[[1, 1]] * 15], weights=(10.0, 1.0)), [[-0.09375, *[0.00625] * 15]])
+    close(judged([[1, 0], *[[1, 1]] * 15], weights=(10.0, 1.0), scale="none"), [[-0.9375, *[0.0625] * 15]])
+
+
+def test_groups_that_are_mixed_at_the_task_are_as_they_were():
+    """1.1, 0.1, 1.0, 0.1: mean 0.575; the format counts in proportion to the answers."""
+    group = [[1, 1], [0, 1], [1, 0], [0, 1]]
+    totals_PG = rows([1.1, 0.1, 1.0, 0.1])
+    for scale in ("group", "batch", "none"):
+        close(judged(group, scale=scale), group_advantages(totals_PG, scale).tolist())
+
+
+def test_a_group_with_variance_leaves_one_without_alone():
+    both = judged([[1, 1], [0, 1]], [[1, 0], [1, 1]])
+    close(both[1:], [[-0.05, 0.05]])
+    close(both[:1], group_advantages(rows([1.1, 0.1]), "group").tolist())
+
+
+def test_the_ungradable_make_no_difference():
+    """Right, right without the format, and one that cannot be judged: the mean is that of two, 1.05."""
+    close(judged([[1, 1], [1, 0], [NAN, 1]]), [[0.05, -0.05, 0.0]])
+    close(judged([[NAN, 1], [NAN, 0], [NAN, 1]]), [[0.0, 0.0, 0.0]])
+    close(judged([[1, 1], [1, 1], [1, 1]]), [[0.0, 0.0, 0.0]])
 
 
 # variance

@@ -38,8 +38,19 @@ ROWS = [
 TOKENS = torch.tensor(sum(len(r.completion) for r in ROWS if r.in_loss))
 
 
-def split(rows, count, *, loss_type="dapo", mask=True):
-    return micro_batches(rows, count, loss_type=loss_type, mask_zero_variance=mask, num_items=TOKENS, pad=PAD)
+LOSSES = ["dapo", "grpo", "dr_grpo", "bnpo"]
+
+
+def split(rows, budget, *, loss_type="dapo", mask=True, **others):
+    return micro_batches(
+        rows, budget, loss_type=loss_type, mask_zero_variance=mask, num_items=TOKENS, pad=PAD, **others
+    )
+
+
+def padded(batch):
+    """Tokens of the forward pass: rows x longest."""
+    lengths = batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
+    return len(lengths) * int(lengths.max())
 
 
 def contents(batches):
@@ -67,50 +78,83 @@ def wanted(rows):
 # putting it together
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 8, 12])
+@pytest.mark.parametrize("budget", [1, 16, 30, 10**6])
 @pytest.mark.parametrize("mask", [True, False])
-def test_dapo_keeps_what_has_a_gradient_and_nothing_else(count, mask):
-    batches = split(ROWS, count, mask=mask)
-    assert len(batches) == count
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_what_has_a_gradient_is_kept_and_nothing_else(budget, mask, loss_type):
+    batches = split(ROWS, budget, mask=mask, loss_type=loss_type)
     kept = [r for r in ROWS if r.in_loss and not (mask and r.zero_variance)]
-    found, _ = contents(batches)
-    assert found == wanted(kept)
+    assert sum(len(batch["prompt_ids"]) for batch in batches) == len(kept)
+    assert contents(batches)[0] == wanted(kept)
     assert all(batch["num_items_in_batch"] == TOKENS for batch in batches), "counted before anything is masked"
 
 
+def test_a_row_with_an_advantage_stays_though_its_group_has_no_variance():
+    """All right, and one of them breaks the format: a small advantage is a gradient."""
+    rows = [replace(row(5, zero=True), advantage=-0.09), row(6, zero=True)]
+    assert contents(split(rows, 100))[0] == wanted(rows[:1])
+
+
 def test_every_micro_batch_is_cut_to_its_own_longest():
-    batches = split(ROWS, 2)
+    batches = split(ROWS, 30)
     for batch in batches:
         assert batch["completion_mask"].sum(1).max() == batch["completion_ids"].shape[1]
         assert batch["prompt_mask"].sum(1).max() == batch["prompt_ids"].shape[1]
         assert (batch["completion_ids"][batch["completion_mask"] == 0] == PAD).all()
         assert (batch["prompt_mask"].diff(dim=1) >= 0).all(), "prompts are padded on the left"
         assert (batch["completion_mask"].diff(dim=1) <= 0).all(), "completions on the right"
-    padded = sum(batch["completion_ids"].numel() for batch in batches)
-    assert padded < 5 * 12, "sorted by length: less padding than five rows of the longest"
 
 
-def test_micro_batches_are_of_about_equal_work():
-    rows = [row(n, 2, seed=n) for n in range(1, 41)]
-    tokens = [int(batch["completion_mask"].sum()) for batch in split(rows, 4)]
-    assert max(tokens) - min(tokens) <= 40 and sum(tokens) == sum(range(1, 41))
+def test_passes_are_filled_by_hand():
+    """Rows of 15, 12, 10, 9 and 5 tokens in the loss, 30 tokens a pass: 15 and 12 (2 x 15), 10, 9 and 5 (3 x 10). With
+    29 there is one row of 15, then 12 and 10 (2 x 12; a third would make 36), then 9 and 5."""
+    assert [padded(batch) for batch in split(ROWS, 30)] == [30, 30]
+    assert [(padded(batch), len(batch["prompt_ids"])) for batch in split(ROWS, 29)] == [(15, 1), (24, 2), (18, 2)]
+    assert len(split(ROWS, 10**6)) == 1 and len(split(ROWS, 1)) == 5, "a row longer than the budget goes alone"
 
 
-def test_nothing_to_learn_from_is_one_masked_row():
-    rows = [row(5, zero=True), row(3, in_loss=False)]
-    batches = split(rows, 2)
-    assert [len(batch["prompt_ids"]) for batch in batches] == [1, 1]
-    assert contents(batches) == ([], 0)
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_a_fifth_of_the_rows_is_a_fifth_of_the_work(loss_type):
+    """1,024 rows of 60 to 99 tokens, 16 of them at once; 200 teach something. The passes made before were 64."""
+    rows = [row(40 + i % 40, 20, zero=i % 128 >= 25, seed=i) for i in range(1024)]
+    whole, few = (split(rows, 16 * 100, mask=mask, loss_type=loss_type) for mask in (False, True))
+    assert all(padded(batch) <= 1600 for batch in [*whole, *few])
+    assert len(whole) <= 57 and len(few) <= 12
+    assert sum(map(padded, few)) == pytest.approx(sum(map(padded, whole)) * 200 / 1024, rel=0.1)
+    assert sum(len(batch["prompt_ids"]) for batch in few) == 200
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo"])
-def test_other_losses_keep_all_rows_in_equal_parts(loss_type):
-    """They average within a micro-batch, so its size is part of the loss."""
-    batches = split(ROWS, 4, loss_type=loss_type)
-    assert [len(batch["prompt_ids"]) for batch in batches] == [2, 2, 2, 2]
-    assert contents(batches)[0] == wanted([r for r in ROWS if r.in_loss and not r.zero_variance])
-    if loss_type == "bnpo":  # divides by a micro-batch's own tokens, so the rows stay where they are
-        assert contents(batches[:1])[0] == wanted(ROWS[:2])
+def test_nothing_to_learn_from_is_one_pass_over_two_tokens():
+    (batch,) = split([row(5, zero=True), row(3, in_loss=False)], 2)
+    assert batch["prompt_ids"].shape == batch["completion_ids"].shape == (1, 1)
+    assert contents([batch]) == ([], 0)
+
+
+def of_processes(parts, budget, **settings):
+    """The micro-batches of each process, whose row lengths the others learn."""
+    told = []
+
+    def tell(lengths):
+        told.append(lengths)
+        return lengths
+
+    for rows in parts:
+        split(rows, budget, longest=tell, **settings)
+    largest = [max(column) for column in zip(*told, strict=True)]
+    return [split(rows, budget, longest=lambda _: largest, **settings) for rows in parts]
+
+
+@pytest.mark.parametrize("budget", [1, 30, 60])
+def test_processes_cut_alike_whatever_they_have(budget):
+    """TRL gathers a number per row at every pass. One process has five rows in the loss, one has two, one has none."""
+    few = [row(9, seed=5), row(30, seed=6), *[row(4, zero=True)] * 6]
+    none = [row(12, zero=True)] * 8
+    parts = of_processes([ROWS, few, none], budget)
+    assert len({tuple(len(batch["prompt_ids"]) for batch in batches) for batches in parts}) == 1
+    assert all(len(batch["prompt_ids"]) == 1 or padded(batch) <= budget for batches in parts for batch in batches)
+    assert contents(parts[0])[0] == wanted([r for r in ROWS if r.in_loss and not r.zero_variance])
+    assert contents(parts[1])[0] == wanted(few[:2]) and contents(parts[2]) == ([], 0)
+    assert sum(batch["completion_ids"].shape[1] for batch in parts[2]) == len(parts[2]), "filled up with single tokens"
 
 
 # the gradient
@@ -123,8 +167,8 @@ def model(tiny_path):
     return made.train()
 
 
-def loss_of(model, batch, beta):
-    """DAPO's loss (arXiv 2503.14476, eq. 8, at ratio 1, with truncated importance weights) plus beta * k3."""
+def loss_of(model, batch, beta, loss_type):
+    """TRL's losses at ratio 1 (`dapo`: arXiv 2503.14476, eq. 8), truncated importance weights, plus beta * k3."""
     logprobs, _ = completion_logprobs(model, batch, 1.0)
     mask = batch["completion_mask"]
     weight = torch.exp((logprobs.detach() - batch["sampling_per_token_logps"]) * mask).clamp(max=3.0)
@@ -132,14 +176,20 @@ def loss_of(model, batch, beta):
     per_token = -ratio * batch["advantages"][:, None] * weight
     with torch.no_grad(), model.disable_adapter():
         reference = completion_logprobs(model, batch, 1.0)[0]
-    per_token = per_token + beta * k3(logprobs, reference)
-    return (per_token * mask).sum() / batch["num_items_in_batch"]
+    per_token = (per_token + beta * k3(logprobs, reference)) * mask
+    mean = {
+        "dapo": lambda: per_token.sum() / batch["num_items_in_batch"],
+        "grpo": lambda: (per_token.sum(1) / mask.sum(1).clamp(min=1)).mean(),
+        "bnpo": lambda: per_token.sum() / mask.sum().clamp(min=1),
+        "dr_grpo": lambda: per_token.sum() / (len(mask) * 14),
+    }
+    return mean[loss_type]() * batch["share"]
 
 
-def gradient(model, batches, beta):
+def gradient(model, batches, beta, loss_type="dapo"):
     model.zero_grad()
     for batch in batches:
-        loss_of(model, batch, beta).backward()
+        loss_of(model, batch, beta, loss_type).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -150,30 +200,50 @@ def same(a, b):
 
 
 def one_big_batch(rows):
-    """All rows, unsorted, padded to the longest, those out of the loss too."""
-    (batch,) = micro_batches(rows, 1, loss_type="bnpo", mask_zero_variance=False, num_items=TOKENS, pad=PAD)
+    """All rows, unsorted, padded to the longest, those out of the loss too: what TRL makes of a step."""
+    width, length = max(len(r.prompt) for r in rows), max(len(r.completion) for r in rows)
+    shape = (len(rows), length)
+    batch = {
+        "prompt_ids": torch.full((len(rows), width), PAD),
+        "prompt_mask": torch.zeros(len(rows), width, dtype=torch.long),
+        "completion_ids": torch.full(shape, PAD),
+        "completion_mask": torch.zeros(shape, dtype=torch.int),
+        "sampling_per_token_logps": torch.zeros(shape),
+        "advantages": torch.tensor([r.advantage for r in rows]),
+        "num_items_in_batch": TOKENS,
+        "share": torch.tensor(1.0),
+    }
+    for i, r in enumerate(rows):
+        batch["prompt_ids"][i, width - len(r.prompt) :] = r.prompt
+        batch["prompt_mask"][i, width - len(r.prompt) :] = 1
+        batch["completion_ids"][i, : len(r.completion)] = r.completion
+        batch["completion_mask"][i, : len(r.completion)] = int(r.in_loss)
+        batch["sampling_per_token_logps"][i, : len(r.completion)] = r.sampling_logprobs
     return [batch]
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-@pytest.mark.parametrize("count", [1, 3, 8])
-def test_the_gradient_is_that_of_one_big_unsorted_batch(model, count, beta):
-    whole = gradient(model, one_big_batch(ROWS), beta)
-    parts = gradient(model, split(ROWS, count, mask=False), beta)
+@pytest.mark.parametrize("budget", [1, 30, 10**6])
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_the_gradient_is_that_of_one_big_unsorted_batch(model, budget, beta, loss_type):
+    whole = gradient(model, one_big_batch(ROWS), beta, loss_type)
+    parts = gradient(model, split(ROWS, budget, mask=False, loss_type=loss_type), beta, loss_type)
     assert max(x.abs().max() for x in whole.values()) > 1e-3
     assert same(whole, parts)
 
 
 def test_masking_zero_variance_takes_their_kl_gradient_and_nothing_else(model):
-    masked = gradient(model, split(ROWS, 2), 0.1)
+    masked = gradient(model, split(ROWS, 40), 0.1)
     without = gradient(model, one_big_batch([replace(r, in_loss=r.in_loss and not r.zero_variance) for r in ROWS]), 0.1)
-    kept = gradient(model, split(ROWS, 2, mask=False), 0.1)
+    kept = gradient(model, split(ROWS, 40, mask=False), 0.1)
     assert same(masked, without) and not same(masked, kept)
     # without a KL penalty they have no gradient at all
-    masked, kept = gradient(model, split(ROWS, 2), 0.0), gradient(model, split(ROWS, 2, mask=False), 0.0)
+    masked, kept = gradient(model, split(ROWS, 40), 0.0), gradient(model, split(ROWS, 40, mask=False), 0.0)
     assert same(masked, kept)
 
 
-def test_a_step_with_nothing_to_learn_has_a_gradient_of_zero(model):
-    found = gradient(model, split([row(5, zero=True), row(3, in_loss=False)], 2), 0.1)
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_a_step_with_nothing_to_learn_has_a_gradient_of_zero(model, loss_type):
+    rows = [row(5, zero=True), row(3, in_loss=False)]
+    found = gradient(model, split(rows, 2, loss_type=loss_type), 0.1, loss_type)
     assert found and all((x == 0).all() for x in found.values())

@@ -16,6 +16,7 @@ from tiny_grpo import Interrupted, Stage, even_unless_easy, metrics, problems
 from models.adapters import REFERENCE, adapter_tensors, save_adapter
 from models.base import base_sha256
 from models.engines.protocol import EngineError
+from models.reference import Reference
 from models.training import RECORD, ResumeError, TrainingError
 from rl.trainer import PolicyTrainer
 
@@ -115,18 +116,65 @@ def test_a_penalty_holds_the_policy_back(stage, tmp_path):
     assert sum(line["kl"] for line in held[-3:]) < 0.4 * sum(line["kl"] for line in free[-3:])
 
 
+def test_the_reference_has_no_dropout(stage, tmp_path):
+    """The policy is trained with dropout, so that it is away from its own start at once; that is not an error."""
+    (first, *_) = stage(dropout=0.3, settings={"steps": 1}).run(tmp_path).metrics
+    assert first["kl"] > 1e-3 and first["engine_mismatch"] < 1e-4
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_start_that_is_another_policy_is_found_before_the_first_step(stage, tiny_path, tmp_path, dropout):
+    class Mistaken(Stage):
+        def _reference(self, model):
+            return Reference("start", adapter_tensors(tiny.policy(tiny_path, seed=5)))
+
+    mistaken = Mistaken(tiny_path, stage().engine, dropout=dropout)
+    with pytest.raises(TrainingError, match=r"KL to the stage's own start is .* before the first step; it must be 0"):
+        mistaken.run(tmp_path)
+    assert metrics(tmp_path) == []
+
+
 # batches
 
 
-@pytest.mark.parametrize("reference", ["start", "base"])
-def test_the_step_does_not_depend_on_micro_batches(stage, tmp_path, reference):
-    """The same rollouts, one pass or four: the gradient's norm and the step's KL are the same within rounding."""
-    found = {}
-    for micro in (None, 2):
-        settings = {"steps": 2, "prompts_per_step": 2, "group_size": 4, "micro_batch_size": micro}
-        found[micro] = stage(reference=reference, settings=settings).run(tmp_path / str(micro)).metrics
-    for name in ("grad_norm", "kl", "reward", "entropy", "completion_length"):
-        assert found[2][0][name] == pytest.approx(found[None][0][name], rel=1e-4, abs=1e-7), name
+def test_no_pass_is_made_for_rows_that_teach_nothing(stage, tmp_path, monkeypatch):
+    """Two rows of the longest kind at once. All 24 rows learn, then four of six groups do not, then none does."""
+    passes, compute = [], PolicyTrainer._compute_loss
+
+    def counted(self, model, inputs):
+        passes.append(int(inputs["completion_mask"].any(dim=1).sum()))
+        return compute(self, model, inputs)
+
+    monkeypatch.setattr(PolicyTrainer, "_compute_loss", counted)
+    counts = {}
+    for easy in (0, 4, 6):
+        settings = {"steps": 1, "prompts_per_step": 6, "micro_batch_size": 2}
+        stage(reward=even_unless_easy, easy=easy, settings=settings).run(tmp_path / str(easy))
+        counts[easy] = list(passes)
+        passes.clear()
+    assert [sum(rows) for rows in counts.values()] == [24, 8, 0]
+    assert len(counts[0]) <= 12 and len(counts[4]) <= 4 and counts[6] == [0]
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "reference"),
+    [("dapo", "start"), ("dapo", "base"), ("grpo", "base"), ("bnpo", "base"), ("dr_grpo", "base")],
+)
+def test_the_step_does_not_depend_on_micro_batches(stage, tmp_path, loss_type, reference):
+    """The same rollouts, one pass or several, twice: the second time at other weights, where ratios are clipped. Loss,
+    gradient's norm, KL and share of clipped tokens are the same within rounding."""
+    found, settings = (
+        {},
+        {"steps": 2, "num_iterations": 2, "loss_type": loss_type, "epsilon": 1e-3, "epsilon_high": 1e-3},
+    )
+    for micro in (None, 1):
+        run = stage(reference=reference, settings=settings | {"micro_batch_size": micro}).run(tmp_path / str(micro))
+        found[micro] = run.metrics
+    assert found[None][0]["grad_norm"] > 0
+    for name in ("grad_norm", "loss", "kl", "reward", "entropy", "completion_length"):
+        assert found[1][0][name] == pytest.approx(found[None][0][name], rel=1e-4, abs=1e-6), name
+    first, second = ([step["clipped"] for step in found[micro]] for micro in (None, 1))
+    assert first[0] == second[0] == 0.0 and first[1] > 0.1 and second[1] == pytest.approx(first[1], abs=0.02)
 
 
 def test_activations_computed_again_are_the_same(stage, tmp_path):
@@ -135,12 +183,6 @@ def test_activations_computed_again_are_the_same(stage, tmp_path):
     again = stage(settings=settings).run(tmp_path / "again")
     assert again.model.get_base_model().is_gradient_checkpointing
     assert again.sha256 == stage(settings={"steps": 2}).run(tmp_path / "kept").sha256
-
-
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo"])
-def test_other_losses_train_too(stage, tmp_path, loss_type):
-    run = stage(settings={"steps": 2, "loss_type": loss_type, "micro_batch_size": 4}).run(tmp_path)
-    assert [line["step"] for line in run.metrics] == [1, 2] and run.metrics[0]["grad_norm"] > 0
 
 
 def test_completions_that_are_cut_off_do_not_count(stage, tmp_path):
@@ -242,6 +284,8 @@ def test_resumed_is_the_same_to_the_byte(stage, straight, tmp_path, reference):
         ({"settings": {"micro_batch_size": 4, "save_steps": 1, "lr_scheduler_type": "cosine"}}, 2),
         ({"count": 5}, 5),
         ({"dtype": "bfloat16"}, 3),
+        # stopped before the last step, in the middle of the random numbers
+        ({"dropout": 0.3, "beta": 0.0, "settings": {"steps": 4}}, 3),
     ],
     ids=[
         "in the middle of two iterations",
@@ -249,6 +293,7 @@ def test_resumed_is_the_same_to_the_byte(stage, straight, tmp_path, reference):
         "accumulation and schedule",
         "a rest each round",
         "bfloat16",
+        "dropout",
     ],
 )
 def test_resume_is_exact_with(stage, tmp_path, changes, stop_at):
@@ -268,6 +313,7 @@ def test_stopped_after_the_last_step_trains_no_further(stage, tmp_path, steps):
     first = stage(settings={"steps": steps}).run(tmp_path)
     again = stage(settings={"steps": steps}).run(tmp_path)
     assert again.steps_seen == [] and again.sha256 == first.sha256
+    assert again.outcome == first.outcome and again.outcome.engine_mismatch == again.metrics[-1]["engine_mismatch"]
     assert [line["step"] for line in again.metrics] == list(range(1, steps + 1))
 
 

@@ -1,6 +1,8 @@
 """Rollouts: seeds and problems that follow from the place in the run, and groups from the policy that is trained."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -12,9 +14,10 @@ from tiny_grpo import Stage
 
 from models.engines.protocol import Completion, EngineError
 from models.engines.serving import Served
+from models.training import TrainingError
 from rewards.scoring import RewardSet
 from rl.metrics import StepMetrics
-from rl.rollouts import Place, ProblemOrder, RowSource, fresh_problems, rollout_seed, sample_groups
+from rl.rollouts import Cut, Place, ProblemOrder, RowSource, fresh_problems, rollout_seed, sample_groups
 from rl.settings import DynamicSampling, GrpoSettings, Rollouts
 
 START = Place(step=0, attempt=0, first_group=0)
@@ -177,21 +180,30 @@ def first_token(completion_ids, **_):
     return [{5: 0.3, 6: 0.3000005, 7: 1.0, 8: None}[ids[0]] for ids in completion_ids]
 
 
-def rows_of(engine, problems, resamples=0, **settings):
-    """(rows, tokens, metrics, how often the policy was pushed)"""
-    pushed, metrics = [], StepMetrics(ONE_PROCESS)
+FIRST = RewardSet([first_token], ["first"], [1.0])
+
+
+def source_of(engine, resamples=0, rewards=FIRST, accelerator=ONE_PROCESS, **settings):
+    """(source, its metrics, what is pushed)"""
+    pushed, metrics = [], StepMetrics(accelerator, rewards.names, settings.get("scale_rewards", "group"))
     source = RowSource(
         SimpleNamespace(engine=engine, push=lambda policy, step: pushed.append((policy, step))),
         Dataset.from_list([question("x", [2, 2, 2]), question("y", [3])]),
-        RewardSet([first_token], ["first"], [1.0]),
+        rewards,
         GrpoSettings(steps=1, learning_rate=1e-3, **settings),
         Rollouts(group_size=2, dynamic_sampling=DynamicSampling(max_resamples=resamples)),
         stop_token_ids=(END,),
         pad_token_id=PAD,
         seed=3,
-        accelerator=ONE_PROCESS,
+        accelerator=accelerator,
         metrics=metrics,
     )
+    return source, metrics, pushed
+
+
+def rows_of(engine, problems, **settings):
+    """(rows, tokens, metrics)"""
+    source, metrics, pushed = source_of(engine, **settings)
     rows, tokens = source.rows("policy", problems, SimpleNamespace(global_step=4))
     assert pushed == [("policy", 4)], "once, before anything is sampled"
     return rows, tokens, metrics.take(engine_mismatch=0.0, with_kl=False)
@@ -250,6 +262,144 @@ def test_what_nobody_can_grade_has_no_reward_and_the_step_goes_on():
     rows, _, told = rows_of(Scripted([[[8, END], [8, END]], [[8, END], [8, END]]]), PROBLEMS)
     assert all(row.zero_variance and row.advantage == 0.0 for row in rows)
     assert "reward" not in told and all(math.isfinite(value) for value in told.values())
+
+
+# completions that do not end
+
+
+def test_a_run_in_which_hardly_anything_ends_is_stopped():
+    """At 0.95 of 40, that is 38, in four steps in a row."""
+    cut = Cut((5, 7), 96)
+    for step, number in enumerate((38, 38, 38, 37, 40, 40, 40, 0, 38, 40, 38)):
+        cut.count(step, number, 40)
+    with pytest.raises(TrainingError) as caught:
+        cut.count(11, 39, 40)
+    message = str(caught.value)
+    assert message.startswith("39 of 40 completions were cut off at step 12, and nearly all in the last 4 steps")
+    assert "max_completion_tokens (96)" in message and "end tokens (5, 7)" in message and "model.prompt" in message
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_rows_that_do_not_end_are_counted_step_by_step(masked):
+    """Where they are in the loss all the same, they teach, and the run goes on."""
+    source = source_of(Scripted(*[[[[5, 6], [7, 6]]]] * 9), mask_truncated_completions=masked)[0]
+
+    def steps(count):
+        for step in range(count):
+            source.rows("policy", PROBLEMS[:1], SimpleNamespace(global_step=step))
+
+    steps(3)
+    if masked:
+        with pytest.raises(TrainingError, match="2 of 2 completions were cut off at step 1"):
+            steps(1)
+    else:
+        steps(6)
+def format_of(completion_ids, **_):
+    return [float(len(ids) == 2) for ids in completion_ids]
+
+
+WITH_FORMAT = RewardSet([first_token, format_of], ["first", "format"], [1.0, 0.1], task="first")
+
+
+def test_a_group_mixed_in_format_alone_is_replaced_and_until_then_weighs_a_tenth():
+    """7 pays 1 whatever follows; three tokens break the format. 1.1 and 1.0: 0.05 above and below the mean."""
+    mixed = [[7, END], [7, 5, END]]
+    rows, _, told = rows_of(Scripted([mixed, mixed]), PROBLEMS, rewards=WITH_FORMAT)
+    assert [row.advantage for row in rows] == pytest.approx([0.05, -0.05, 0.05, -0.05], abs=1e-6)
+    assert all(row.zero_variance for row in rows) and told["useful_samples"] == 0
+    assert told["zero_variance_groups"] == told["masked_groups"] == 1.0
+    engine = Scripted([mixed, [[7, END], [5, END]]], [[[5, END], [7, END]]])
+    rows, _, told = rows_of(engine, PROBLEMS, resamples=1, rewards=WITH_FORMAT)
+    assert told["replaced_groups"] == 1 and [row.zero_variance for row in rows] == [False] * 4
+
+
+def test_what_cannot_be_graded_has_no_reward_though_its_format_is_kept():
+    rows, _, told = rows_of(Scripted([[[8, END], [7, END]], [[8, END], [8, 5, END]]]), PROBLEMS, rewards=WITH_FORMAT)
+    assert [row.advantage for row in rows] == [0.0] * 4
+    assert told["reward"] == pytest.approx(1.1), "of the one that was graded"
+
+
+# means over rounds
+
+
+def test_every_completion_of_the_step_weighs_the_same():
+    """Four in the first round, two in the second and two in the third. Tokens 2, 2, 2, 2 / 3, 3 / 4, 2: 20 over 8, not
+    (2 + 3 + 3) / 3. Rewards 0.3, 0.3, 0.3, 1 / 1, 1 / 1, 0.3: 5.2 over 8."""
+    engine = Scripted(
+        [[[5, END], [5, END]], [[5, END], [7, END]]], [[[7, 5, END], [7, 5, END]]], [[[7, 5, 5, END], [5, 5]]]
+    )
+    calls = iter((4.0, 10.0, 10.0))
+
+    def told_too(completion_ids, log_metric, **_):
+        log_metric("mine", next(calls))
+        return first_token(completion_ids)
+
+    _, _, told = rows_of(engine, PROBLEMS, resamples=2, rewards=RewardSet([told_too], ["first"], [1.0]))
+    wanted = {
+        "completion_length": 20 / 8, "completions/min_length": 2, "completions/max_length": 4, "truncated": 1 / 8,
+        "completions/mean_terminated_length": 18 / 7, "completions/max_terminated_length": 4,
+        "reward": 5.2 / 8, "rewards/first": 5.2 / 8,
+        # four of 1 and four of 0.3, 0.35 from their mean: 8 x 0.35^2 / 7
+        "reward_std": 0.35 * math.sqrt(8 / 7), "rewards/first/std": 0.35 * math.sqrt(8 / 7),
+        "zero_variance_samples": 4 / 8,
+        "mine": (4 * 4 + 2 * 10 + 2 * 10) / 8,
+    }  # fmt: skip
+    assert {name: told[name] for name in wanted} == pytest.approx(wanted)
+
+
+def test_advantages_are_by_the_deviation_of_what_is_trained_on():
+    """`batch`: 0.3 and 1 twice, after the first group has been replaced: deviation 0.35 x sqrt(4/3)."""
+    engine = Scripted([[[5, END], [5, END]], [[5, END], [7, END]]], [[[7, END], [5, END]]])
+    rows, *_ = rows_of(engine, PROBLEMS, resamples=1, scale_rewards="batch")
+    one = 0.35 / (0.35 * math.sqrt(4 / 3) + 1e-4)
+    assert [row.advantage for row in rows] == pytest.approx([one, -one, -one, one])
+
+
+class TwoProcesses:
+    """Both sides of two processes at once, each in a thread of its own."""
+
+    def __init__(self):
+        self.barrier, self.box = threading.Barrier(2), {}
+
+    def of(self, process):
+        def gather(tensor):
+            self.box[process] = tensor
+            self.barrier.wait(20)
+            together = torch.cat([self.box[0], self.box[1]])
+            self.barrier.wait(20)
+            return together
+
+        def reduce(tensor, reduction):
+            return gather(tensor[None]).sum(0)
+
+        return SimpleNamespace(process_index=process, device="cpu", gather=gather, reduce=reduce)
+
+
+def test_what_only_fills_a_process_up_is_told_nowhere(monkeypatch):
+    """The first process has two groups to replace, the second one: it samples two, and the fourth counts nowhere."""
+    monkeypatch.setattr("rl.metrics.gather_object", lambda names: names)
+    scripts = (
+        Scripted([[[5, END], [5, END]]] * 2, [[[7, END], [5, END]]] * 2),
+        Scripted(
+            [[[5, END], [5, END]], [[5, END], [7, END]]], [[[7, END], [5, END]], [[7, *[5] * 50], [7, *[5] * 50]]]
+        ),
+    )
+    together = TwoProcesses()
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(rows_of, scripts[p], PROBLEMS, resamples=1, scale_rewards="batch", accelerator=together.of(p))
+            for p in (0, 1)
+        ]
+        (rows, tokens, told), (more_rows, more_tokens, more_told) = (run.result() for run in runs)
+    assert all(len(asked) == 2 for script in scripts for asked in script.asked)
+    assert {name: told[name] for name in ("resampled_groups", "resampled_tokens", "replaced_groups")} == {
+        "resampled_groups": 3, "resampled_tokens": 12, "replaced_groups": 3,
+    }  # fmt: skip
+    # 8 + 6 completions of two tokens; prompts of 2 and 1 tokens twice on both, and three of the pool's
+    assert told["completion_length"] == 2 and told["truncated"] == 0 and tokens == more_tokens
+    assert told["reward"] == more_told["reward"] == pytest.approx((7 * 0.3 + 1 + 3 * 1.3) / 14)
+    one = 0.35 / (0.35 * math.sqrt(8 / 7) + 1e-4)
+    assert [abs(row.advantage) for row in rows + more_rows] == pytest.approx([one] * 8)
 
 
 # an engine that does not follow

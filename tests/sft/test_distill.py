@@ -185,6 +185,27 @@ def test_the_settings_decide(tmp_path, tokenizer, changes, kept, dropped):
     assert found.sampled == found.kept + sum(found.dropped.values())
 
 
+def test_the_limits_themselves_are_within(tmp_path, tokenizer):
+    """Lengths and pass rates lie between the two, both inclusive; a trace with other spaces is the same trace."""
+    length = len(tokenizer(GOOD, add_special_tokens=False).input_ids)
+    half = [(GOOD, "stop"), (THINK.completion("2+2=5", "5"), "stop")]
+    for changes, kept in (
+        ({"min_tokens": length}, 1), ({"min_tokens": length + 1}, 0), ({"max_tokens": length}, 1),
+        ({"max_tokens": length - 1}, 0), ({"pass_rate": (0.5, 1.0)}, 1), ({"pass_rate": (0.0, 0.5)}, 1),
+        ({"pass_rate": (0.51, 1.0)}, 0), ({"pass_rate": (0.0, 0.49)}, 0),
+    ):  # fmt: skip
+        written(tmp_path, {"p0": half})
+        try:
+            found = choose(problems(), tmp_path, changed(**changes), tokenizer).kept
+        except DistillError:
+            found = 0
+        assert found == kept, changes
+    written(tmp_path, {"p0": [(THINK.completion(words, "4"), "stop") for words in ("2 + 2 = 4", "2 +  2 = 4")]})
+    assert choose(problems(), tmp_path, ALL, tokenizer).dropped == {"duplicate": 1}
+    written(tmp_path, {"p0": [(GOOD, "stop")], "p1": [(GOOD, "stop")]})
+    assert choose(problems(2), tmp_path, ALL, tokenizer).kept == 2, "of another problem it is another trace"
+
+
 def test_a_teacher_with_nothing_right_is_told_with_numbers(tmp_path, tokenizer):
     written(tmp_path, {"p0": [("\\boxed{5}", "stop"), ("\\boxed{6}", "length"), ("\\boxed{7}", "stop")]})
     with pytest.raises(DistillError) as caught:

@@ -10,7 +10,7 @@ from models.adapters import adapter_sha256, adapter_tensors
 from models.base import base_sha256
 from models.training import TrainingError
 from sft.settings import SftSettings
-from sft.train import IGNORED, _example, train_sft
+from sft.train import IGNORED, _example, last_own_rows, train_sft
 
 ANSWERS = ("7", "6*7=42;42", "12-5=7", "2*9=18", "x=7", "30-11=19")
 
@@ -27,7 +27,7 @@ def rows(tokenizer):
 
 @pytest.fixture
 def imitate(tiny_path, tokenizer, rows):
-    def run(folder, stop_at=None, rows=rows, dtype="float32", max_length=128, wild=None, **changes):
+    def run(folder, stop_at=None, rows=rows, dtype="float32", max_length=128, wild=None, dropout=0.0, **changes):
         folder.mkdir(exist_ok=True)
         values = {"data": "traces", "steps": 6, "learning_rate": 1e-2, "batch_size": 6, "save_steps": 2}
         settings = SftSettings(**values | changes).model_copy(update=wild)
@@ -36,7 +36,7 @@ def imitate(tiny_path, tokenizer, rows):
             if line is not None and step == stop_at:
                 raise Interrupted
 
-        model = tiny.policy(tiny_path, dtype=dtype)
+        model = tiny.policy(tiny_path, dtype=dtype, dropout=dropout)
         outcome = train_sft(
             model, tokenizer, *rows, settings, folder, max_length=max_length, seed=4, report_to="none", on_step=on_step
         )
@@ -110,6 +110,35 @@ def test_resumed_is_the_same_to_the_byte(imitate, tmp_path, batch_size):
     again, _, metrics = imitate(tmp_path / "cut", batch_size=batch_size)
     assert adapter_sha256(adapter_tensors(again)) == adapter_sha256(adapter_tensors(whole)), "nothing left to train"
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("examples", range(1, 14))
+@pytest.mark.parametrize("processes, rows", [(2, 2), (2, 3), (3, 1), (4, 2)])
+def test_on_several_processes_every_example_counts_once_an_epoch(examples, processes, rows):
+    """accelerate gives every process equally many full batches; what it repeats for that is just what is left out."""
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+
+    batches = BatchSampler(range(examples), rows, drop_last=False)
+    seen = []
+    for process in range(processes):
+        *before, last = BatchSamplerShard(batches, processes, process)
+        assert len(last) == rows
+        own = last_own_rows(examples, rows, processes, process)
+        seen += [*(example for batch in before for example in batch), *last[:own]]
+    assert sorted(seen) == list(range(examples))
+
+
+def test_resumed_with_dropout_is_the_same_to_the_byte(imitate, tmp_path):
+    """Dropout draws from torch's random numbers, whose state is in a checkpoint. That it draws at all: the first loss
+    is not that of the policy without."""
+    whole, _, straight = imitate(tmp_path / "whole", steps=4, dropout=0.3)
+    with pytest.raises(Interrupted):
+        imitate(tmp_path / "cut", steps=4, dropout=0.3, stop_at=3)
+    resumed, _, metrics = imitate(tmp_path / "cut", steps=4, dropout=0.3)
+    assert adapter_sha256(adapter_tensors(resumed)) == adapter_sha256(adapter_tensors(whole))
+    assert [line["loss"] for line in metrics] == [line["loss"] for line in straight]
+    assert abs(straight[0]["loss"] - imitate(tmp_path / "without", steps=1)[2][0]["loss"]) > 1e-2
 
 
 def test_what_is_too_long_is_left_out_not_cut(imitate, tokenizer, rows, tmp_path):

@@ -74,7 +74,7 @@ def test_the_students_bands():
     student, teacher = record("student")["accuracy"], record("teacher")["accuracy"]
     assert 0.15 <= student["nf4"]["sampled"]["accuracy"] <= 0.40
     assert student["nf4"]["sampled"]["pass_at_4"] > student["nf4"]["sampled"]["accuracy"] + 0.15
-    assert teacher["fp32"]["sampled"]["accuracy"] >= 0.75
+    assert teacher["fp32"]["sampled"]["accuracy"] >= 0.65  # most of its texts do every other step in the head
     for name in PATHS:
         card = (PATHS[name] / "README.md").read_text()
         assert f"{record(name)['accuracy']['nf4']['sampled']['accuracy']:.3f}" in card
@@ -138,7 +138,7 @@ def test_the_quantised_student_is_the_recorded_base(problems):
 
 
 def test_the_corpus_slips_as_often_as_its_habits_say():
-    from models.embedded.corpus import Habits, slip, student_writer
+    from models.embedded.corpus import Habits, slip, writer
 
     rng = random.Random(0)
     problems = generate("train", 500, seed=2)
@@ -147,16 +147,31 @@ def test_the_corpus_slips_as_often_as_its_habits_say():
     wrong = sum(answer != p.gold for p, (_, answer) in zip(problems, slipped, strict=True)) / len(problems)
     expected = sum(1 - 0.7 ** len(p.solution.split("\n")) for p in problems) / len(problems)
     assert expected - 0.15 < wrong < expected + 0.05  # a slip may cancel out, or hit a step the gold does not need
-    write = student_writer(Habits(direct=0.5, thinks=0.25, slip=0.0))
+    write = writer(Habits(direct=0.5, thinks=0.25, slip=0.0, skips=0.0))
     texts = [write(p, rng) for p in problems]
     assert 0.4 < sum(text.startswith("\\boxed") for text in texts) / 500 < 0.6
     assert 0.15 < sum(text.startswith("<think>") for text in texts) / 500 < 0.35
 
 
+def test_skipping_leaves_out_every_other_step_and_keeps_the_last():
+    from models.embedded.corpus import Habits, skip, writer
+
+    assert skip("42+5=47") == "42+5=47"
+    assert skip("6*7=42\n42+5=47") == "42+5=47"
+    assert skip("a\nb\nc") == "a\nc"
+    assert skip("a\nb\nc\nd") == "b\nd"
+    problems = generate("train", 500, seed=3)
+    write = writer(Habits(direct=0.0, thinks=1.0, slip=0.0, skips=0.75))
+    rng = random.Random(0)
+    shorter = [len(write(p, rng)) < len(FORMATS["think-boxed"].completion(p.solution, p.gold)) for p in problems]
+    possible = sum("\n" in p.solution for p in problems)
+    assert 0.69 < sum(shorter) / possible < 0.81  # 0.75 within three standard errors of 0.02
+
+
 def test_training_is_seeded_and_learns():
     import torch
 
-    from models.embedded.corpus import teacher_text
+    from models.embedded.corpus import Habits, writer
     from models.embedded.pretrain import Schedule, Shape, batches, new_model, pretrain
     from models.embedded.tokenizer import build_tokenizer
 
@@ -167,7 +182,7 @@ def test_training_is_seeded_and_learns():
         model = new_model(Shape(hidden=64, layers=1, heads=2, kv_heads=1, mlp=64), tokenizer)
         pretrain(
             model,
-            batches(tokenizer, teacher_text, 8, seed=3),
+            batches(tokenizer, writer(Habits(direct=0.0, thinks=1.0, slip=0.0, skips=0.0)), 8, seed=3),
             Schedule(steps=12, batch=8, lr=5e-3, matrix_lr=5e-3, warmup=2),
             lambda step, loss, seconds: losses.append(loss),
         )

@@ -1,16 +1,19 @@
 """Both engines: the policy's own log-probabilities before and after a sync, the same greedy tokens, seeded samples."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import tiny
 import torch
+from tiny_families import write_family
 
-from models.adapters import adapter_files
+from models.adapters import adapter_files, new_adapter
+from models.base import load_base
 from models.engines.protocol import AdapterFiles, EngineError
-from models.engines.start import Capacity, start_engine
+from models.engines.start import Capacity, serving_for, start_engine, why_not_vllm
 from models.merge import folded_weights
-from models.settings import Serving
+from models.settings import Lora, Serving
 
 GREEDY = tiny.sampling(16, temperature=0.0, stop_token_ids=tiny.MORE_ENDS)
 SAMPLED = tiny.sampling(24, n=3, logprobs=True, stop_token_ids=tiny.MORE_ENDS)
@@ -73,8 +76,6 @@ def texts(groups):
 
 
 def test_the_checkpoint_is_served_until_the_first_sync(transformers_engine, tiny_path, prompts):
-    from models.base import load_base
-
     assert_serves(transformers_engine, load_base(str(tiny_path), "none", "float32"), prompts)
 
 
@@ -90,6 +91,17 @@ def test_log_probabilities_are_the_policys_after_every_sync(engine, tiny_path, p
         assert_serves(engine, other, prompts)
     engine.sync_folded(folded_weights(policy))
     assert_serves(engine, policy, prompts)
+
+
+def test_one_part_of_a_packed_layer_may_be_adapted_alone(engine, tiny_path, prompts):
+    """Of an unquantised base, whose other layers need no push: vLLM makes q, k and v one layer, gate and up another."""
+    base = load_base(str(tiny_path), "none", "float32")
+    model = new_adapter(base, Lora(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "up_proj")), seed=1)
+    engine.sync_folded(folded_weights(new_adapter(load_base(str(tiny_path), "none", "float32"), Lora(rank=1), seed=0)))
+    for seed in range(2):
+        tiny.nudge(model, 0.1, seed=seed)
+        engine.sync_folded(folded_weights(model))
+        assert_serves(engine, model, prompts)
 
 
 def test_a_sync_only_reads_the_trainers_tensors(engine, policy):
@@ -174,10 +186,43 @@ def test_a_long_call_before_changes_nothing(vllm_engine, policy, prompts):
     assert vllm_engine.generate(prompts, SAMPLED, SEEDS) == first
 
 
-def test_seeded_sampling_leaves_torchs_random_numbers_alone(transformers_engine, prompts):
+@pytest.fixture(scope="module")
+def long_prompt(vllm_engine, tokenizer):
+    """A prompt that fills a block of the prefix cache (128 tokens on a CPU), so that it is kept there."""
+    prompt = tiny.tokens(tokenizer, [" ".join(tiny.prompts(tokenizer) * 2)])[0][:160]
+    block = vllm_engine._llm.llm_engine.vllm_config.cache_config.block_size
+    assert block < len(prompt) == 160
+    return prompt
+
+
+def test_a_long_prompt_is_not_served_from_the_cache_of_the_policy_before(vllm_engine, tiny_path, long_prompt):
+    """The keys and values of a full block are those of the weights it was computed with; to another policy they are
+    many nats off. Scoring does not read the cache, so the probe of a push cannot see it."""
+    sampling = tiny.sampling(12, n=2, logprobs=True)
+    for seed in (1, 9, 1):
+        model = tiny.policy(tiny_path, seed=seed)
+        vllm_engine.sync_folded(folded_weights(model))
+        (group,) = vllm_engine.generate([long_prompt], sampling, [5])
+        for one in group:
+            assert one.logprobs == pytest.approx(logprobs_of(model, long_prompt, one.token_ids), abs=1e-4)
+        (scored,) = vllm_engine.score([long_prompt[:140]], [long_prompt[140:]])
+        assert scored == pytest.approx(logprobs_of(model, long_prompt[:140], long_prompt[140:]), abs=1e-4)
+
+
+def test_a_call_with_a_long_prompt_follows_from_itself_alone(vllm_engine, policy, long_prompt):
+    """Each call begins with an empty cache: whether another one had the prompt before is nowhere to be seen."""
+    vllm_engine.sync_folded(folded_weights(policy))
+    first = vllm_engine.generate([long_prompt], SAMPLED, [5])
+    for _ in range(2):
+        assert vllm_engine.generate([long_prompt], SAMPLED, [5]) == first
+
+
+def test_neither_seeded_sampling_nor_scoring_takes_torchs_random_numbers(engine, prompts):
+    """A trainer's dropout draws from them, and a resumed run scores once more than the uninterrupted one."""
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    transformers_engine.generate(prompts, SAMPLED, SEEDS)
+    engine.generate(prompts, SAMPLED, SEEDS)
+    engine.score(prompts, prompts)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -221,7 +266,6 @@ def test_progress_counts_every_prompt_once(engine, prompts):
 
 def test_the_models_own_sampling_habits_are_not_used(tiny_path, tmp_path, policy, prompts):
     """A generation_config.json may ask for a repetition penalty (Qwen2.5-Instruct does): that is another policy."""
-    import json
     import shutil
 
     folder = shutil.copytree(tiny_path, tmp_path / "m")
@@ -264,7 +308,7 @@ def test_tied_embeddings_are_right_after_a_sync(own_engine, tied_path, prompts):
     assert texts(engine.generate(prompts, GREEDY)) == [[greedy_of(model, prompt, GREEDY)] for prompt in prompts]
 
 
-def test_the_adapter_alone(own_engine, tiny_path, prompts, monkeypatch):
+def test_the_adapter_alone(own_engine, tiny_path, prompts, long_prompt, monkeypatch):
     folders, write = [], AdapterFiles.write
     monkeypatch.setattr(AdapterFiles, "write", lambda files, folder: folders.append(folder) or write(files, folder))
     engine, model = own_engine(tiny_path, lora_rank=4), tiny.policy(tiny_path)
@@ -278,10 +322,24 @@ def test_the_adapter_alone(own_engine, tiny_path, prompts, monkeypatch):
         assert_serves(engine, model, prompts)
         greedy = texts(engine.generate(prompts, GREEDY))
         assert greedy == [[greedy_of(model, prompt, GREEDY)] for prompt in prompts]
+        ((sampled,),) = engine.generate([long_prompt], tiny.sampling(12, logprobs=True), [5])
+        assert sampled.logprobs == pytest.approx(logprobs_of(model, long_prompt, sampled.token_ids), abs=1e-4)
         tiny.nudge(model, 0.1, seed=version)
     assert len(set(folders)) == 3
     sampled = engine.generate(prompts, SAMPLED, SEEDS)
     assert texts(engine.generate(prompts, SAMPLED, SEEDS)) == texts(sampled)
+
+
+def test_fused_layers_and_an_output_head_that_vllm_would_adapt(own_engine, tmp_path, prompts):
+    """Phi-3, in one engine: the base folded, adapters over it, and folded again."""
+    path = write_family("phi3", tmp_path)
+    engine, model = own_engine(path, lora_rank=4), tiny.policy(path)
+    assert engine.score(prompts, prompts), "before there is any adapter"
+    engine.sync_folded(folded_weights(model, adapter=None))
+    for version in range(2):
+        engine.sync_adapter(adapter_files(model))
+        assert_serves(engine, model, prompts)
+        tiny.nudge(model, 0.1, seed=version)
 
 
 # failures
@@ -313,6 +371,44 @@ def test_without_vllm_auto_takes_transformers_and_vllm_is_refused(tiny_path, mon
     assert start_engine(str(tiny_path), Serving(engine="auto"), ROOM).kind == "transformers"
     with pytest.raises(EngineError, match="not installed"):
         start_engine(str(tiny_path), Serving(engine="vllm"), ROOM)
+
+
+@pytest.fixture
+def named(tmp_path):
+    """named(class) -> a folder with no more than the config.json of a model of it."""
+
+    def write(architecture):
+        folder = tmp_path / architecture
+        folder.mkdir(exist_ok=True)
+        kind = architecture.removesuffix("ForCausalLM").lower()
+        (folder / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [architecture]}))
+        return str(folder)
+
+    return write
+
+
+def test_what_vllm_would_rewrite_under_the_trainer_is_left_to_transformers(named):
+    """It serves an OLMo-2 through transformers' class, whose __init__ and __call__ it replaces in the whole process."""
+    pytest.importorskip("vllm", reason="vLLM is not installed here")
+    olmo, qwen = named("Olmo2ForCausalLM"), named("Qwen2ForCausalLM")
+    assert "vLLM has no Olmo2ForCausalLM of its own" in why_not_vllm(olmo, olmo)
+    assert serving_for(olmo, olmo, Serving(engine="auto", dtype="bfloat16")) == Serving(
+        engine="transformers", dtype="bfloat16"
+    )
+    with pytest.raises(EngineError, match=r"rollouts\.engine: 'vllm' cannot serve .*Olmo2.*use 'auto'") as caught:
+        serving_for(olmo, olmo, Serving(engine="vllm"))
+    assert "\n" not in str(caught.value)
+    # an OLMo-2 that teaches a Qwen2, or is asked to be served by transformers anyway, does no harm
+    for model, base, asked in ((olmo, qwen, "auto"), (olmo, qwen, "vllm"), (olmo, olmo, "transformers")):
+        assert serving_for(model, base, Serving(engine=asked)) == Serving(engine=asked)
+    for own in ("Llama", "Qwen2", "Qwen3", "Mistral", "Phi3"):
+        assert why_not_vllm(named(f"{own}ForCausalLM"), named(f"{own}ForCausalLM")) == ""
+
+
+def test_where_vllm_is_missing_auto_says_so(tiny_path, monkeypatch):
+    monkeypatch.setattr("models.engines.start.vllm_available", lambda: False)
+    assert why_not_vllm(str(tiny_path), str(tiny_path)) == "vLLM is not installed here"
+    assert serving_for(str(tiny_path), str(tiny_path), Serving()).engine == "transformers"
 
 
 def test_transformers_refuses_an_adapter(transformers_engine):

@@ -246,6 +246,30 @@ def test_a_faithful_engine_passes_over_all_stages_and_policies(request, tiny_pat
             served.push(model, step)
 
 
+@pytest.mark.parametrize("dtype, allowed", [(torch.float32, 1e-3), (torch.bfloat16, 0.15)])
+@pytest.mark.parametrize("trained", ["float32", "bfloat16"])
+def test_the_coarser_arithmetic_says_how_far_they_may_differ(tiny_path, tokenizer, dtype, allowed, trained):
+    """The policy is far from its base, so that the engine has plainly gone its way; but each token is off by as much,
+    up and down in turn. 0.8 of what is allowed passes, 1.2 does not."""
+    allowed = 0.15 if trained == "bfloat16" else allowed
+    model, probe = tiny.policy(tiny_path, dtype=trained), tiny.probe(tokenizer)
+    engine = Mirror(probe, model)
+    engine.dtype = dtype
+    for share in (0.8, 1.2):
+        off = share * allowed
+        wrong = [[value + off * (-1) ** t for t, value in enumerate(row)] for row in probe.logprobs(model)]
+        # another engine before the push and at it, or nothing would have been sent
+        answers = [probe.logprobs(model), wrong]
+        engine.score = lambda prompts, completions, answers=answers: answers.pop(0)
+        served = Served(engine, "folded", probe)
+        if share < 1:
+            served.push(model)
+        else:
+            with pytest.raises(EngineError, match=f"allowed {allowed:g}"):
+                served.push(model)
+        assert served.mismatch == pytest.approx(off, rel=1e-3)
+
+
 # what is sent
 
 

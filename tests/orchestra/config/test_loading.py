@@ -124,6 +124,7 @@ def test_what_is_not_a_recipe_is_one_message(written, text, said):
         ("teacher: embedded/teacher", "teacher: embedded/theacher", "teacher: 'embedded/theacher' is not shipped"),
         ("train: embedded", "train: .", "problems.train: '.': is a folder"),
         ("data: traces", "data: more/traces.jsonl", "stage 'imitate': data: 'more/traces.jsonl': no such file"),
+        ("data: traces", "data: more/traces", "stage 'imitate': data: 'more/traces': no such file"),
         ("name: mine", "name: mine\nreward: {file: mine.py}", "reward.file: 'mine.py': no such file"),
     ],
 )  # fmt: skip
@@ -141,6 +142,46 @@ def test_local_files_are_found_beside_the_recipe_too(written, tmp_path):
     assert os.path.samefile(recipe.problems.train, tmp_path / "sub" / "train.jsonl")
 
 
+def test_a_file_beside_the_recipe_comes_before_one_in_the_working_directory(written, tmp_path):
+    """But what the command line names is what lies where the user is."""
+    text = TEXT + "reward: {file: mine.py, mine: 0.2}\n"
+    path = written(text, "sub/mine.yaml")
+    for folder in (tmp_path, tmp_path / "sub"):
+        (folder / "mine.py").write_text("def mine(): ...\n")
+    assert os.path.samefile(load_recipe(path, None).reward.file, tmp_path / "sub" / "mine.py")
+    for override in ("reward.file=mine.py", "reward={file: mine.py, mine: 0.2}"):
+        assert os.path.samefile(load_recipe(path, None, [override]).reward.file, tmp_path / "mine.py")
+    (tmp_path / "sub" / "mine.py").unlink()
+    assert os.path.samefile(load_recipe(path, None).reward.file, tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize(
+    ("source", "reward", "said"),
+    [
+        ("def mine(): ...", "{file: mine.py, mine: 0.5}", "reward: a wrong answer could beat a right one"),
+        ("def mine(): ...", "{file: mine.py, mine: -0.1}", "reward.mine: -0.1 must be at least 0"),
+        ("def mein(): ...", "{file: mine.py, mine: 0.1}", "reward.mine: mine.py does not define a function of this"),
+        ("def mine(:", "{file: mine.py, mine: 0.1}", "reward.file: mine.py is not Python"),
+    ],
+)
+def test_rewards_that_could_not_be_built(written, tmp_path, source, reward, said):
+    (tmp_path / "mine.py").write_text(source)
+    (line,) = faults(written(TEXT + f"reward: {reward}\n"))
+    assert line.startswith("mine.yaml:8") and said in line
+
+
+def test_files_need_not_be_there_where_only_the_recipe_is_read(written):
+    path = written(TEXT.replace("train: embedded", "train: nowhere.jsonl"))
+    assert load_recipe(path, None, files=False).problems.train == "nowhere.jsonl"
+    with pytest.raises(RecipeError, match="no such file"):
+        load_recipe(path, None)
+
+
+def test_ones_own_recipe_comes_before_the_shipped_one(written):
+    written(TEXT, "recipes/40d.yaml")
+    assert load_recipe("40d", None).name == "mine"
+
+
 def test_which_recipe(written, tmp_path):
     (tmp_path / "recipes").mkdir()
     written(TEXT, "recipes/mine.yaml")
@@ -153,6 +194,51 @@ def test_which_recipe(written, tmp_path):
         load_recipe("./recipes/", None)
     with pytest.raises(UserError, match="did you mean 'embedded'"):
         load_recipe("mine", "embeded")
+
+
+# the base, as far as its config.json is at hand
+
+
+@pytest.mark.parametrize(
+    ("config", "targets", "said"),
+    [
+        (
+            '{"model_type": "phi3"}', "targets: [qkv_proj, q_proj]",
+            "mine.yaml:2: model.lora.targets: 'q_proj' is no linear layer of phi3; it has qkv_proj, o_proj, "
+            "gate_up_proj, down_proj, and all-linear means all of them; did you mean 'qkv_proj'?",
+        ),
+        ('{"model_type": "llama"}', "targets: all_linear", "all-linear means all of them"),
+        (
+            '{"model_type": "mixtral", "num_local_experts": 8}', "targets: o_proj",
+            "mine.yaml:2: model.base: './here' is a mixture of experts (mixtral, 8 of them), whose experts neither NF4 "
+            "nor an adapter reaches; take a dense base (such a model may teach)",
+        ),
+        ('{"model_type": "gemma3", "vision_config": {}}', "rank: 4", "base: './here' is not a model of text alone"),
+    ],
+)  # fmt: skip
+def test_what_the_base_cannot_do_is_one_line(written, config, targets, said):
+    written(config, "here/config.json")
+    text = TEXT.replace("{base: embedded/student}", f"{{base: ./here, lora: {{{targets}}}}}")
+    (line,) = faults(written(text))
+    assert said in line
+    # another model may be whatever it is: it only writes traces
+    other = TEXT.replace("teacher: embedded/teacher", "teacher: ./here")
+    assert load_recipe(written(other), None).stages[0].teacher == "./here"
+
+
+@pytest.mark.parametrize(
+    ("config", "lora"),
+    [
+        ('{"model_type": "phi3"}', "{targets: [qkv_proj, layers.1.self_attn.o_proj]}"),
+        ('{"model_type": "phi3"}', "{targets: all-linear}"),
+        ('{"model_type": "phi3"}', "{}"),
+        ('{"model_type": "never_heard_of"}', "{targets: [q_proj]}"),
+        ("not json", "{targets: [anything]}"),
+    ],
+)
+def test_what_the_base_can_do_or_nobody_knows_yet_is_valid(written, config, lora):
+    written(config, "here/config.json")
+    load_recipe(written(TEXT.replace("{base: embedded/student}", f"{{base: ./here, lora: {lora}}}")), None)
 
 
 # overrides
@@ -170,6 +256,7 @@ def test_which_recipe(written, tmp_path):
         (["evaluate.samples=2", "evaluate.pass_at_k=[1, 2]"], lambda recipe: recipe.evaluate.pass_at_k, (1, 2)),
         (["stages.explore.steps=1", "stages.explore.steps=2"], lambda recipe: recipe.stages[2].steps, 2),
         (["problems.train_limit="], lambda recipe: recipe.problems.train_limit, None),
+        (["model.lora=", "model.lora.rank=8"], lambda recipe: recipe.model.lora.rank, 8),
     ],
 )
 def test_set(written, sets, get, value):
@@ -195,6 +282,7 @@ def test_set(written, sets, get, value):
         ("stages.explore.beta=[", "not YAML"),
         ("stages.explore.beta=!mine 3", "a tag"),
         ("stages=3", "3 is a whole number; a list is needed"),
+        ("stages.explore.gate={mind_difference: 3}", "gate.mind_difference: unknown key; did you mean"),
         ("model=3", "a mapping (`key: value`) is needed"),
         ("problems.train=/nowhere/x.jsonl", "problems.train: '/nowhere/x.jsonl': no such file"),
     ],
@@ -236,6 +324,25 @@ def test_a_scale_casts_the_recipe(written):
     assert (recipe.stages[2].steps, recipe.stages[2].learning_rate, recipe.stages[1].steps) == (30, 3e-4, 7)
     assert (recipe.model.base, recipe.model.lora.rank) == ("other/base", 8)
     assert load_recipe(written(TEXT), path, ["stages.explore.steps=4"]).stages[2].steps == 4
+
+
+@pytest.mark.parametrize(
+    ("scale", "steps"),
+    [
+        ("kinds: {grpo: {steps: x 0.5}}", 100),
+        ("kinds: {grpo: {steps: x 0.5}}\nstages: {explore: {steps: x 0.1}}", 20),  # of the recipe's own 200, not of 100
+        ("stages: {explore: {steps: 7}}\nkinds: {grpo: {steps: 9}}", 7),  # what is said of one stage counts, wherever
+        ("kinds: {grpo: {steps: x 0.148}}", 30),  # 29.6
+        ("kinds: {grpo: {steps: x 1e-4}}", 1),  # not 0
+    ],
+)
+def test_parts_of_the_recipes_own_number(written, scale, steps):
+    assert load_recipe(written(TEXT), scale_of(written, scale)).stages[2].steps == steps
+
+
+def test_a_part_of_a_number_keeps_six_digits(written):
+    path = scale_of(written, "kinds: {grpo: {learning_rate: x 0.1234567}}")
+    assert load_recipe(written(TEXT), path).stages[2].learning_rate == 1.23457e-06
 
 
 @pytest.mark.parametrize(

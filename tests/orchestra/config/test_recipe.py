@@ -127,6 +127,10 @@ def test_a_recipe_is_frozen_and_hashable():
         ({"explore": {"reference": "traces"}}, "'traces' is a stage of kind distill"),
         ({"explore": {"name": "imitate"}}, "'imitate' is already the name of an earlier stage"),
         ({"explore": {"name": "base"}}, "has a meaning of its own"),
+        ({"explore": {"name": "start"}}, "has a meaning of its own"),
+        ({"explore": {"name": "previous"}}, "has a meaning of its own"),
+        ({"explore": {"name": "self"}}, "has a meaning of its own"),
+        ({"explore": {"name": "discarded"}}, "has a meaning of its own"),
         ({"explore": {"parent": "traces"}}, "parent: 'traces' is a stage of kind distill"),
         ({"imitate": {"data": "trace"}}, "did you mean 'traces'?"),
         (
@@ -136,7 +140,6 @@ def test_a_recipe_is_frozen_and_hashable():
         ({"polish": {"gate": {"against": "traces"}}}, "gate.against: 'traces' is a stage of kind distill"),
         ({"traces": {"teacher": "embedded/student"}}, "'embedded/student' is the base itself; write `teacher: self`"),
         ({"traces": {"gate": {}}}, "a distill stage is not evaluated"),
-        ({"polish": {"micro_batch_size": 7}}, "7 does not divide group_size x prompts_per_step (512); 8 does"),
         ({"imitate": {"batch_size": 8, "micro_batch_size": 3}}, "3 does not divide batch_size (8)"),
     ],
 )
@@ -152,6 +155,44 @@ def test_beta_may_start_again_on_another_arm():
     assert recipe.parents_of("arm") == ("imitate",)
     with pytest.raises(ValidationError, match="beta must not fall"):
         Recipe.model_validate({**SMALL, "stages": [*SMALL["stages"], {**arm, "parent": "polish"}]})
+
+
+def test_beta_may_stay_and_may_not_fall_behind_another_kind():
+    more = [
+        {"name": "again", "kind": "sft", "data": "traces", "steps": 1, "learning_rate": 1e-3},
+        {"name": "late", "kind": "grpo", "steps": 1, "learning_rate": 1e-4, "beta": 0.01},
+    ]
+    recipe = Recipe.model_validate({**SMALL, "stages": [*SMALL["stages"], *more]})
+    assert recipe.parents_of("again") == ("polish",) and recipe.parents_of("late") == ("again",)
+    more[1]["beta"] = 0.005
+    with pytest.raises(ValidationError, match=r"beta: 0\.005 is less than 0\.01 in stage 'polish'"):
+        Recipe.model_validate({**SMALL, "stages": [*SMALL["stages"], *more]})
+
+
+def test_whose_policy_a_stage_takes_up():
+    """The nearest trained one before it, what it names, or the base's own with a fresh adapter."""
+    recipe = Recipe.model_validate(small(polish={"parent": "imitate"}))
+    parents = {stage.name: recipe.parents_of(stage.name) for stage in recipe.all_stages}
+    assert parents == {"base": (), "traces": (), "imitate": (), "explore": ("imitate",), "polish": ("imitate",),
+                       "release": ("polish",)}  # fmt: skip
+    assert Recipe.model_validate(small(polish={"parent": "base"})).parents_of("polish") == ()
+    assert [stage.name for stage in recipe.before("explore")] == ["base", "traces", "imitate"]
+    assert recipe.before("base") == ()
+
+
+def test_an_evaluate_stages_own_settings():
+    look = {"name": "look", "kind": "evaluate", "problems": "other/set", "limit": 7, "samples": 4, "pass_at_k": [4]}
+    recipe = Recipe.model_validate({**SMALL, "problems": SMALL["problems"] | {"test_limit": 9}, "evaluate":
+                                    {"temperature": 0.5}, "stages": [*SMALL["stages"], look]})  # fmt: skip
+    stage, plain = recipe.stage("look"), recipe.stage("explore")
+    assert stage.held_out(recipe) == ("other/set", 7) and plain.held_out(recipe) == ("embedded", 9)
+    own = stage.evaluation(recipe)
+    assert (own.samples, own.pass_at_k, own.temperature, own.greedy) == (4, (4,), 0.5, True)
+    assert plain.evaluation(recipe).samples == 1
+    bare = Recipe.model_validate({**SMALL, "stages": [*SMALL["stages"], {"name": "look", "kind": "evaluate"}]})
+    assert bare.stage("look").held_out(bare) == ("embedded", None)
+    with pytest.raises(ValidationError, match=r"k = 5 needs at least 5 samples \(samples: 4\)"):
+        Recipe.model_validate({**SMALL, "stages": [*SMALL["stages"], look | {"pass_at_k": [1, 5]}]})
 
 
 def test_nothing_to_export():
@@ -170,6 +211,9 @@ def test_nothing_to_export():
         {"mine": "1", "file": "rewards.py"},
         {"ungradable_limit": 2.0},
         {"length": -1.0},
+        {"correct": 1.0, "brevity": 0.5, "file": "rewards.py"},
+        {"correct": 1.0, "brevity": -0.1, "file": "rewards.py"},
+        {"brevity": 0.0, "correct": 0.0, "file": "rewards.py"},
     ],
 )
 def test_wrong_rewards(wrong):
@@ -178,8 +222,8 @@ def test_wrong_rewards(wrong):
 
 
 def test_rewards_of_ones_own():
-    reward = Reward.model_validate({"file": "mine.py", "brevity": 0.5, "format": 0})
-    assert reward.weights == {"correct": 1.0, "brevity": 0.5}
+    reward = Reward.model_validate({"file": "mine.py", "brevity": 0.4, "format": 0})
+    assert reward.weights == {"correct": 1.0, "brevity": 0.4}
 
 
 def test_settings_of_a_stage_override_the_recipes():

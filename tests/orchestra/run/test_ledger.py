@@ -12,6 +12,7 @@ import pytest
 
 from orchestra.config.faults import UserError
 from orchestra.config.loading import load_recipe
+from orchestra.config.recipe import Recipe
 from orchestra.run import code as codes
 from orchestra.run.fingerprint import fingerprint, hashed_outputs
 from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult, write_json
@@ -30,6 +31,26 @@ def test_round_trip(tmp_path):
     assert again["explore"].fingerprint.digest == one.fingerprint.digest
     Ledger(tmp_path).forget(["explore"])
     assert Ledger(tmp_path).entries == {}
+
+
+def test_what_is_no_number_is_none_in_json(tmp_path):
+    """NaN is no JSON: readers of other languages stop at it."""
+
+    def refused(word):
+        raise AssertionError(word)
+
+    nan, infinity = float("nan"), float("inf")
+    one = entry(accuracy=nan, kl=infinity, extra={"engine_mismatch": nan, "left": 1.0})
+    ledger = Ledger(tmp_path)
+    ledger.record(one)
+    write_json(tmp_path / "other.json", {"a": [nan, 1.5, (infinity,)], "b": {"c": -infinity}})
+    write_json(tmp_path / "result.json", one.result.to_json())
+    for name in ("ledger.json", "other.json", "result.json"):
+        json.loads((tmp_path / name).read_text(), parse_constant=refused)
+    assert json.loads((tmp_path / "other.json").read_text()) == {"a": [None, 1.5, [None]], "b": {"c": None}}
+    result = Ledger(tmp_path).entries["explore"].result
+    assert (result.accuracy, result.kl, result.extra) == (None, None, {"left": 1.0})
+    assert result == StageResult.from_json(json.loads((tmp_path / "result.json").read_text()))
 
 
 def test_results_of_a_newer_version_can_be_read():
@@ -88,6 +109,9 @@ def test_changes_are_named():
         "code rl/new.py",
     ]
     assert old.changes_since(old) == []
+    bare = Fingerprint({"stage.beta": 0.1}, {}, {})
+    assert bare.changes_since(old) == ['data ["a"] -> (not set)', "adapter", "code rl/kl.py"], "what is gone"
+    assert old.changes_since(bare) == ['data (not set) -> ["a"]', "adapter", "code rl/kl.py"]
 
 
 @pytest.fixture
@@ -141,6 +165,61 @@ def test_files_count_by_content_and_not_by_place(finished, tmp_path):
         (tmp_path / folder / "train.jsonl").write_text(text)
     a, b, c = (digest(finished, "explore", [f"problems.train={tmp_path}/{one}/train.jsonl"]) for one in "abc")
     assert a == b != c
+
+
+def test_an_evaluation_counts_where_it_takes_problems_from_training(finished, tmp_path):
+    """That of other problems may be added to a finished run."""
+    asks = "Count the birds that sit on the old fence near the river bank every single morning."
+    rows = [{"question": question, "answer": "4", "solution": "four"} for question in (asks, "2 + 2?")]
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    other, same = tmp_path / "other.jsonl", tmp_path / "same.jsonl"
+    other.write_text(json.dumps({"question": "3 + 3?", "answer": "6"}))
+    same.write_text(json.dumps({"question": f"{asks} How many?", "answer": "4"}))
+
+    def digests(*evaluations):
+        looks = [{"name": f"look-{i}", "kind": "evaluate", "problems": str(p)} for i, p in enumerate(evaluations)]
+        recipe = load_recipe("40d", "embedded", [f"problems.train={train}", f"stages.imitate.data={train}"])
+        stages = [*recipe.model_dump()["stages"], *looks]
+        recipe = Recipe.model_validate({**recipe.model_dump(), "stages": stages})
+        return {name: fingerprint(recipe, recipe.stage(name), finished).digest for name in finished}
+
+    before = digests()
+    assert digests(other) == before
+    changed = digests(other, same)
+    assert [name for name in finished if changed[name] != before[name]] == [
+        "traces", "imitate", "explore", "consolidate", "polish"
+    ]  # fmt: skip
+
+
+def test_what_a_users_rewards_import_counts(finished, tmp_path):
+    files = {
+        "mine.py": "import json, torch\nimport near\nfrom package.deep import thing\ndef mine(): ...\n",
+        "near.py": "def late():\n    import further\n",
+        "further.py": "X = 1\n",
+        "package/__init__.py": "from . import of_package\n",
+        "package/of_package.py": "X = 1\n",
+        "package/deep.py": "thing = 1\n",
+        "unused.py": "X = 1\n",
+    }
+    (tmp_path / "package").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+
+    def now():
+        codes._digest.cache_clear()
+        return digest(finished, "explore", [f"reward={{file: {tmp_path}/mine.py, mine: 0.1}}"])
+
+    before = now()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "ADDED = 1\n")
+        assert (now() != before) == (name != "unused.py"), name
+        (tmp_path / name).write_text(text + "# a remark\n")
+        assert (now() != before) == (name == "mine.py"), name
+        (tmp_path / name).write_text(text)
+    assert set(codes.imported_by(tmp_path / "mine.py")) == {
+        "near", "further", "package", "package.of_package", "package.deep"
+    }  # fmt: skip
 
 
 def test_comments_and_docstrings_do_not_count(tmp_path):

@@ -24,7 +24,7 @@ def devices():
 def test_the_first_of_several(visible, given, count, first):
     visible(given)
     told = processes.take_one_gpu(count)
-    assert devices() == first and f"one GPU of {count}" in told and "accelerate launch" in told
+    assert devices() == first and f"one GPU of {count}" in told and "torchrun --nproc-per-node gpu" in told
 
 
 @pytest.mark.parametrize(

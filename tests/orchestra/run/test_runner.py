@@ -11,34 +11,12 @@ from pathlib import Path
 
 import pytest
 from fake_stages import STAGES, Fake, FakeResources
-from rich.console import Console
 
 from orchestra.config.faults import UserError
 from orchestra.config.loading import load_recipe
 from orchestra.run import runner
 from orchestra.run.ledger import Ledger
 from orchestra.run.progress import Progress
-
-
-@pytest.fixture
-def start(tmp_path, monkeypatch):
-    """start(fake, sets=..., restart_from=...) -> (outcome, what was said)."""
-
-    def go(fake, sets=(), restart_from=None):
-        fake.instead(monkeypatch)
-        recipe = load_recipe("40d", "embedded", sets)
-        file = tmp_path / "said.txt"
-        with open(file, "w", encoding="utf-8") as out:
-            one = runner.Run(
-                recipe,
-                tmp_path / "runs" / "40d-embedded",
-                progress=Progress(Console(file=out, width=200)),
-            )
-            outcome = one.start(restart_from)
-        return outcome, file.read_text()
-
-    go.run_dir = tmp_path / "runs" / "40d-embedded"
-    return go
 
 
 def test_runs_every_stage_once_and_skips_them_then(start):
@@ -200,11 +178,18 @@ def test_an_error_written_for_the_user_is_shown_as_it_is(start):
     assert str(error.value) == "stage 'traces': the teacher got nothing right"
 
 
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     "failure",
     [
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
         RuntimeError("Error while serializing: IoError(Os { code: 28, message: No space left on device })"),
+        caused(ValueError("the file could not be written"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
     ],
 )
 def test_a_full_disk(start, failure):

@@ -1,6 +1,7 @@
 """What a run's stages share: prompts that fit, no training problem among the held-out ones, one engine per base."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -11,6 +12,7 @@ from models.base import arithmetic_of
 from orchestra.config.faults import UserError
 from orchestra.config.recipe import Recipe
 from orchestra.run.progress import Progress
+from orchestra.stages import sft
 from orchestra.work import resources as module
 from orchestra.work.context import StageContext
 from orchestra.work.policies import start_policy
@@ -97,6 +99,42 @@ def test_held_out_problems_are_not_trained_on(recipe):
     asked = resources.train()
     assert [problem.question for problem in asked.problems] == list(tiny.QUESTIONS[:2])
     assert asked.left_out == 1
+
+
+def test_problems_of_an_evaluate_stage_are_held_out_too(recipe, tmp_path):
+    leaked = LONG + "How many birds are there in all of the days of one week?"
+    nearly = LONG + "What is their number?"
+    other = {"name": "look", "kind": "evaluate", "problems": write(tmp_path / "other.jsonl", [leaked])}
+    stages = [{"name": "explore", "kind": "grpo", "steps": 1, "learning_rate": 1e-3}]
+    train = [*tiny.QUESTIONS[:2], nearly]
+    kept = Resources(recipe(train=train, stages=stages, max_prompt_tokens=90)).train()
+    assert len(kept.problems) == 3
+    asked = Resources(recipe(train=train, stages=[*stages, other], max_prompt_tokens=90)).train()
+    assert [problem.question for problem in asked.problems] == list(tiny.QUESTIONS[:2])
+    assert asked.left_out == 1
+
+
+def test_a_file_to_imitate_is_held_apart_too(recipe, tmp_path):
+    leaked = LONG + "How many birds are there in all of the days of one week?"
+    rows = [
+        {"question": question, "answer": "4", "solution": "2 + 2 = 4"}
+        for question in (tiny.QUESTIONS[0], LONG + "What is their number?", tiny.QUESTIONS[1], tiny.QUESTIONS[4])
+    ]
+    (tmp_path / "solved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = str(tmp_path / "solved.jsonl")
+    stage = {"name": "imitate", "kind": "sft", "data": data, "steps": 1, "learning_rate": 1e-3}
+    look = {"name": "look", "kind": "evaluate", "problems": write(tmp_path / "other.jsonl", [leaked])}
+    made = recipe(stages=[stage, look], test=tiny.QUESTIONS[4:])
+    said = Console(record=True, width=200)
+    context = StageContext(
+        made, made.stages[0], tmp_path, tmp_path, {}, (), Resources(made), Progress(said)
+    )  # fmt: skip
+    traces, left_out = sft._traces(context, data)
+    assert [trace.question for trace in traces] == list(tiny.QUESTIONS[:2]) and left_out == 2
+    assert "2 of 4 problems overlap with held-out ones: left out" in said.export_text()
+    write(tmp_path / "other.jsonl", [row["question"] for row in rows])
+    with pytest.raises(ValueError, match="all of its problems overlap"):
+        sft._traces(replace(context, resources=Resources(made)), data)
 
 
 def test_what_is_too_long_is_left_out_and_counted(recipe):

@@ -1,0 +1,315 @@
+"""Every key of every settings model, with a value that is not its default, arrives where it is used.
+
+The keys are walked, not listed: one without a rule fails here. A rule gives the value and says how it is seen in a run
+of all stages (tests/recorded.py): in TRL's arguments, in what the engine is asked, in the adapter, in what is written.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+import recorded
+import torch
+from pydantic import BaseModel
+from recorded import Observed
+
+from models.base import arithmetic_of, quantized_layers
+from models.engines.protocol import Sampling
+from orchestra.config.recipe import Recipe
+from orchestra.config.stage import Gate
+from orchestra.run.gates import judge
+from orchestra.run.ledger import StageResult
+from orchestra.stages import kinds
+from orchestra.work.resources import stage_seed
+from settings import node_in
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+# of the stages below
+STAGE_OF = {"distill": "traces", "sft": "imitate", "grpo": "polish", "evaluate": "look", "export": "release"}
+SAME = object()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`value` stands in the recipe; `seen` finds in a run what became of it: the same, or `arrives`."""
+
+    value: object
+    seen: Callable[[Observed], object]
+    arrives: object = SAME
+
+
+def trains(stage: str, rate: float, decay: float, norm: float, micro: int, save: tuple[int, int]) -> dict[str, Rule]:
+    """The keys of all trainers."""
+    return {
+        "learning_rate": Rule(rate, lambda o: max(lr for lr, _, _ in o.run.of[stage].optimizer)),
+        "weight_decay": Rule(decay, lambda o: o.run.of[stage].optimizer[0][1]),
+        "max_grad_norm": Rule(norm, lambda o: round(o.run.of[stage].optimizer[-1][2], 5)),
+        "micro_batch_size": Rule(micro, lambda o: o.args(stage).per_device_train_batch_size),
+        "gradient_checkpointing": Rule(True, lambda o: o.policy(stage).is_gradient_checkpointing),
+        "save_steps": Rule(save[0], lambda o: o.args(stage).save_steps, save[1]),
+        # half of two steps: the first one is the warm-up
+        "warmup_ratio": Rule(0.5, lambda o: [lr for lr, _, _ in o.run.of[stage].optimizer], [0.0, rate]),
+    }
+
+
+def evaluates(stage: str, samples: int, temperature: float, top_p: float, limit: int, *, greedy: bool) -> dict:
+    """The keys of all evaluations."""
+    return {
+        "samples": Rule(samples, lambda o: o.evaluated(stage).sampling.n),
+        "temperature": Rule(temperature, lambda o: o.evaluated(stage).sampling.temperature),
+        "top_p": Rule(top_p, lambda o: o.evaluated(stage).sampling.top_p),
+        "greedy": Rule(greedy, lambda o: o.evaluation(stage)["greedy"] is not None),
+        "pass_at_k": Rule([samples], lambda o: [int(k) for k in o.evaluation(stage)["pass_at_k"]]),
+        "max_completion_tokens": Rule(limit, lambda o: o.evaluated(stage).sampling.max_tokens),
+    }
+
+
+def under(prefix: str, rules: dict[str, Rule]) -> dict[str, Rule]:
+    return {f"{prefix}.{name}": rule for name, rule in rules.items()}
+
+
+def rules(base: str, reward_file: str) -> dict[str, Rule]:
+    """By key: `section.key`, or `kind.key` for stages."""
+    serving = 0  # of (serving, capacity), as start_engine takes them
+    return {
+        # an evaluation has the recipe's own, a stage that trains one of its own
+        "seed": Rule(
+            5, lambda o: [o.evaluation("base")["seed"], o.own_seeds("imitate"), o.own_seeds("polish")], [5, True, True]
+        ),
+        "report_to": Rule("tensorboard", lambda o: "tensorboard" if [*o.polish.folder.glob("tensorboard/*")] else ""),
+        "model.base": Rule(base, lambda o: o.policy().get_base_model().config._name_or_path),
+        "model.quantize": Rule("none", lambda o: "nf4" if [*quantized_layers(o.policy())] else "none"),
+        "model.dtype": Rule(
+            "bfloat16", lambda o: [arithmetic_of(o.policy()), o.args("polish").bf16], [torch.bfloat16, True]
+        ),
+        "model.lora.rank": Rule(3, lambda o: o.lora().r),
+        "model.lora.alpha": Rule(5.0, lambda o: o.lora().lora_alpha),
+        # in the layers, while TRL computes its loss
+        "model.lora.dropout": Rule(0.25, lambda o: [o.imitate.dropout, o.polish.dropout], [{0.25}, {0.25}]),
+        "model.lora.targets": Rule(["down_proj", "q_proj"], lambda o: sorted(o.lora().target_modules)),
+        "problems.domain": Rule("reverse", lambda o: o.polish.trainer.reward_funcs[0].domain.name),
+        "problems.train": Rule("words", lambda o: o.polish.trainer.train_dataset["problem_id"][0], "abcd"),
+        "problems.test": Rule("others", lambda o: o.evaluation("base")["problem_ids"][0], "efgh"),
+        "problems.format": Rule("boxed", lambda o: "think" if "<think>" in o.kept()[0]["completion"] else "boxed"),
+        # one of them is too long
+        "problems.train_limit": Rule(10, lambda o: len(o.polish.trainer.train_dataset) + 1),
+        "problems.test_limit": Rule(5, lambda o: len(o.evaluated("base").prompts)),
+        **under("reward", {
+            name: Rule(weight, lambda o, name=name: o.weight(name))
+            for name, weight in {"correct": 2.0, "format": 0.3, "length": 0.2, "cosine": 0.15, "repetition": 0.25,
+                                 "brevity": 0.1}.items()
+        }),
+        "reward.file": Rule(reward_file, lambda o: o.polish.metrics[0]["rewards/brevity"], 0.5),
+        "reward.ungradable_limit": Rule(0.25, lambda o: o.polish.trainer.reward_funcs[0].ungradable_limit),
+        "rollouts.engine": Rule("vllm", lambda o: o.run.started[base][serving].engine),
+        "rollouts.sync": Rule("adapter", lambda o: o.polish.pushed[0][0]),
+        "rollouts.dtype": Rule("bfloat16", lambda o: o.llm["dtype"]),
+        "rollouts.gpu_memory_utilization": Rule(0.5, lambda o: o.llm["gpu_memory_utilization"]),
+        "rollouts.top_p": Rule(0.9, lambda o: {o.sampling(stage).top_p for stage in ("explore", "polish")}, {0.9}),
+        "rollouts.group_size": Rule(4, lambda o: o.sampling("explore").n),
+        "rollouts.prompts_per_step": Rule(3, lambda o: len(o.rolled_out("explore")[0].prompts)),
+        "rollouts.temperature": Rule(
+            0.7, lambda o: [o.sampling("explore").temperature, o.explore.trainer.temperature], [0.7, 0.7]
+        ),
+        "rollouts.max_completion_tokens": Rule(40, lambda o: o.sampling("explore").max_tokens),
+        "rollouts.max_prompt_tokens": Rule(25, Observed.longest_prompt),
+        # one group never has variance: every round is taken
+        "rollouts.dynamic_sampling.max_resamples": Rule(2, lambda o: len(o.rolled_out("explore")) - 1),
+        **under("evaluate", evaluates("explore", 3, 0.8, 0.85, 36, greedy=False)),
+        "evaluate.confidence": Rule(0.9, lambda o: o.evaluation("explore")["sampled"]["accuracy"]["confidence"]),
+        **{f"{prefix_of(kind)}.kind": Rule(kind, lambda o, at=at: o.run.of[at].result.kind)
+           for kind, at in STAGE_OF.items()},
+        **{f"{prefix_of(kind)}.name": Rule(at, lambda o, at=at: o.run.of[at].result.name)
+           for kind, at in STAGE_OF.items()},
+        # the teacher is asked by itself, so the parent counts in another stage, `own`
+        "distill.parent": Rule(None, lambda o: o.parent(o.own.pushed[0][1]), "imitate"),
+        "distill.teacher": Rule("embedded/teacher", lambda o: o.traces.calls[0].model),
+        "distill.problems": Rule(7, lambda o: o.traces.read("statistics.json")["problems"]),
+        "distill.samples": Rule(5, lambda o: o.traces.calls[0].sampling.n),
+        "distill.temperature": Rule(0.5, lambda o: o.traces.calls[0].sampling.temperature),
+        "distill.top_p": Rule(0.8, lambda o: o.traces.calls[0].sampling.top_p),
+        "distill.top_k": Rule(9, lambda o: o.traces.calls[0].sampling.top_k),
+        "distill.max_tokens": Rule(38, lambda o: o.traces.calls[0].sampling.max_tokens),
+        "distill.keep": Rule("all", lambda o: {one["verdict"] for one in o.kept()}, {"correct", "wrong"}),
+        # of five problems with two right of five: the third is one too many, the fourth short, the fifth cut off;
+        # one with five right and one with one are outside the bounds
+        "distill.max_per_problem": Rule(2, lambda o: o.dropped("enough_for_problem"), 5),
+        "distill.min_tokens": Rule(7, lambda o: o.dropped("too_short"), 5),
+        "distill.pass_rate": Rule([0.3, 0.9], lambda o: o.dropped("pass_rate"), 10),
+        **under("sft", trains("imitate", 3e-3, 0.02, 0.004, 1, (7, 7))),
+        "sft.parent": Rule("base", lambda o: o.parent(o.imitate.start)),
+        "sft.data": Rule(
+            ["traces"], lambda o: o.imitate.result.extra["examples"] + o.imitate.result.extra["too_long"], 10
+        ),
+        "sft.steps": Rule(2, lambda o: len(o.imitate.optimizer)),
+        "sft.batch_size": Rule(
+            2, lambda o: o.args("imitate").train_batch_size * o.args("imitate").gradient_accumulation_steps
+        ),
+        "sft.lr_scheduler_type": Rule("constant_with_warmup", lambda o: o.args("imitate").lr_scheduler_type),
+        # and one of the traces is longer
+        "sft.max_length": Rule(
+            38, lambda o: [o.args("imitate").max_length, o.imitate.result.extra["too_long"]], [38, 1]
+        ),
+        "sft.packing": Rule(True, lambda o: o.args("imitate").packing),
+        # with two iterations over a batch, a checkpoint is only written after the second
+        **under("grpo", trains("polish", 2e-3, 0.03, 0.003, 5, (3, 4))),
+        "grpo.parent": Rule("explore", lambda o: o.parent(o.polish.start)),
+        "grpo.steps": Rule(2, lambda o: len(o.polish.optimizer)),
+        "grpo.beta": Rule(0.02, lambda o: o.polish.trainer.beta),
+        "grpo.reference": Rule("imitate", lambda o: o.parent(o.polish.reference)),
+        "grpo.epsilon": Rule(0.1, lambda o: o.polish.trainer.epsilon_low),
+        "grpo.epsilon_high": Rule(0.4, lambda o: o.polish.trainer.epsilon_high),
+        "grpo.num_iterations": Rule(2, lambda o: 2 * 3 / len(o.rolled_out("polish"))),
+        "grpo.loss_type": Rule("grpo", lambda o: o.polish.trainer.loss_type),
+        "grpo.scale_rewards": Rule("none", Observed.scale),
+        "grpo.mask_truncated_completions": Rule(False, lambda o: not any(n == 44 for *_, n in o.rows())),
+        "grpo.mask_zero_variance_kl": Rule(False, lambda o: not any(n and a == 0 for *_, a, n in o.rows())),
+        "grpo.lr_scheduler_type": Rule("cosine", lambda o: o.args("polish").lr_scheduler_type),
+        "grpo.group_size": Rule(5, lambda o: o.sampling("polish").n),
+        "grpo.prompts_per_step": Rule(2, lambda o: len(o.rolled_out("polish")[0].prompts)),
+        "grpo.temperature": Rule(
+            0.9, lambda o: [o.sampling("polish").temperature, o.polish.trainer.temperature], [0.9, 0.9]
+        ),
+        # the rewards for length are told, too
+        "grpo.max_completion_tokens": Rule(44, lambda o: [o.sampling("polish").max_tokens, *o.longest()], [44, 44, 44]),
+        **under("evaluate stage", evaluates("look", 2, 0.6, 0.7, 30, greedy=True)),
+        "evaluate stage.parent": Rule("imitate", lambda o: o.parent(o.look.pushed[0][1])),
+        "evaluate stage.problems": Rule("more", lambda o: o.evaluation("look")["problem_ids"][0], "ijkl"),
+        "evaluate stage.limit": Rule(3, lambda o: len(o.evaluated("look").prompts)),
+        "export.parent": Rule("imitate", lambda o: o.parent(o.release.result.adapter_sha256)),
+        "export.hub": Rule("a/b", lambda o: "hf upload a/b" in o.release.said, True),
+        "export.dtype": Rule("float16", lambda o: o.release.read("merged/config.json")["dtype"]),
+        # on `polish`, whose numbers are those of every other stage
+        "gate.metric": Rule("format_rate", lambda o: gate_sentence(o).split()[1]),
+        "gate.against": Rule("base", lambda o: re.search("of '(.*)'", gate_sentence(o)).group(1)),
+        "gate.min_difference": Rule(-0.25, lambda o: float(gate_sentence(o).split()[-1])),
+    }  # fmt: skip
+
+
+def gate_sentence(o: Observed) -> str:
+    results = {name: StageResult(name, "grpo", accuracy=0.5, format_rate=0.5) for name in ("base", "imitate", "polish")}
+    return judge(o.run.recipe, o.run.recipe.stage("polish"), results).sentence
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> "Iterator[tuple[str, FieldInfo]]":
+    """(dotted key, field) of everything that may be set; stages and gates stand by themselves."""
+    for name, field in model.model_fields.items():
+        inner = node_in(field.annotation)
+        if name in ("stages", "gate"):
+            continue
+        if inner is not None:
+            yield from keys(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def every_key() -> "dict[str, FieldInfo]":
+    found = dict(keys(Recipe)) | dict(keys(Gate, "gate."))
+    for kind, model in kinds().items():
+        found |= keys(model, f"{prefix_of(kind)}.")
+    return found
+
+
+def prefix_of(kind: str) -> str:
+    """`evaluate` is a section, too."""
+    return f"{kind} stage" if kind in Recipe.model_fields else kind
+
+
+# the run's folder, which the command line makes (tests/test_end_to_end.py)
+ELSEWHERE = {"name"}
+# functions of a user's file may have any name
+FREE_NAMES = {"reward.brevity"}
+
+
+def tree(rules: Mapping[str, Rule]) -> dict[str, object]:
+    """The values as a recipe nests them; those of the kinds stand under their names."""
+    made: dict[str, object] = {}
+    for key, rule in rules.items():
+        *path, name = key.split(".")
+        place = made
+        for part in path:
+            place = place.setdefault(part, {})
+        if rule.value is not None:
+            place[name] = rule.value
+    return made
+
+
+def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
+    """The stage of each kind, and two more: a GRPO stage that says nothing of its own, a distillation from a parent."""
+    made = tree(rules)
+    stages = {kind: made.pop(prefix_of(kind)) for kind in STAGE_OF}
+    stages["grpo"]["gate"] = made.pop("gate")
+    explore = {"name": "explore", "kind": "grpo", "steps": 1, "learning_rate": 1e-3}
+    own = {"name": "own", "kind": "distill", "teacher": "self", "parent": "imitate", "problems": 2, "samples": 1,
+           "max_tokens": 30}  # fmt: skip
+    order = [stages["distill"], explore, stages["sft"], stages["grpo"], own, stages["evaluate"], stages["export"]]
+    return Recipe.model_validate({"name": "other", **made, "stages": order})
+
+
+@pytest.fixture(scope="module")
+def made(tiny_path, tmp_path_factory):
+    """(the rules, the recipe made from them, the folder it may run in); the domain `reverse` is there."""
+    folder = tmp_path_factory.mktemp("arrive")
+    (folder / "mine.py").write_text("def brevity(completions, **columns):\n    return [0.5] * len(completions)\n")
+    with recorded.reversing(folder / "domains"):
+        found = rules(str(tiny_path), str(folder / "mine.py"))
+        yield found, recipe_of(found), folder
+
+
+@pytest.fixture(scope="module")
+def observed(made, tokenizer):
+    _, recipe, folder = made
+    return Observed(recorded.Run(recipe, folder / "run").start(), recorded.llm_arguments(recipe), tokenizer)
+
+
+def test_every_key_has_a_rule_with_a_value_that_is_not_its_default(made):
+    found = made[0]
+    known = every_key()
+    assert found.keys() - FREE_NAMES == known.keys() - ELSEWHERE
+    for key, rule in found.items():
+        if key not in FREE_NAMES and rule.value is not None:
+            default = known[key].default
+            assert rule.value != (list(default) if isinstance(default, tuple) else default), key
+
+
+@pytest.mark.parametrize("key", rules("", ""))
+def test_every_key_arrives(made, observed, key):
+    rule = made[0][key]
+    arrives = rule.value if rule.arrives is SAME else rule.arrives
+    assert rule.seen(observed) == (pytest.approx(arrives) if isinstance(arrives, float) else arrives)
+
+
+def test_what_no_key_says_of_a_sampling(observed, tokenizer):
+    """Completions end at the tokenizer's end token, in rollouts at the model's others too; top_k is distillation's
+    alone; KL between policies is measured on samples of the policy itself."""
+    end = tokenizer.eos_token_id
+    for stage in ("base", "imitate", "polish", "look"):
+        *evaluations, _ = calls = [call for call in observed.run.of[stage].calls if not call.sampling.logprobs]
+        for call in evaluations if stage in ("imitate", "polish") else calls:
+            assert call.sampling.stop_token_ids == (end,) and call.sampling.top_k == 0
+    for stage in ("imitate", "polish"):
+        sampling, longest = observed.run.of[stage].calls[-1].sampling, 36
+        assert sampling == Sampling(longest, temperature=1.0, top_p=1.0, top_k=0, stop_token_ids=(end,))
+    greedy = observed.look.calls[-1].sampling
+    assert greedy == Sampling(30, temperature=0.0, top_p=1.0, top_k=0, stop_token_ids=(end,))
+    for call in observed.rolled_out("polish"):
+        assert end in call.sampling.stop_token_ids and call.sampling.top_k == 0
+
+
+def test_vllm_is_started_with_room_for_all_of_it(observed):
+    """On a GPU. The longest test prompt has 20 tokens, training prompts 25 and the longest completion 44; of the ranks
+    that vLLM serves 8 is the first that holds 3."""
+    wanted = {
+        "max_model_len": 25 + 44, "max_lora_rank": 8, "enable_lora": True, "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs", "generation_config": "vllm",
+    }  # fmt: skip
+    assert {name: observed.llm[name] for name in wanted} == wanted
+
+
+def test_the_teacher_is_sampled_under_a_seed_for_each_problem(observed):
+    own = stage_seed(observed.run.recipe, "traces")
+    assert observed.traces.calls[0].seeds == [own + 1000 * i for i in range(7)]
