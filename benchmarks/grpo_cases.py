@@ -1,6 +1,5 @@
 """What ours and stock TRL train beside each other, and the settings that they are tried in."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,14 +101,19 @@ def stock_settings(job: Job, cuda: bool, base: Quantize | None = None) -> list[S
     if cuda:
         tries = [(8, False, False), *((micro, True, again) for micro in (8, 16) for again in (False, True))]
         return [
-            Setting("stock", True, math.gcd(micro, job.batch), base or "nf4", vllm=vllm, checkpointing=again)
+            Setting("stock", True, _rows(job, micro), base or "nf4", vllm=vllm, checkpointing=again)
             for micro, vllm, again in tries
         ]
     sizes = [(8, base), (64, base)] if base else [(8, "nf4"), (8, "none"), (64, "none")]
-    return [Setting("stock", bf16, math.gcd(micro, job.batch), kind) for micro, kind in sizes for bf16 in (False, True)]
+    return [Setting("stock", bf16, _rows(job, micro), kind) for micro, kind in sizes for bf16 in (False, True)]
 
 
 def our_settings(case: Case, cuda: bool) -> list[Setting]:
     """Settings to try for ours."""
     tries = [(True, "folded"), (True, "adapter")] if cuda else [(False, "folded"), (False, "adapter"), (True, "folded")]
     return [Setting("ours", bf16, None, sync=sync) for bf16, sync in tries]
+
+
+def _rows(job: Job, limit: int) -> int:
+    """The largest divisor of the batch that is not above the limit."""
+    return max(rows for rows in range(1, limit + 1) if job.batch % rows == 0)

@@ -47,9 +47,7 @@ def test_a_start_follows_the_runs_own_recipe(tmp_path):
     assert (start.steps, start.every) == (48, 6)
     start = start_of(tmp_path / "run", "seed-1", sets, 7, 3)
     assert [step for step in range(1, 8) if start.keeps(step)] == [3, 6, 7]
-    # 24 rows in passes of at most 6144 / 80 = 76
-    assert our_setting(start, cuda=False) == Setting("ours", False, 24, "nf4", "folded")
-    assert [setting.micro for setting in stock_settings(start, False, "nf4")] == [8, 8, 24, 24]
+    assert our_setting(start, cuda=False) == Setting("ours", False, None, "nf4", "folded")
 
 
 def test_fewer_steps_than_the_limit_are_the_recipes(tmp_path):
@@ -88,6 +86,12 @@ def test_stock_keeps_to_the_base_that_its_policy_was_trained_on():
     assert {setting.quantize for setting in stock_settings(CASES["25m"], False)} == {"nf4", "none"}
     for base in ("nf4", "none"):
         assert {setting.quantize for setting in stock_settings(CASES["25m"], True, base)} == {base}
+
+
+def test_stocks_passes_divide_its_batch(tmp_path):
+    """120 completions: 8 divide them, of up to 64 the most that do are 60."""
+    start = Start("seed-1", "runs/x", "imitate", "explore", 120, 96, 48, 6)
+    assert [setting.micro for setting in stock_settings(start, False, "nf4")] == [8, 8, 60, 60]
 
 
 def test_another_arithmetic_must_be_clearly_faster():
