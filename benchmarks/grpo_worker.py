@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import resource
 import sys
@@ -123,13 +122,14 @@ def stock_trainer(task: Task, setting: Setting, folder: Path, callbacks: Sequenc
     from trl import GRPOConfig, GRPOTrainer
 
     from models.adapters import adapter_tensors
+    from models.training import learning_rate_course
 
     cuda = torch.cuda.is_available()
     settings, rollouts, problems = task.settings, task.rollouts, task.asked.problems
     args = GRPOConfig(
         output_dir=str(folder), max_steps=settings.steps, learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm,
-        lr_scheduler_type=settings.lr_scheduler_type, warmup_steps=math.ceil(settings.warmup_ratio * settings.steps),
+        **learning_rate_course(settings.lr_scheduler_type, settings.warmup_ratio, settings.steps),
         per_device_train_batch_size=setting.micro,
         gradient_accumulation_steps=rollouts.prompts_per_step * rollouts.group_size // setting.micro,
         num_generations=rollouts.group_size, max_completion_length=rollouts.max_completion_tokens,

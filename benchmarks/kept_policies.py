@@ -48,7 +48,7 @@ def evaluated(
                 resources.domain,
                 resources.format,
                 seed=recipe.seed,
-                stop_token_ids=(resources.tokenizer().eos_token_id,),
+                stop_token_ids=resources.stops(),
             )
             progress.say(f"  {name}: {found.sampled.accuracy.estimate:.3f}")
             return found

@@ -12,9 +12,9 @@ Afterwards the recipe's evaluation, sampled, measures every policy kept.
 
 Ours runs as the recipe says. Stock TRL is first tried in several settings on the same 4-bit values and runs in the
 fastest; one that computes otherwise than the recipe must be faster by 5 % to be chosen, since it may learn less well.
-What differs beside the code: stock TRL rounds a 4-bit model's adapter to bfloat16 and trains it so, and has neither
-dynamic sampling nor `mask_zero_variance_kl`, which ours uses where the recipe says so. With beta above 0 both pull to
-the SFT policy.
+What differs beside the code: stock TRL rounds a 4-bit model's adapter to bfloat16 and trains it so, divides by a
+group's deviation also where all are right or all wrong (rl/advantages.py), and has neither dynamic sampling nor
+`mask_zero_variance_kl`, which ours uses where the recipe says so. With beta above 0 both pull to the SFT policy.
 
 Target and ratio: benchmarks/curves.py, `SHARE`. Written: minutes.json, minutes.md and minutes.svg, anew after each
 seed. With the shipped recipe on 2 cores: about 7 minutes a seed and 2 for the settings that stock is tried in.
@@ -27,13 +27,13 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.curves import SHARE, SHARES, SIDES, SeedCurves, draw, pooled, seed_curves, spread, table
 from benchmarks.grpo_cases import Setting, Start, stock_settings
 from benchmarks.grpo_step import Step, Trainer, alternate, timed
-from benchmarks.grpo_task import recipe_of
+from benchmarks.grpo_task import ENDLESS, recipe_of
 from benchmarks.kept_policies import evaluated
 from benchmarks.recipe_seeds import HERE, failed_claims, overrides, parser_of_runs, points, run_folder
 from evals.evaluate import Evaluation
@@ -180,6 +180,8 @@ class Found:
         recipe = recipe_of(Path(start.run))
         stage, resamples = recipe.stage(start.stage), recipe.rollouts.dynamic_sampling.max_resamples
         alone = ["a float32 adapter (TRL turns a 4-bit model's to bfloat16)"]
+        scaled = stage.scale_rewards != "none"
+        alone += ["advantages that stay small in groups all right or all wrong"] if scaled else []
         alone += [f"dynamic sampling, up to {resamples} rounds"] if resamples else []
         alone += ["no KL gradient for groups without a signal"] if stage.beta and stage.mask_zero_variance_kl else []
         ratios = {share: spread([one.ratio(share) for one in self.outcomes]) for share in SHARES}
@@ -237,7 +239,8 @@ def main() -> int:
     work = arguments.runs / "minutes"
     shutil.rmtree(work, ignore_errors=True)
     (work / "tried").mkdir(parents=True)
-    tried = timed(starts[0], stock_settings(starts[0], cuda, ours.quantize), work / "tried")
+    endless = replace(starts[0], steps=ENDLESS, every=ENDLESS)
+    tried = timed(endless, stock_settings(endless, cuda, ours.quantize), work / "tried")
     settings = {"ours": ours, "stock": chosen(tried, ours.bf16)}
     outcomes, last, steps = [], [], {side: [] for side in SIDES}
     for seed, start in zip(arguments.seeds, starts, strict=True):

@@ -89,6 +89,12 @@ def test_stock_keeps_to_the_base_that_its_policy_was_trained_on():
         assert {setting.quantize for setting in stock_settings(CASES["25m"], True, base)} == {base}
 
 
+def test_stocks_passes_divide_its_batch(tmp_path):
+    """120 completions: 8 divide them, of up to 64 the most that do are 60."""
+    start = Start("seed-1", "runs/x", "imitate", "explore", 120, 96, 48, 6)
+    assert [setting.micro for setting in stock_settings(start, False, "nf4")] == [8, 8, 60, 60]
+
+
 def test_another_arithmetic_must_be_clearly_faster():
     """5.0 s in the recipe's float32: 4.8 in bfloat16 is a tie (4.8 x 1.05 = 5.04), 4.7 is not (4.935)."""
     own, other, slow = Setting("stock", False, 64), Setting("stock", True, 64), Setting("stock", False, 8)
