@@ -46,8 +46,8 @@ class Processes:
         rank, count: this one's number, and how many there are.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, store: Store | None = None) -> None:
-        self.rank, self.count = rank, count
+    def __init__(self, number: int = 0, count: int = 1, store: Store | None = None) -> None:
+        self.rank, self.count = number, count
         self._store = store
         self._round = 0
         self._keys: list[str] = []

@@ -34,11 +34,16 @@ def tokenizer(tiny_path):
     return load_tokenizer(str(tiny_path))
 
 
-def _start(kind, path):
+# only the process's end may close one of several vLLM engines: they live on the same process groups
+KEPT_ALIVE = []
+
+
+def _start(kind, path, capacity=None):
     from models.engines.start import Capacity, start_engine
     from models.settings import Serving
 
-    return start_engine(str(path), Serving(engine=kind, dtype="float32"), Capacity(max_model_len=192, max_num_seqs=64))
+    capacity = capacity or Capacity(max_model_len=192, max_num_seqs=64)
+    return start_engine(str(path), Serving(engine=kind, dtype="float32"), capacity)
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +53,18 @@ def vllm_engine(tiny_path):
     engine = _start("vllm", tiny_path)
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def own_engine():
+    """Starts a further vLLM engine in this process, on a model of the test's own."""
+    pytest.importorskip("vllm", reason="vLLM is not installed here")
+
+    def start(path, capacity=None):
+        KEPT_ALIVE.append(_start("vllm", path, capacity))
+        return KEPT_ALIVE[-1]
+
+    return start
 
 
 @pytest.fixture

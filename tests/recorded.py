@@ -30,6 +30,7 @@ from orchestra.run.ledger import StageResult
 from orchestra.run.progress import Progress
 from orchestra.work import resources
 from orchestra.work.context import StageContext
+from rl import trainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -77,6 +78,7 @@ class Seen:
         losses: inputs of TRL's GRPO loss, as they came.
         optimizer: at each step (learning rate, weight decay, norm of the clipped gradient).
         dropout: of the adapter, while training.
+        tokens_at_once: for which a GRPO pass has room.
         start, reference: hashes of the adapters that training began with and was held to, "" where there is none.
     """
 
@@ -85,6 +87,7 @@ class Seen:
     losses: list[Mapping[str, torch.Tensor]] = field(default_factory=list)
     optimizer: list[tuple[float, float, float]] = field(default_factory=list)
     dropout: set[float] = field(default_factory=set)
+    tokens_at_once: int = 0
     trainer: object = None
     start: str = ""
     reference: str = ""
@@ -215,7 +218,11 @@ class Run:
             served.mismatch = 0.0
             self.now.pushed.append((served.sync, adapter_sha256(adapter_tensors(model))))
 
-        grpo_loss, sft_loss = GRPOTrainer._compute_loss, SFTTrainer.compute_loss
+        grpo_loss, sft_loss, cut = GRPOTrainer._compute_loss, SFTTrainer.compute_loss, trainer.micro_batches
+
+        def of_rows(rows: Sequence[object], budget: int, *args: object, **kwargs: object) -> list:
+            self.now.tokens_at_once = budget
+            return cut(rows, budget, *args, **kwargs)
 
         def of_grpo(trainer: GRPOTrainer, model: object, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
             self.now.note_trainer(trainer)
@@ -236,6 +243,7 @@ class Run:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(resources, "start_engine", start_engine)
             patch.setattr(Served, "push", push)
+            patch.setattr(trainer, "micro_batches", of_rows)
             patch.setattr(GRPOTrainer, "_compute_loss", of_grpo)
             patch.setattr(SFTTrainer, "compute_loss", of_sft)
             hook = register_optimizer_step_pre_hook(stepping)
@@ -273,6 +281,10 @@ class Observed:
         """Whether a trainer's seeds are the stage's own."""
         args, own = self.args(stage), resources.stage_seed(self.run.recipe, stage)
         return args.seed == args.data_seed == own
+
+    def asked(self, stage: str) -> str:
+        """The first example that a stage imitates, prompt and answer."""
+        return self.tokenizer.decode(self.run.of[stage].trainer.train_dataset["input_ids"][0])
 
     def longest(self) -> list[int]:
         """What the rewards hold for the longest completion."""

@@ -42,13 +42,13 @@ class Rule:
     arrives: object = SAME
 
 
-def trains(stage: str, rate: float, decay: float, norm: float, micro: int, save: tuple[int, int]) -> dict[str, Rule]:
+def trains(stage: str, rate: float, decay: float, norm: float, micro: Rule, save: tuple[int, int]) -> dict[str, Rule]:
     """The keys of all trainers."""
     return {
         "learning_rate": Rule(rate, lambda o: max(lr for lr, _, _ in o.run.of[stage].optimizer)),
         "weight_decay": Rule(decay, lambda o: o.run.of[stage].optimizer[0][1]),
         "max_grad_norm": Rule(norm, lambda o: round(o.run.of[stage].optimizer[-1][2], 5)),
-        "micro_batch_size": Rule(micro, lambda o: o.args(stage).per_device_train_batch_size),
+        "micro_batch_size": micro,
         "gradient_checkpointing": Rule(True, lambda o: o.policy(stage).is_gradient_checkpointing),
         "save_steps": Rule(save[0], lambda o: o.args(stage).save_steps, save[1]),
         # half of two steps: the first one is the warm-up
@@ -75,6 +75,9 @@ def under(prefix: str, rules: dict[str, Rule]) -> dict[str, Rule]:
 def rules(base: str, reward_file: str) -> dict[str, Rule]:
     """By key: `section.key`, or `kind.key` for stages."""
     serving = 0  # of (serving, capacity), as start_engine takes them
+    rows = Rule(1, lambda o: o.args("imitate").per_device_train_batch_size)
+    # a pass has room for so many of the longest prompt with the longest completion
+    room = Rule(5, lambda o: o.polish.tokens_at_once / (o.longest_prompt() + o.sampling("polish").max_tokens))
     return {
         # an evaluation has the recipe's own, a stage that trains one of its own
         "seed": Rule(
@@ -86,6 +89,7 @@ def rules(base: str, reward_file: str) -> dict[str, Rule]:
         "model.dtype": Rule(
             "bfloat16", lambda o: [arithmetic_of(o.policy()), o.args("polish").bf16], [torch.bfloat16, True]
         ),
+        "model.prompt": Rule("plain", lambda o: "plain" if "Answer:" in o.asked("imitate") else "chat"),
         "model.lora.rank": Rule(3, lambda o: o.lora().r),
         "model.lora.alpha": Rule(5.0, lambda o: o.lora().lora_alpha),
         # in the layers, while TRL computes its loss
@@ -116,7 +120,7 @@ def rules(base: str, reward_file: str) -> dict[str, Rule]:
             0.7, lambda o: [o.sampling("explore").temperature, o.explore.trainer.temperature], [0.7, 0.7]
         ),
         "rollouts.max_completion_tokens": Rule(40, lambda o: o.sampling("explore").max_tokens),
-        "rollouts.max_prompt_tokens": Rule(25, Observed.longest_prompt),
+        "rollouts.max_prompt_tokens": Rule(63, Observed.longest_prompt),
         # one group never has variance: every round is taken
         "rollouts.dynamic_sampling.max_resamples": Rule(2, lambda o: len(o.rolled_out("explore")) - 1),
         **under("evaluate", evaluates("explore", 3, 0.8, 0.85, 36, greedy=False)),
@@ -140,7 +144,7 @@ def rules(base: str, reward_file: str) -> dict[str, Rule]:
         "distill.max_per_problem": Rule(2, lambda o: o.dropped("enough_for_problem"), 5),
         "distill.min_tokens": Rule(7, lambda o: o.dropped("too_short"), 5),
         "distill.pass_rate": Rule([0.3, 0.9], lambda o: o.dropped("pass_rate"), 10),
-        **under("sft", trains("imitate", 3e-3, 0.02, 0.004, 1, (7, 7))),
+        **under("sft", trains("imitate", 3e-3, 0.02, 0.004, rows, (7, 7))),
         "sft.parent": Rule("base", lambda o: o.parent(o.imitate.start)),
         "sft.data": Rule(
             ["traces"], lambda o: o.imitate.result.extra["examples"] + o.imitate.result.extra["too_long"], 10
@@ -152,11 +156,11 @@ def rules(base: str, reward_file: str) -> dict[str, Rule]:
         "sft.lr_scheduler_type": Rule("constant_with_warmup", lambda o: o.args("imitate").lr_scheduler_type),
         # and one of the traces is longer
         "sft.max_length": Rule(
-            38, lambda o: [o.args("imitate").max_length, o.imitate.result.extra["too_long"]], [38, 1]
+            76, lambda o: [o.args("imitate").max_length, o.imitate.result.extra["too_long"]], [76, 1]
         ),
         "sft.packing": Rule(True, lambda o: o.args("imitate").packing),
         # with two iterations over a batch, a checkpoint is only written after the second
-        **under("grpo", trains("polish", 2e-3, 0.03, 0.003, 5, (3, 4))),
+        **under("grpo", trains("polish", 2e-3, 0.03, 0.003, room, (3, 4))),
         "grpo.parent": Rule("explore", lambda o: o.parent(o.polish.start)),
         "grpo.steps": Rule(2, lambda o: len(o.polish.optimizer)),
         "grpo.beta": Rule(0.02, lambda o: o.polish.trainer.beta),
@@ -304,7 +308,7 @@ def test_vllm_is_started_with_room_for_all_of_it(observed):
     """On a GPU. The longest test prompt has 20 tokens, training prompts 25 and the longest completion 44; of the ranks
     that vLLM serves 8 is the first that holds 3."""
     wanted = {
-        "max_model_len": 25 + 44, "max_lora_rank": 8, "enable_lora": True, "enable_prefix_caching": True,
+        "max_model_len": 63 + 44, "max_lora_rank": 8, "enable_lora": True, "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs", "generation_config": "vllm",
     }  # fmt: skip
     assert {name: observed.llm[name] for name in wanted} == wanted

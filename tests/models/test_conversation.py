@@ -125,18 +125,16 @@ def test_sft_trains_the_end_of_the_base(base):
 
 
 @pytest.mark.parametrize("kind", ["transformers", "vllm"])
-def test_engines_stop_at_the_end_of_the_base_alone(tmp_path, kind):
+def test_engines_stop_at_the_end_of_the_base_alone(tmp_path, kind, request):
     """vLLM by itself would stop at the tokenizer's, too. Both ends have trained rows here, so that both are sampled."""
-    if kind == "vllm":
-        pytest.importorskip("vllm", reason="vLLM is not installed here")
     name = str(tiny.write_chatml(tmp_path / "m", eos=END_OF_TURN, declared=[END_OF_TEXT]))
     tokenizer = load_tokenizer(name)
     turn, text = tokenizer.convert_tokens_to_ids([END_OF_TURN, END_OF_TEXT])
-    engine = start_engine(name, Serving(engine=kind, dtype="float32"), Capacity(max_model_len=192, max_num_seqs=64))
-    try:
-        groups = engine.generate([[65, 66, 67]] * 4, tiny.sampling(150, temperature=2.0, n=16), [1, 100, 200, 300])
-    finally:
-        engine.close()
+    if kind == "vllm":
+        engine = request.getfixturevalue("own_engine")(name)
+    else:
+        engine = start_engine(name, Serving(engine=kind, dtype="float32"), Capacity(max_model_len=192, max_num_seqs=64))
+    groups = engine.generate([[65, 66, 67]] * 4, tiny.sampling(150, temperature=2.0, n=16), [1, 100, 200, 300])
     completions = [completion for group in groups for completion in group]
     assert any(turn in completion.token_ids[:-1] for completion in completions), "it goes on after this one"
     stopped = [completion.token_ids for completion in completions if completion.finish == "stop"]

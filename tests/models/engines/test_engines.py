@@ -20,8 +20,6 @@ SAMPLED = tiny.sampling(24, n=3, logprobs=True, stop_token_ids=tiny.MORE_ENDS)
 ROOM = Capacity(max_model_len=192, max_num_seqs=64)
 SEEDS = [11, 222, 3333, 44, 555, 6666]
 ENGINES = ["vllm_engine", "transformers_engine"]
-# an engine that is collected takes vLLM's process-wide groups away from the others
-KEPT_ALIVE = []
 
 
 @pytest.fixture(scope="module")
@@ -284,19 +282,6 @@ def test_the_models_own_sampling_habits_are_not_used(tiny_path, tmp_path, policy
 # engines of their own
 
 
-@pytest.fixture
-def own_engine(request):
-    """Starts a further vLLM engine in this process; only the process's end may close one of several."""
-    pytest.importorskip("vllm", reason="vLLM is not installed here")
-
-    def start(path, lora_rank=0):
-        engine = start_engine(str(path), Serving(engine="vllm"), replace(ROOM, lora_rank=lora_rank))
-        KEPT_ALIVE.append(engine)
-        return engine
-
-    return start
-
-
 def test_tied_embeddings_are_right_after_a_sync(own_engine, tied_path, prompts):
     """vLLM's CPU build keeps a prepacked copy of the output matrix, which a reload of the embedding would not reach."""
     engine, model = own_engine(tied_path), tiny.policy(tied_path)
@@ -311,7 +296,7 @@ def test_tied_embeddings_are_right_after_a_sync(own_engine, tied_path, prompts):
 def test_the_adapter_alone(own_engine, tiny_path, prompts, long_prompt, monkeypatch):
     folders, write = [], AdapterFiles.write
     monkeypatch.setattr(AdapterFiles, "write", lambda files, folder: folders.append(folder) or write(files, folder))
-    engine, model = own_engine(tiny_path, lora_rank=4), tiny.policy(tiny_path)
+    engine, model = own_engine(tiny_path, replace(ROOM, lora_rank=4)), tiny.policy(tiny_path)
     assert not engine.serves_adapters
     for version in range(3):
         if not engine.serves_adapters:
@@ -333,7 +318,7 @@ def test_the_adapter_alone(own_engine, tiny_path, prompts, long_prompt, monkeypa
 def test_fused_layers_and_an_output_head_that_vllm_would_adapt(own_engine, tmp_path, prompts):
     """Phi-3, in one engine: the base folded, adapters over it, and folded again."""
     path = write_family("phi3", tmp_path)
-    engine, model = own_engine(path, lora_rank=4), tiny.policy(path)
+    engine, model = own_engine(path, replace(ROOM, lora_rank=4)), tiny.policy(path)
     assert engine.score(prompts, prompts), "before there is any adapter"
     engine.sync_folded(folded_weights(model, adapter=None))
     for version in range(2):
