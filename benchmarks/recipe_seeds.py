@@ -39,15 +39,18 @@ class SeedOutcome:
     memory_gib: float
 
     def checks(self) -> dict[str, bool]:
-        """The claims: +25 points over base, +5 over SFT at p < 0.05, greedy not below, KL narrowed at the end."""
+        """The claims: +25 points over base; over SFT +8 sampled and +3 greedy, each at p < 0.05; KL narrowed at the end."""
         kl = list(self.kl.values())
         return {
             "final - base >= 25 points": self.final_minus_base.difference >= 0.25,
-            "GRPO - SFT >= 5 points, p < 0.05": self.final_minus_sft.difference >= 0.05
-            and self.final_minus_sft.p_value < 0.05,
-            "greedy not below SFT": self.greedy_final_minus_sft.high >= 0,
+            "GRPO - SFT >= 8 points, p < 0.05": _gains(self.final_minus_sft, 0.08),
+            "GRPO - SFT >= 3 points greedy, p < 0.05": _gains(self.greedy_final_minus_sft, 0.03),
             "KL of the last stage below the one before": len(kl) < 2 or kl[-1] < kl[-2],
         }
+
+
+def _gains(difference: PairedDifference, least: float) -> bool:
+    return difference.difference >= least and difference.p_value < 0.05
 
 
 def run_folder(runs: Path, seed: int, recipe: str) -> Path:
