@@ -39,7 +39,7 @@ class SeedOutcome:
     memory_gib: float
 
     def checks(self) -> dict[str, bool]:
-        """The claims: +25 points over base; over SFT +8 sampled and +3 greedy, each at p < 0.05; KL narrowed at the end."""
+        """The claims: +25 points over base; over SFT +8, greedy +3, each at p < 0.05; KL narrowed at the end."""
         kl = list(self.kl.values())
         return {
             "final - base >= 25 points": self.final_minus_base.difference >= 0.25,
