@@ -19,6 +19,7 @@ from rewards.math.equal_single import Doubt
 from rewards.math.exact import determinant, exact
 from rewards.math.parser import parse
 from rewards.math.real_sets import pieces
+from rewards.math.symbolic_pool import PoolSettings
 from rewards.math.tokens import tokenize
 from rewards.math.values import read
 from rewards.math.verifier import Verifier
@@ -26,6 +27,15 @@ from rewards.verdict import Verdict
 
 settings.register_profile("verifier", deadline=None, derandomize=True)
 settings.load_profile("verifier")
+
+
+@pytest.fixture(scope="module")
+def patient():
+    """A verifier whose workers may take as long as a busy machine makes them."""
+    verifier = Verifier(PoolSettings(seconds=20.0))
+    yield verifier
+    assert verifier.counts.errors == 0
+    verifier.close()
 
 
 @pytest.fixture(scope="module")
@@ -88,25 +98,25 @@ REFUTABLE = [
 
 
 @pytest.mark.parametrize(("gold", "answer"), CHAINS)
-def test_a_chain_of_expressions_states_its_value(verifier, gold, answer):
-    assert verifier.verify(rf"\boxed{{{answer}}}", gold) is Verdict.CORRECT
+def test_a_chain_of_expressions_states_its_value(patient, gold, answer):
+    assert patient.verify(rf"\boxed{{{answer}}}", gold) is Verdict.CORRECT
 
 
 @pytest.mark.parametrize(("gold", "answer"), NO_CHAINS)
-def test_a_chain_that_fails_and_an_equation_state_nothing(verifier, gold, answer):
-    assert verifier.verify(rf"\boxed{{{answer}}}", gold) is Verdict.WRONG
+def test_a_chain_that_fails_and_an_equation_state_nothing(patient, gold, answer):
+    assert patient.verify(rf"\boxed{{{answer}}}", gold) is Verdict.WRONG
 
 
 @pytest.mark.parametrize(("gold", "chain", "right", "wrong"), REFUTABLE)
-def test_what_is_asked_of_the_workers(verifier, gold, chain, right, wrong):
+def test_what_is_asked_of_the_workers(patient, gold, chain, right, wrong):
     right, wrong = chain.replace("{}", right), chain.replace("{}", wrong)
-    assert verifier.verify(rf"\boxed{{{right}}}", gold) is Verdict.CORRECT
+    assert patient.verify(rf"\boxed{{{right}}}", gold) is Verdict.CORRECT
     # neither the value nor, where it is the gold, the chain
-    assert verifier.verify(rf"\boxed{{{wrong}}}", gold) is Verdict.WRONG
+    assert patient.verify(rf"\boxed{{{wrong}}}", gold) is Verdict.WRONG
     stated = wrong.rpartition("= ")[2]
-    assert verifier.verify(rf"\boxed{{{wrong}}}", stated) is Verdict.WRONG
-    assert verifier.verify(rf"\boxed{{{stated}}}", right) is Verdict.WRONG
-    assert verifier.verify(rf"\boxed{{{gold}}}", right) is Verdict.CORRECT
+    assert patient.verify(rf"\boxed{{{wrong}}}", stated) is Verdict.WRONG
+    assert patient.verify(rf"\boxed{{{stated}}}", right) is Verdict.WRONG
+    assert patient.verify(rf"\boxed{{{gold}}}", right) is Verdict.CORRECT
 
 
 class Pool:
