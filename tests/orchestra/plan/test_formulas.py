@@ -259,3 +259,11 @@ def test_a_known_name_is_a_whole_word():
     assert not shape_of("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B").tied and QWEN2["1.5b"].tied
     assert QWEN2["7b"].embedding_parameters == 2 * 152064 * 3584
     assert QWEN2["7b"].active_parameters == QWEN2["7b"].block_parameters + 152064 * 3584
+
+
+def test_a_head_may_be_larger_than_its_part_of_the_hidden_size(folder):
+    """Two query heads and one key head of 16 instead of 4: q 8 x 32, k and v 8 x 16, o 32 x 8."""
+    (folder / "base" / "config.json").write_text(json.dumps(CONFIG | {"head_dim": 16}))
+    shape = shape_of(str(folder / "base"))
+    assert shape.block_parameters == 4 * (2 * 8 * 32 + 2 * 8 * 16 + 3 * 128)
+    assert shape.kv_per_token == 2 * 4 * 1 * 16
