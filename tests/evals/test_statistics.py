@@ -49,6 +49,8 @@ def test_effective_size_by_hand():
     spread = np.array([[1, 0], [0, 1], [1, 0], [0, 1]])  # means all .5: var 0, no more than the 8 samples
     assert [effective_size(m) for m in (same, mixed, spread)] == pytest.approx([3, 6, 8])
     assert effective_size(column(1, 0, 1)) == 3
+    # one of 40 problems right twice, the others once: p (1 - p) / Var(p) would be 1,599 samples' worth
+    assert effective_size(np.array([[1, 1]] + [[1, 0]] * 39)) == 80
 
 
 def test_samples_that_say_nothing_new_do_not_narrow_the_interval():
@@ -183,6 +185,9 @@ def test_everything_changed():
         assert found.difference == found.high == 1 and 0.8 < found.low < 1 and found.p_value < 0.001
         lost = paired_difference(np.zeros((30, samples)), np.ones((30, samples)))
         assert lost.difference == lost.low == -1 and -1 < lost.high < -0.8
+        # at 50 % the padded interval alone would leave the estimate out
+        assert paired_difference(np.ones((30, samples)), np.zeros((30, samples)), 0.5).high == 1
+        assert paired_difference(np.zeros((30, samples)), np.ones((30, samples)), 0.5).low == -1
 
 
 def test_paired_difference_covers_and_keeps_its_size():
@@ -207,7 +212,7 @@ def test_pairing_finds_what_the_two_intervals_hide():
     assert accuracy(after).low < accuracy(before).high  # the unpaired intervals overlap
 
 
-@pytest.mark.parametrize("samples", [1, 4])
+@pytest.mark.parametrize("samples", [1, 3, 4])  # thirds are not exact, so that their sum has a last digit to lose
 def test_order_of_problems_does_not_matter(samples: int):
     rng = np.random.default_rng(3)
     before, after = correlated(rng, 90, samples), correlated(rng, 90, samples, shift=0.1)

@@ -79,6 +79,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.json"]
 
 
+def test_who_reads_the_old_file_reads_it_to_its_end(tmp_path):
+    """The new one takes its place; it is not written over."""
+    path = tmp_path / "file.json"
+    write_json(path, {"n": 1})
+    with open(path, encoding="utf-8") as old:
+        write_json(path, {"n": 2})
+        assert json.load(old) == {"n": 1} and json.loads(path.read_text()) == {"n": 2}
+
+
 def test_killed_at_any_moment_a_file_is_whole(tmp_path):
     path = tmp_path / "file.json"
     text = (
