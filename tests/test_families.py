@@ -79,6 +79,7 @@ def test_a_family_is_trained_served_and_exported(forks, tmp_path, family, sync):
         assert "Olmo2ForCausalLM of its own" in output
         if sync == "adapter":
             assert code == 1 and "rollouts.sync: 'adapter' needs vLLM" in output and "Traceback" not in output
+            assert len([line for line in output.splitlines() if line.startswith("orchestra: ")]) == 1
             return
     assert code == 0, output[-3000:]
     assert ("transformers' generate" in output) == (family in THROUGH_TRANSFORMERS)

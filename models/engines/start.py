@@ -68,13 +68,15 @@ def serving_for(model: str, base: str, serving: Serving) -> Serving:
     """The settings, with transformers for `auto` where vLLM cannot serve this model in the process that trains `base`.
 
     Raises:
-        EngineError: vLLM is asked for where it is installed and cannot.
+        EngineError: vLLM, or what only it can do, is asked for and cannot be had.
         ModelError: there is no such model.
     """
     if serving.engine == "transformers" or not (reason := why_not_vllm(model, base)):
         return serving
     if serving.engine == "vllm":
         raise EngineError(f"rollouts.engine: 'vllm' cannot serve {model!r}: {reason}; use 'auto' or 'transformers'")
+    if serving.sync == "adapter":
+        raise EngineError(f"rollouts.sync: 'adapter' needs vLLM for {model!r}, but {reason}; use 'auto' or 'folded'")
     return serving.model_copy(update={"engine": "transformers"})
 
 

@@ -383,6 +383,8 @@ def test_what_vllm_would_rewrite_under_the_trainer_is_left_to_transformers(named
     with pytest.raises(EngineError, match=r"rollouts\.engine: 'vllm' cannot serve .*Olmo2.*use 'auto'") as caught:
         serving_for(olmo, olmo, Serving(engine="vllm"))
     assert "\n" not in str(caught.value)
+    with pytest.raises(EngineError, match=r"rollouts\.sync: 'adapter' needs vLLM for .*Olmo2.* of its own.*'folded'"):
+        serving_for(olmo, olmo, Serving(sync="adapter"))
     # an OLMo-2 that teaches a Qwen2, or is asked to be served by transformers anyway, does no harm
     for model, base, asked in ((olmo, qwen, "auto"), (olmo, qwen, "vllm"), (olmo, olmo, "transformers")):
         assert serving_for(model, base, Serving(engine=asked)) == Serving(engine=asked)
