@@ -47,6 +47,7 @@ def renamed(tokens: tuple, names: dict[str, str]) -> tuple:
 
 
 def is_letter(token) -> bool:
+    """Whether a token is a Latin letter."""
     return token.__class__ is str and len(token) == 1 and token.isalpha()
 
 
@@ -74,11 +75,10 @@ def ruled(element: tuple, rule: tuple) -> Family | None:
     conditions = _conditions(rule)
     told = split_top(element, ("\\in",))
     if len(told) == 2:
-        everything = told[1] == ("\\R",)
-        element, conditions = told[0], conditions if everything else [element, *conditions]
-    elif is_letter(element[0]) and len(element) == 1:
-        return None
-    if len(told) == 2 and everything and len(element) == 1:
+        # that x is real is nothing that its rule does not say
+        conditions = conditions if told[1] == ("\\R",) else [element, *conditions]
+        element = told[0]
+    if len(element) == 1 and is_letter(element[0]) and (len(told) == 1 or told[1] == ("\\R",)):
         return None
     named = set().union(*(letters(condition) for condition in conditions))
     bound = (letters(element) & named) | _declared(conditions)
