@@ -25,7 +25,7 @@ from rewards.verdict import Judgement, Verdict
 if TYPE_CHECKING:
     from evals.settings import Evaluate
     from models.engines.protocol import Completion, Engine, Sampling
-    from rewards.domain import Domain
+    from rewards.domain import Judge
 
 SHOWN = 4  # sample completions kept of each kind
 
@@ -126,7 +126,7 @@ def evaluate(
     engine: Engine,
     asked: Asked,
     settings: Evaluate,
-    domain: Domain,
+    domain: Judge,
     format: Format,
     *,
     seed: int,

@@ -172,6 +172,8 @@ def _config(model: "PeftModel") -> bytes:
     config = model.peft_config[POLICY].to_dict() | {"inference_mode": True}
     # PEFT leaves a set's order to the hash seed: written sorted, the same adapter is the same file
     config["target_modules"] = sorted(config["target_modules"])
+    # of a base from the Hub: whoever loads the adapter gets the weights that it was trained on
+    config["revision"] = getattr(model.get_base_model().config, "_commit_hash", None)
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 

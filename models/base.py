@@ -8,6 +8,7 @@ import copy
 import gc
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,14 +148,15 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
     if reason := refused(load_config(name).to_dict()):
         raise ModelError(f"model.base: {name!r} {reason}")
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            place.path,
-            revision=place.revision,
-            dtype=compute,
-            quantization_config=quantization,
-            device_map={"": torch.cuda.current_device()} if cuda else {"": "cpu"},
-            output_loading_info=True,
-        )
+        with _one_thread():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                place.path,
+                revision=place.revision,
+                dtype=compute,
+                quantization_config=quantization,
+                device_map={"": torch.cuda.current_device()} if cuda else {"": "cpu"},
+                output_loading_info=True,
+            )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(_cannot_load(name, error)) from error
     # transformers fills a missing tensor with random numbers, and takes one of any shape into a 4-bit layer
@@ -175,6 +177,18 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
             module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     return model
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Double quantisation subtracts a mean, whose last bits depend on how many threads add it up: a process of several
+    has fewer than one alone, and must quantise to the same codes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _cannot_load(name: str, error: Exception) -> str:

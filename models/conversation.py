@@ -129,6 +129,8 @@ def declared_ends(place: Place) -> tuple[int, ...]:
     try:
         found = GenerationConfig.from_pretrained(place.path, revision=place.revision).eos_token_id
     except OSError:
+        found = None
+    if found is None:
         found = AutoConfig.from_pretrained(place.path, revision=place.revision).eos_token_id
     return () if found is None else tuple(found) if isinstance(found, list | tuple) else (found,)
 

@@ -39,6 +39,11 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def here() -> int:
+    """Number of the run's processes on this machine, as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count()))
+
+
 class Processes:
     """The processes of a run, seen from one of them; made without arguments, this one alone.
 

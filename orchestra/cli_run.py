@@ -6,7 +6,7 @@ import contextlib
 import traceback
 from pathlib import Path
 
-from models.processes import Processes, rank
+from models.processes import Processes, here, rank
 from models.sizes import arithmetic_name
 from orchestra.config import loading
 from orchestra.config.faults import UserError, is_user_error
@@ -48,8 +48,8 @@ def run_command(
         progress.say(told)
     if machine.gpus and (unusable := why_unusable()) is not None:
         raise UserError(f"{unusable} ({machine})")
-    if machine.gpus and processes.here() > len(machine.gpus):
-        raise UserError(f"{processes.here()} processes for {len(machine.gpus)} GPUs; each needs one of its own")
+    if machine.gpus and here() > len(machine.gpus):
+        raise UserError(f"{here()} processes for {len(machine.gpus)} GPUs; each needs one of its own")
     recipe = _settled(recipe, bool(machine.gpus))
     plan = planning.estimate(recipe, machine, scale.name)
     if not plan.fits:
@@ -74,6 +74,8 @@ def run_command(
     ).start(restart_from)
     if together.first:
         _finish(plan, outcome, progress)
+    # at a process that ends with a gate's code the launcher ends the others
+    together.wait()
     return 0 if outcome.verdict == gates.GO else GATE_EXIT
 
 

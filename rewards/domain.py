@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import rewards
 from rewards.formats import FORMATS, Format, boxes, split_completion
@@ -28,6 +28,14 @@ from settings import near
 
 if TYPE_CHECKING:
     from rewards.settings import Reward
+
+
+class Judge(Protocol):
+    """Whoever judges completions as a domain does."""
+
+    def judge(self, completions: Sequence[str], golds: Sequence[str]) -> list[Judgement]:
+        """See `Domain.judge`."""
+        ...
 
 
 class DomainError(ValueError):

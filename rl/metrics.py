@@ -108,9 +108,11 @@ class StepMetrics:
         """
         self.add("groups", groups)
         self.add("zero_variance_groups", zero_variance)
-        self.add("masked_groups", sum(row.zero_variance for row in rows) // (len(rows) // groups))
+        size = len(rows) // groups
+        advantages = [any(row.advantage for row in rows[at : at + size]) for at in range(0, len(rows), size)]
+        self.add("masked_groups", groups - sum(advantages))
         self.add("replaced_groups", replaced)
-        self.add("useful_samples", sum(row.in_loss and not row.zero_variance for row in rows))
+        self.add("useful_samples", sum(row.in_loss and row.advantage != 0.0 for row in rows))
         self.add("sampled_tokens", sum(len(row.completion) for row in rows))
         self.add("sampling_entropy", -sum(float(row.sampling_logprobs.sum()) for row in rows))
 
@@ -119,22 +121,19 @@ class StepMetrics:
 
         Args:
             engine_mismatch: see models/engines/serving.py.
-            with_kl: whether there is a penalty. Without one the reference is never asked, and 0 would be a claim.
+            with_kl: whether there is a penalty. Without one the reference is never asked, and 0 would be a claim; as it
+                would be where no token is in the loss.
         """
         told, self._told = self._told, _Told()
         local = torch.tensor([told.sums[name] for name in SUMS], device=self._accelerator.device)
         total = dict(zip(SUMS, self._accelerator.reduce(local, reduction="sum").tolist(), strict=True))
-        tokens, sampled, groups = (max(total[name], 1.0) for name in ("tokens", "sampled_tokens", "groups"))
+        tokens, sampled, groups = total["tokens"], max(total["sampled_tokens"], 1.0), max(total["groups"], 1.0)
         means = told.counts | (self._of_completions(told) if told.lengths else {})
         means |= {name: sum(t for t, _ in parts) / sum(w for _, w in parts) for name, parts in told.logged.items()}
         metrics = {
             # a mean over nothing (a step in which no completion could be graded, say) is no number
             **{name: value for name, value in means.items() if not math.isnan(value)},
-            "entropy": total["entropy"] / tokens,
             "sampling_entropy": total["sampling_entropy"] / sampled,
-            "engine_kl": total["engine_kl"] / tokens,
-            # in the place of TRL's, which is a mean over passes
-            "clip_ratio/region_mean": total["clipped"] / tokens,
             "engine_mismatch": engine_mismatch,
             "zero_variance_groups": total["zero_variance_groups"] / groups,
             "masked_groups": total["masked_groups"] / groups,
@@ -147,8 +146,12 @@ class StepMetrics:
             "tokens_per_second": sampled / (time.perf_counter() - told.start),
             **{f"seconds/{name}": told.seconds[name] for name in ("sync", "rollout", "reward", "reference")},
         }
-        if with_kl:
-            metrics["kl"] = total["kl"] / tokens
+        if tokens:
+            metrics |= {name: total[name] / tokens for name in ("entropy", "engine_kl")}
+            # in the place of TRL's, which is a mean over passes
+            metrics["clip_ratio/region_mean"] = total["clipped"] / tokens
+            if with_kl:
+                metrics["kl"] = total["kl"] / tokens
         return metrics
 
     def _of_completions(self, told: _Told) -> dict[str, float]:

@@ -254,20 +254,23 @@ class RowSource:
         generated = sum(len(one.token_ids) for group in groups for one in group)
         self._metrics.sampled(lengths_N3[:, 1], lengths_N3[:, 2].bool(), generated)
         told: defaultdict[str, list[float]] = defaultdict(list)
+        needed = counts[self._accelerator.process_index]
+        own_PGF = torch.full((len(groups), len(groups[0]), len(self._rewards.functions)), torch.nan)
         with self._metrics.timed("reward"):
-            own_PGF = ask_rewards(
-                self._rewards.functions,
-                problems,
-                groups,
-                trainer_state=state,
-                log_metric=lambda name, value: told[name].append(value),
-            )
+            if needed:
+                own_PGF[:needed] = ask_rewards(
+                    self._rewards.functions,
+                    problems[:needed],
+                    groups[:needed],
+                    trainer_state=state,
+                    log_metric=lambda name, value: told[name].append(value),
+                )
         rewards_PGF = self._gathered(own_PGF, counts)
         self._metrics.rewarded(rewards_PGF, self._totals(rewards_PGF))
-        self._metrics.logged(told, completions=sum(map(len, groups)))
+        self._metrics.logged(told, completions=sum(map(len, groups[:needed])))
         zero_variance_P = equal_groups(self._judged(own_PGF, self._totals(own_PGF))).tolist()
         made = [Group(*values) for values in zip(prompts, groups, own_PGF, zero_variance_P, strict=True)]
-        return made[: counts[self._accelerator.process_index]], int(lengths_N3[:, :2].sum())
+        return made[:needed], int(lengths_N3[:, :2].sum())
 
     def _gathered(self, own: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """Of all processes, group by group, without those that only fill up."""

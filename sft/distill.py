@@ -90,7 +90,7 @@ def sample_traces(
         n=settings.samples,
     )
     path = folder / SAMPLES
-    done = processes.once(lambda: {sample["id"] for sample in _complete_lines(path)})
+    done = processes.once(lambda: {sample["id"] for sample in _mended(path)})
     progress(sum(problem.id in done for problem in asked.problems))
     left = [i for i, problem in enumerate(asked.problems) if problem.id not in done]
     size = CHUNK * processes.count
@@ -113,13 +113,17 @@ def _append(path: Path, problems: Sequence[Problem], groups: "Sequence[Sequence[
 
 
 def _complete_lines(path: Path) -> list[dict]:
-    """Lines of a JSONL file; a last line cut off by a kill is removed from the file."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        path.write_text("".join(lines := lines[:-1]))
-    return [json.loads(line) for line in lines]
+    """Lines of a JSONL file, but a last one cut off by a kill."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _mended(path: Path) -> list[dict]:
+    """The complete lines; what is cut off is removed from the file, so that more can be appended."""
+    lines = _complete_lines(path)
+    if path.exists() and not path.read_text().endswith("\n"):
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines
 
 
 def choose_traces(

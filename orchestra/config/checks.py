@@ -128,9 +128,9 @@ def share_faults(batch: int, key: str, draft: Draft) -> Iterator[tuple[str, str]
         yield key, f"{batch} cannot be shared out evenly over {processes} processes; {nearest} can"
 
 
-def micro_batch_faults(micro: int | None, batch: int, said: str) -> Iterator[tuple[str, str]]:
-    """For a stage that trains: its `micro_batch_size` must divide the batch, which is `said` by other keys."""
+def micro_batch_faults(micro: int | None, batch: int) -> Iterator[tuple[str, str]]:
+    """For a stage that trains: its `micro_batch_size` must divide its `batch_size`."""
     if micro is not None and batch % micro:
         divisors = [n for n in range(1, min(batch, 4096) + 1) if batch % n == 0]
         nearest = min(divisors, key=lambda n: abs(n - micro))
-        yield "micro_batch_size", f"{micro} does not divide {said} ({batch}); {nearest} does"
+        yield "micro_batch_size", f"{micro} does not divide batch_size ({batch}); {nearest} does"

@@ -135,8 +135,6 @@ def base_faults(model: object) -> Iterator[Fault]:
             yield Fault(("model", "lora", "targets"), fault)
 
 
-
-
 def domain_of(problems: object, faults: list[Fault]) -> Domain | None:
     """The domain that a recipe's `problems` name, and the faults of that name and of the format's."""
     raw = problems if isinstance(problems, Mapping) else {}

@@ -81,10 +81,10 @@ def device_of(machine: Machine, scale: str) -> Device:
             processes=machine.processes,
         )
     # processes share the one main memory, and have a GPU each
-    cores = max(1, machine.cores // machine.processes)
+    cores = max(1, machine.cores // machine.processes_here)
     return Device(
         name=f"CPU, {machine.cores} cores",
-        memory=machine.memory // machine.processes,
+        memory=machine.memory // machine.processes_here,
         train_flops=CPU_CORE_FLOPS * cores,
         decode_flops=2 * CPU_CORE_FLOPS * cores,
         bandwidth=10e9,

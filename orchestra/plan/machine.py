@@ -16,7 +16,7 @@ from typing import Self
 
 import psutil
 
-from models.processes import count
+from models.processes import count, here
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Machine:
     """Bytes of main memory that this process may use."""
     gpus: tuple[Gpu, ...]
     processes: int = 1
-    """That a run has here, as the launcher says."""
+    """That a run has, as the launcher says."""
+    processes_here: int = 1
+    """Those of them that share this machine's memory and cores."""
 
     def __str__(self) -> str:
         text = f"{self.cores} cores, {self.memory / 2**30:.0f} GiB"
@@ -50,7 +52,7 @@ class Machine:
 def this_machine() -> Machine:
     """The machine we are on, container limits included."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(cores=cores, memory=_memory(), gpus=gpus(), processes=count())
+    return Machine(cores=cores, memory=_memory(), gpus=gpus(), processes=count(), processes_here=here())
 
 
 def why_unusable() -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from models.families import ALL_LINEAR, LINEARS, SEPARATE, TIED, read_config, refused
+from models.paths import model_place
 
 
 class Unknown(Exception):
@@ -66,11 +67,6 @@ class Shape:
     def active_parameters(self) -> int:
         """That a token is multiplied with: the blocks and the head."""
         return self.block_parameters + self.vocab * self.hidden
-
-    @property
-    def kv_per_token(self) -> int:
-        """Numbers that the KV cache holds per token."""
-        return 2 * self.layers * self.kv_heads * (self.head_size or self.hidden // self.heads)
 
     def adapter_parameters(self, rank: int, targets: Iterable[str]) -> int:
         """Of a LoRA adapter: rank (inputs + outputs) per target."""
@@ -141,7 +137,7 @@ def shape_of(model: str) -> Shape:
     config = read_config(model)
     if config is not None:
         return _from_config(model, config)
-    name = model.lower()
+    name = model_place(model).path.lower()
     family = next(((size, shapes) for mark, size, shapes in KNOWN if re.search(mark, name)), None)
     size = re.search(family[0], name) if family is not None else None
     if family is None or size is None or size[1] not in family[1]:

@@ -8,11 +8,6 @@ import os
 from models.processes import count
 
 
-def here() -> int:
-    """Number of the run's processes on this machine, as the launcher says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", count()))
-
-
 def take_one_gpu(visible: int) -> str | None:
     """Without a launcher a run is one process on one GPU; before torch is imported. Returns what to tell the user.
 

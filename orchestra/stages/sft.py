@@ -30,7 +30,7 @@ class SftStage(Stage, SftSettings):
     """sft"""
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
-        yield from micro_batch_faults(self.micro_batch_size, self.batch_size, "batch_size")
+        yield from micro_batch_faults(self.micro_batch_size, self.batch_size)
         yield from share_faults(self.batch_size, "batch_size", draft)
 
     def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:

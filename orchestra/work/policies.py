@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,13 +23,31 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from models.engines.serving import Served
+    from models.processes import Processes
     from orchestra.run.ledger import StageResult
     from orchestra.run.progress import Bar
+    from rewards.domain import Judge
     from rewards.problems import Asked
+    from rewards.verdict import Judgement
 
 EVALUATION = "evaluation.json"
 KL_PROBLEMS = 32
 LOGITS = 2**27  # at once, of each policy: half a GiB in float32
+
+
+@dataclass(frozen=True)
+class SharedJudge:
+    """A domain that judges a part of the completions on each process."""
+
+    domain: Judge
+    processes: Processes
+
+    def judge(self, completions: Sequence[str], golds: Sequence[str]) -> list[Judgement]:
+        """See `Domain.judge`."""
+        return self.processes.shared(
+            len(completions),
+            lambda own: self.domain.judge([completions[i] for i in own], [golds[i] for i in own]),
+        )
 
 
 def start_policy(context: StageContext) -> PeftModel:
@@ -67,7 +85,7 @@ def evaluated(
             resources.engine(),
             asked,
             settings,
-            resources.domain,
+            SharedJudge(resources.domain, context.processes),
             resources.format,
             seed=context.recipe.seed,
             stop_token_ids=resources.stops(prompt),
@@ -93,7 +111,8 @@ def evaluated_in_both_formats(context: StageContext, other: PromptFormat) -> tup
     greedy = [one.greedy for one in found.values() if one.greedy is not None]
     better = replace(found[best], greedy=max(greedy, key=lambda one: one.accuracy.estimate, default=None))
     context.once(lambda: (context.folder / EVALUATION).write_text(better.to_json()))
-    told: dict[str, float] = {}
+    # the better's own are counted as every evaluation's are
+    told: dict[str, float] = {"other_format_tokens": sum(one.tokens for one in found.values()) - better.tokens}
     for prompt, one in found.items():
         told[f"accuracy_{prompt}"] = one.sampled.accuracy.estimate
         if one.greedy is not None:

@@ -39,6 +39,26 @@ def eval_forward(model):
         model(torch.tensor([[1, 2, 3, 4]]))
 
 
+def test_a_process_of_several_quantises_to_the_same_codes(tmp_path):
+    """Double quantisation's offset is a mean over the blocks' maxima, 4 x 2^20 / 64 = 65,536 of them in the largest layer
+    here: two threads add them up in another order than one. Under a launcher a process has one, an export alone all."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(vocab_size=64, hidden_size=1024, intermediate_size=4096, num_hidden_layers=1,
+                         num_attention_heads=8, num_key_value_heads=8)  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    threads, hashes = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            hashes.append(base_sha256(load_base(str(tmp_path), "nf4", "float32")))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert hashes[0] == hashes[1]
+
+
 def test_every_linear_layer_but_the_head_is_4_bit_and_frozen(base):
     names = [name for name, _ in quantized_layers(base)]
     assert len(names) == tiny.LAYERS * PROJECTIONS

@@ -147,7 +147,8 @@ def test_more_processes_than_gpus_are_refused(orchestra, fake, monkeypatch):
     monkeypatch.setattr("orchestra.cli_run.this_machine", lambda: Machine(8, 2**36, (Gpu("NVIDIA H100", 2**36),)))
     monkeypatch.setattr("orchestra.cli_run.why_unusable", lambda: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("MASTER_ADDR", raising=False)  # vLLM sets it
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)  # vLLM sets both
     code, _, err = orchestra("run", "40d", "--scale", "embedded")
     assert code == 1 and fake.calls == [] and "2 processes for 1 GPUs; each needs one of its own" in err
 

@@ -262,6 +262,7 @@ def test_what_nobody_can_grade_has_no_reward_and_the_step_goes_on():
     rows, _, told = rows_of(Scripted([[[8, END], [8, END]], [[8, END], [8, END]]]), PROBLEMS)
     assert all(row.zero_variance and row.advantage == 0.0 for row in rows)
     assert "reward" not in told and all(math.isfinite(value) for value in told.values())
+    assert not told.keys() & {"entropy", "engine_kl", "kl", "clip_ratio/region_mean"}, "no loss, so no mean over its tokens"
 
 
 # completions that do not end
@@ -306,8 +307,8 @@ def test_a_group_mixed_in_format_alone_is_replaced_and_until_then_weighs_a_tenth
     mixed = [[7, END], [7, 5, END]]
     rows, _, told = rows_of(Scripted([mixed, mixed]), PROBLEMS, rewards=WITH_FORMAT)
     assert [row.advantage for row in rows] == pytest.approx([0.05, -0.05, 0.05, -0.05], abs=1e-6)
-    assert all(row.zero_variance for row in rows) and told["useful_samples"] == 0
-    assert told["zero_variance_groups"] == told["masked_groups"] == 1.0
+    assert all(row.zero_variance for row in rows) and told["useful_samples"] == 4
+    assert (told["zero_variance_groups"], told["masked_groups"]) == (1.0, 0.0)
     engine = Scripted([mixed, [[7, END], [5, END]]], [[[5, END], [7, END]]])
     rows, _, told = rows_of(engine, PROBLEMS, resamples=1, rewards=WITH_FORMAT)
     assert told["replaced_groups"] == 1 and [row.zero_variance for row in rows] == [False] * 4

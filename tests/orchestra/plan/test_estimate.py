@@ -70,7 +70,6 @@ def test_shapes_from_a_config_at_hand(tmp_path, monkeypatch):
     assert shape.adapter_parameters(2, ["q_proj", "down_proj"]) == 2 * (2 * 16 + 2 * 24)
     # q, o of 8 and 8; k, v of 8 and 4; three of 8 and 16
     assert shape.adapter_parameters(2, ["all-linear"]) == 2 * 2 * (2 * 16 + 2 * 12 + 3 * 24)
-    assert shape.kv_per_token == 2 * 2 * 1 * 4
     cached = tmp_path / "hub" / "models--some--model" / "snapshots" / "abc"
     cached.mkdir(parents=True)
     (cached / "config.json").write_text(json.dumps(config))
@@ -201,10 +200,11 @@ def test_several_processes_share_work_and_main_memory():
     assert [stage.tokens for stage in one.stages] == [stage.tokens for stage in two.stages]
     assert 0.4 * one.stages[3].seconds < two.stages[3].seconds < 0.8 * one.stages[3].seconds
     assert two.fits and two.peak == one.peak
-    small = Machine(cores=2, memory=6 * GIB, gpus=(), processes=2)
+    small = Machine(cores=2, memory=6 * GIB, gpus=(), processes=2, processes_here=2)
     made = estimate(load_recipe("40d", "embedded"), small, "embedded")
     assert not made.fits and "of 3 GiB" in made.reason and "GiB for each process" in made.reason
-    assert estimate(load_recipe("40d", "embedded"), dataclasses.replace(small, processes=1), "embedded").fits
+    for alone in ({"processes": 1, "processes_here": 1}, {"processes_here": 1}):  # or on a machine each
+        assert estimate(load_recipe("40d", "embedded"), dataclasses.replace(small, **alone), "embedded").fits
 
 
 def test_an_engine_needs_room_for_its_cache():
