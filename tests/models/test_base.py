@@ -40,8 +40,8 @@ def eval_forward(model):
 
 
 def test_a_process_of_several_quantises_to_the_same_codes(tmp_path):
-    """Double quantisation's offset is a mean over the blocks' maxima, 4 x 2^20 / 64 = 65,536 of them in the largest layer
-    here: two threads add them up in another order than one. Under a launcher a process has one, an export alone all."""
+    """Double quantisation's offset is a mean over the blocks' maxima, 4 x 2^20 / 64 = 65,536 of them in the largest
+    layer: two threads add them up in another order than one. Under a launcher a process has one, an export all."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)

@@ -262,7 +262,7 @@ def test_what_nobody_can_grade_has_no_reward_and_the_step_goes_on():
     rows, _, told = rows_of(Scripted([[[8, END], [8, END]], [[8, END], [8, END]]]), PROBLEMS)
     assert all(row.zero_variance and row.advantage == 0.0 for row in rows)
     assert "reward" not in told and all(math.isfinite(value) for value in told.values())
-    assert not told.keys() & {"entropy", "engine_kl", "kl", "clip_ratio/region_mean"}, "no loss, so no mean over its tokens"
+    assert not told.keys() & {"entropy", "engine_kl", "kl", "clip_ratio/region_mean"}, "no loss, no mean of it"
 
 
 # completions that do not end
