@@ -105,14 +105,14 @@ def test_stages_stand_as_their_folders_then_as_in_the_recipe(tmp_path):
     """The number decides, as a number; a folder's own config and result decide over the recipe."""
     recipe = {"name": "mine", "stages": [{"name": name, "kind": "grpo", "steps": 3} for name in ("a", "b", "c")]}
     (tmp_path / "run.json").write_text(json.dumps({"recipe": recipe, "seed": 4, "scale": "gpu"}))
-    for folder in ("100-late", "02-b", "00-base", "1-no", "discarded-1", "01-a"):
+    for folder in ("100-late", "11-mid", "02-b", "00-base", "1-no", "discarded-1", "01-a"):
         (tmp_path / folder).mkdir()
     (tmp_path / "01-a" / "config.json").write_text(json.dumps({"stage": {"kind": "sft", "steps": 9}, "digest": "0"}))
     run = read_run(tmp_path)
     assert [(one.name, one.kind) for one in run.stages] == [
-        ("base", "base"), ("a", "sft"), ("b", "grpo"), ("late", "?"), ("c", "grpo")
+        ("base", "base"), ("a", "sft"), ("b", "grpo"), ("mid", "?"), ("late", "?"), ("c", "grpo")
     ]  # fmt: skip
-    assert [one.config.get("steps") for one in run.stages] == [None, 9, 3, None, 3]
+    assert [one.config.get("steps") for one in run.stages] == [None, 9, 3, None, None, 3]
     assert (run.name, run.seed, run.scale) == ("mine", "4", "gpu")
 
 
@@ -200,7 +200,7 @@ def record(name, kind="grpo", beta=0.0, rows=()):
 
 
 def test_courses_run_on_from_stage_to_stage(monkeypatch):
-    """Steps 1 to 2 of the first, then 1 to 3 of the second as 3 to 5; what a step lacks is no number."""
+    """Steps 1 to 2 of the first, 1 to 3 of the second as 3 to 5, 1 of the third as 6; a step may lack a number."""
     drawn = {}
     monkeypatch.setattr(
         charts, "course_chart", lambda key, title, segments, share: drawn.update({key: (segments, share)}) or "<svg/>"
@@ -209,11 +209,13 @@ def test_courses_run_on_from_stage_to_stage(monkeypatch):
         "a", beta=0.5, rows=[{"step": 1, "kl": 0.1, "truncated": 0.5}, {"step": 2, "kl": 0.2, "truncated": 1}]
     )
     second = record("b", rows=[{"step": 1, "kl": 0.3, "beta": 0.7}, {"step": 2}, {"step": 3, "kl": 0.4, "beta": 0.9}])
-    made = _joined_courses([first, record("none"), record("s", "sft", rows=[{"step": 1, "kl": 9}]), second])
+    third = record("c", rows=[{"step": 1, "kl": 0.5}])
+    made = _joined_courses([first, record("none"), record("s", "sft", rows=[{"step": 1, "kl": 9}]), second, third])
     assert [one.title for one in made] == ["KL to the reference", "Truncated completions"], (
         "what no stage has is not drawn"
     )
-    (a, b), share = drawn["kl"]
+    (a, b, c), share = drawn["kl"]
+    assert (c.name, c.first, c.last) == ("c", 6, 6)
     assert (a.name, a.first, a.last, b.name, b.first, b.last) == ("a", 1, 2, "b", 3, 5) and not share
     assert a.steps_N.tolist() == [1, 2] and b.steps_N.tolist() == [3, 4, 5]
     assert a.values_N.tolist() == [0.1, 0.2]
@@ -274,6 +276,7 @@ def test_a_problem_that_was_learned_is_followed_first():
     assert [[(one.name, sample.problem_id) for one, sample in rows] for rows in followed] == [
         [("a", "p1"), ("b", "p1")], [("a", "p0"), ("b", "p0"), ("c", "p0")]
     ]  # fmt: skip
+    assert [rows[0][1].problem_id for rows in _side_by_side([a, c])] == ["p0"], "shown once is not followed"
 
 
 # numbers

@@ -154,6 +154,13 @@ def test_an_undecided_doubt_leaves_the_value_an_undecided_value_does_not(answer,
     assert len(pool.asked) == 1 and len(pool.asked[0]) == 1
 
 
+def test_what_is_refuted_is_not_late():
+    verifier = Verifier()
+    verifier.__dict__["pool"] = Pool("timeout", "different")
+    judgement = verifier.judge_batch([r"\boxed{\sum_{k=1}^{10} k = 55}"], [r"\int_0^{55} dx"])[0]
+    assert (judgement.verdict, judgement.timed_out) == (Verdict.WRONG, False)
+
+
 def test_only_a_chain_to_the_gold_is_asked_about_and_only_so_much_of_it():
     chain = " = ".join(rf"\sum_{{k=1}}^{{10}} {n}k" for n in range(1, 7))
     assert decide("55", chain + " = 56").open == ()
@@ -195,6 +202,7 @@ ABSOLUTE = [
     # the length of a segment is a name
     ("AB < 5", "|AB| < 5"), (r"(-\infty,5)", "|AB| < 5"), ("(1,4)", "2 < x+1 < 5"),
     (r"(2,\infty)", r"2 < x < \infty"), (r"0<x<\sqrt2", "0<x<1.41421356"),
+    (r"(-\infty,5)", "|A| < 5"),
 ]  # fmt: skip
 
 NOT_ABSOLUTE = [
@@ -202,6 +210,8 @@ NOT_ABSOLUTE = [
     (r"(-\infty,-2)\cup(2,\infty)", "|z| < 2"), ("(-5,5)", "|AB| < 5"), ("x < a", "|x| < a"),
     (r"\theta < 3", r"|\theta| < 3"), (r"\{x : |x-2| < 3\}", "(-1,6)"), ("x > 3", "x(x-1)(x-2) + x > 3"),
     ("12", "|x| < 12"), ("(-3,2)", "|x-1| + |x+2| < 6"), (r"0 < x < \frac13", "0 < x < 0.33"), ("3", "||x"),
+    # linear at -1, 2 and 5, and at 0, 1 and 2
+    ("x < 7", "(x+1)(x-2)(x-5) + x > 3"), ("x > 3", "x(x-1)(x-2) + x > 3"), (r"(-\infty,2a)", "|x| < 2a"),
 ]  # fmt: skip
 
 RULES = [
@@ -222,6 +232,7 @@ RULES = [
     (r"\{n \in \mathbb{Z} \mid n > 3\}", r"\{m \in \mathbb{Z} : m > 3\}"),
     (r"\{x \in \mathbb{R} | x > 3\}", r"(3,\infty)"), (r"\{x \mid x > 1, x < 3\}", "(1,3)"),
     ("12", r"12, x \in \mathbb{R}"),
+    (r"\{x \in \mathbb{Z} | x > 3\}", "x > 3"),
 ]  # fmt: skip
 
 OTHER_RULES = [
@@ -240,6 +251,7 @@ OTHER_RULES = [
     (r"(3,\infty)", r"\{x \in \mathbb{Z} | x > 3\}"), (r"\{x \in \mathbb{Z} | x > 3\}", "y"),
     (r"x = 2k\pi, k \in \mathbb{Z}", r"x = 2n\pi, n \in \mathbb{N}"),
     (r"x = 2k\pi, k \in \mathbb{Z}", r"x = k\pi, k \in \mathbb{Z}"), ("3", r"(k \in \mathbb{Z})"), ("3", r"\in) )"),
+    (r"\{(x,y) | x > 0, y = 5\}", r"\{(x,y) | y > 0, x = 5\}"),
 ]  # fmt: skip
 
 COUNTS = [
@@ -256,7 +268,8 @@ COUNTLESS = [
 COUNTABLE = [
     *((count, answer) for count in COUNTS
       for answer in (r"-\infty", r"(-\infty, \infty)", "1000", r"\mathbb{R}", r"\infty \text{ or } 3", r"\infty + 1",
-                     r"\text{infinitely many or none}", r"\text{not infinitely many}", r"\text{finitely many}")),
+                     r"\text{infinitely many or none}", r"\text{not infinitely many}", r"\text{finitely many}",
+                     r"\text{infinitely many except primes}")),
     # a limit is no count
     (r"\infty", r"\text{infinitely many}"), (r"\infty", r"\text{infinite}"), (r"-\infty", r"\text{infinitely many}"),
     (r"\text{infinite discontinuity}", r"\infty"), ("5", "infinitely many"),
@@ -282,6 +295,7 @@ INEXACT = [
     ("0", r"\ln(1+10^{-80})"), ("1", "2^{1/2^{100000}}"), ("1", r"\sqrt[2^{1000}]{2}"),
     ("5", f"5+{PRIME}"), (r"\pi", rf"\pi+{PRIME}"), (r"\pi", rf"{PRIME}\pi + \pi"), (r"\pi", r"\pi^2"),
     (r"\frac{22}{7}", r"\pi"), (r"(0,\sqrt2)", r"(0, 10^{20}+\sqrt3-10^{20})"),
+    ("0", r"10^{-90}\sqrt2"), ("10^{250}", r"\sqrt{10^{500}+1}"),
 ]  # fmt: skip
 
 
