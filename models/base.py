@@ -184,11 +184,12 @@ def _one_thread() -> Iterator[None]:
     """Double quantisation subtracts a mean, whose last bits depend on how many threads add it up: a process of several
     has fewer than one alone, and must quantise to the same codes."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    # vLLM's CPU worker puts a function that does nothing in the place of torch.set_num_threads
+    torch._C.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch._C.set_num_threads(threads)
 
 
 def _cannot_load(name: str, error: Exception) -> str:

@@ -87,6 +87,8 @@ def test_the_better_counts(context, monkeypatch):
         assert told == {
             "accuracy_plain": plain[0], "greedy_accuracy_plain": plain[1],
             "accuracy_chat": chat[0], "greedy_accuracy_chat": chat[1],
+            # both formats are asked alike here, so the other one took as many as the one that counts
+            "other_format_tokens": made.tokens,
         }  # fmt: skip
 
 
