@@ -92,7 +92,7 @@ def _link(one: Value, op: str, two: Value, modulus: tuple | None, equal: Callabl
         return () if sides else bool(leaves) and same(("mod", one.node, modulus), ("mod", two.node, modulus)) is True
     if op != "=":
         return () if sides and not any(map(_is_free, sides)) else _rounds_to(one, two)
-    if any(_calls(side) for side in sides):
+    if any(map(_has_no_one_value, sides)):
         return ()
     outcome = equal(one, two)
     if outcome is True or (outcome is False and not sides):
@@ -111,9 +111,10 @@ def _is_unread(value: Value) -> bool:
     return value.foreign or (bool(words) and not any(map(takes_back, words)))
 
 
-def _calls(value: Leaf) -> bool:
-    """Whether a function that is not known stands in a formula: nobody can tell what its limit is."""
-    return any(name in ("f", "g", "h") and then == "(" for name, then in pairwise(value.tokens))
+def _has_no_one_value(value: Leaf) -> bool:
+    r"""Whether nobody can tell a formula's value: it calls a function that is not known, or is a + b \bmod c."""
+    called = any(name in ("f", "g", "h") and then == "(" for name, then in pairwise(value.tokens))
+    return called or ("\\mod" in value.tokens and not free_letters(value.tokens))
 
 
 def _is_free(value: Value) -> bool:

@@ -88,7 +88,7 @@ def ruled(element: tuple, rule: tuple) -> Family | None:
 def beside(tokens: tuple) -> Family | None:
     r"""The family in a list whose last or first members say of what kind the letters of the others are.
 
-    What stands last may stand in parentheses: 2k (k \\in \\Z).
+    What stands last may stand in parentheses: 2k (k \in \Z).
     """
     start = _last_group(tokens)
     if start and tokens[start] == "(" and _declares(tokens[start + 1 : -1]):

@@ -32,7 +32,7 @@ settings.load_profile("verifier")
 @pytest.fixture(scope="module")
 def patient():
     """A verifier whose workers may take as long as a busy machine makes them."""
-    verifier = Verifier(PoolSettings(seconds=20.0))
+    verifier = Verifier(PoolSettings(seconds=60.0))
     yield verifier
     assert verifier.counts.errors == 0
     verifier.close()
@@ -68,6 +68,8 @@ CHAINS = [
     (r"\frac34", r"\tan\theta = \frac34"), (r"\frac12", r"\sin^2 2A = \frac12"), ("12", r"\text{Area of } ABC = 12"),
     ("30", r"5 \text{ boxes} \cdot 6 = 30"), ("5", r"\lim_{x \to 3} f(x) = 5"),
     ("0.747", r"\int_0^1 e^{-x^2} dx \approx 0.747"),
+    # (3 + 17) mod 5 or 3 + (17 mod 5): nobody can tell
+    ("0", r"3 + 17 \bmod 5 = 0"), ("5", r"3 + 17 \bmod 5 = 5"),
 ]  # fmt: skip
 
 NO_CHAINS = [
@@ -86,6 +88,7 @@ NO_CHAINS = [
     # what is no expression, or takes itself back
     ("12", "7 + = 12"), ("12", r"\frac{}{} = 12"), ("12", "? = 12"), ("12", r"\text{not } 12 = 12"),
     ("5", r"9^{9^{9^9}} = 5"), ("5", r"9^{9^{9^9}} \bmod 7 = 5"),
+    ("-3", r"17 \bmod -5"), ("1", r"\begin{vmatrix} 1 & -1 \\ 1 \end{vmatrix} = 1"),
 ]  # fmt: skip
 
 REFUTABLE = [
@@ -252,6 +255,7 @@ OTHER_RULES = [
     (r"x = 2k\pi, k \in \mathbb{Z}", r"x = 2n\pi, n \in \mathbb{N}"),
     (r"x = 2k\pi, k \in \mathbb{Z}", r"x = k\pi, k \in \mathbb{Z}"), ("3", r"(k \in \mathbb{Z})"), ("3", r"\in) )"),
     (r"\{(x,y) | x > 0, y = 5\}", r"\{(x,y) | y > 0, x = 5\}"),
+    (r"\{x \in \mathbb{Z} | x < 3\}", r"\{x \in \mathbb{N} | x < 3\}"),
 ]  # fmt: skip
 
 COUNTS = [
