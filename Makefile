@@ -1,6 +1,8 @@
 PYTHON  ?= python3
 VENV    ?= .venv
 SCALE   ?= auto
+RUN     ?=
+TO      ?=
 ARGS    ?=
 PROFILE ?= $(if $(filter Darwin,$(shell uname)),plain,$(if $(shell command -v nvidia-smi),gpu,cpu))
 UV_VERSION = 0.13.8
@@ -18,7 +20,7 @@ BACKEND_cpu = $(if $(LINKS),,--torch-backend cpu)
 COMPILE  = $(UV) compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_39 --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all check report export lint lock bench bench-minutes bench-grpo bench-rewards embedded-models $(addprefix recipe-,$(RECIPES))
+.PHONY: help setup test test-all check report export lint lock bench bench-minutes bench-grpo bench-exports bench-rewards embedded-models $(addprefix recipe-,$(RECIPES))
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -51,14 +53,17 @@ check: $(READY) ## validate every recipe
 report: $(READY) ## write report.html again: make report ARGS=runs/40d-embedded
 	@$(BIN)/orchestra report $(ARGS)
 
-export: $(READY) ## merge, check and write the model of a run: make export ARGS=runs/40d-embedded
-	@$(BIN)/orchestra export $(ARGS)
+export: $(READY) ## merge, check, write or publish: make export RUN=40d-embedded TO=hub:you/name (or a folder)
+	@$(BIN)/orchestra export $(RUN) $(if $(TO),--to $(TO)) $(ARGS)
 
-test: $(READY) ## the default test suite
-	@$(BIN)/python -m pytest $(ARGS)
+# by files: a file's tests share what is dear to make, an engine above all
+PARALLEL = -n 2 --dist loadfile
+
+test: $(READY) ## the default test suite, in two processes: make test ARGS='tests/rl -n 0'
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-all: $(READY) ## every test, slow ones too
-	@$(BIN)/python -m pytest -m '' $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m '' $(ARGS)
 
 lint: $(READY) ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -72,6 +77,9 @@ bench-minutes: $(READY) ## the second half of bench: ours against stock TRL from
 
 bench-grpo: $(READY) ## a GRPO step against stock TRL -> benchmarks/grpo_step.md
 	@$(BIN)/python -m benchmarks.grpo_step $(ARGS)
+
+bench-exports: $(READY) ## exports against the policy of a finished run: make bench-exports RUN=runs/40d-embedded -> benchmarks/exports.md
+	@$(BIN)/python -m benchmarks.exports $(RUN) $(ARGS)
 
 bench-rewards: $(READY) ## compare verifiers -> benchmarks/rewards.md (others are installed beside, not into, the project)
 	@$(UV) install -q --python $(BIN)/python --no-deps --target $(VENV)/graders verl==$(VERL_VERSION) pylatexenc==2.10 || true

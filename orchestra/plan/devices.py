@@ -56,7 +56,7 @@ ASSUMED_GPU = Gpu("H100 80GB", 80 * GIB)
 """What a GPU recipe is planned for on a machine without one."""
 TRAIN_SHARE, DECODE_SHARE = 0.25, 0.30
 """Of a GPU's peak that LoRA training on a 4-bit base, and decoding in large batches, reach."""
-CPU_CORE_FLOPS = 0.038e12
+CPU_CORE_FLOPS = 0.030e12
 """float32 multiply-adds x 2 per second and core in training (AVX-512)."""
 
 
@@ -93,7 +93,7 @@ def device_of(machine: Machine, scale: str) -> Device:
         concurrency=256,
         cuda=False,
         libraries=int(1.1 * GIB),
-        start=5.0,
+        start=10.0,
         stage=5.0,
         processes=machine.processes,
     )

@@ -295,6 +295,8 @@ def test_rows_that_do_not_end_are_counted_step_by_step(masked):
             steps(1)
     else:
         steps(6)
+
+
 def format_of(completion_ids, **_):
     return [float(len(ids) == 2) for ids in completion_ids]
 
