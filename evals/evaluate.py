@@ -195,16 +195,24 @@ def evaluate(
 
 
 def compare(
-    after: Evaluation, before: Evaluation, *, of: Literal["sampled", "greedy"] = "sampled", seed: int = 0
+    after: Evaluation,
+    before: Evaluation,
+    *,
+    of: Literal["sampled", "greedy"] = "sampled",
+    seed: int = 0,
+    some: bool = False,
 ) -> PairedDifference:
     """Paired difference in accuracy, problems matched by id whatever their order.
+
+    Args:
+        some: `after` may be of some of the problems of `before`, on which both are then compared.
 
     Raises:
         ValueError: the evaluations are of different problems, or one has no greedy pass.
     """
     row = {id: at for at, id in enumerate(before.problem_ids)}
-    if row.keys() != set(after.problem_ids):
-        differing = len(row.keys() ^ set(after.problem_ids))
+    differing = len(set(after.problem_ids) - row.keys() if some else row.keys() ^ set(after.problem_ids))
+    if differing:
         raise ValueError(f"compare: the evaluations differ in {differing} problems; evaluate both on the same ones")
     passes = (getattr(after, of), getattr(before, of))
     if passes[0] is None or passes[1] is None:

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from models.settings import Nucleus
-from settings import SIZE, Count, Temperature, as_tuple
+from settings import SIZE, Count, Node, NotNegative, Share, Temperature, as_tuple
 
 
 class Evaluate(Nucleus):
@@ -33,3 +33,17 @@ class Evaluate(Nucleus):
             message = "pass_at_k: k = {k} needs at least {k} samples per problem, and `samples` is {samples}"
             raise PydanticCustomError("rule", message, {"k": max(self.pass_at_k), "samples": self.samples})
         return self
+
+
+class FidelityLimits(Node):
+    """How far an export may be from the policy that was trained before it is refused (evals/fidelity.py)."""
+
+    problems: Annotated[Count, SIZE] = 200
+    """Held-out problems that the exported files answer, reloaded by each engine; the policy's answers are there."""
+    max_kl: NotNegative | None = None
+    """KL(policy || export), nats a token. None: what rounding to the export's dtype costs, with room; 0.2 on the
+    original base."""
+    min_agreement: Share = 0.9
+    """Share of tokens at which policy and export put the same one first."""
+    max_accuracy_loss: Share = 0.02
+    """Points (0.02 is two) of accuracy that may be lost, where the paired interval says that some are."""

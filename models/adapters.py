@@ -7,13 +7,14 @@ move at all (its spacing there is 5e-4).
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from models.base import ModelError, hash_tensor, load_config
+from models.base import ModelError, hash_tensor, skeleton
 from models.engines.protocol import ADAPTER_CONFIG, ADAPTER_TENSORS, AdapterFiles
 from models.families import ALL_LINEAR, unknown_targets
 from models.settings import Lora
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 POLICY = "default"
 REFERENCE = "reference"
+NOT_PLAIN = ("alpha_pattern", "bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "use_dora", "use_rslora")
+"""Settings of PEFT's with which the update is another than (alpha / rank) B A."""
 
 
 class AdapterError(ModelError):
@@ -60,10 +63,7 @@ def linear_layers(base: "PreTrainedModel") -> list[str]:
 
 def linear_names(model: str) -> list[str]:
     """What `all-linear` means in a model by name, found without its weights."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return target_modules(AutoModelForCausalLM.from_config(load_config(model)), (ALL_LINEAR,))
+    return target_modules(skeleton(model), (ALL_LINEAR,))
 
 
 def target_modules(base: "PreTrainedModel", targets: Sequence[str]) -> list[str]:
@@ -152,6 +152,49 @@ def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path} is not a readable adapter: {error}") from error
+
+
+@dataclass(frozen=True)
+class LoraUpdate:
+    """What an adapter adds to a linear layer's weight (out x in): scaling * up @ down.
+
+    Fields:
+        down: A, rank x in; up: B, out x rank; scaling: alpha / rank.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    scaling: float
+
+    @torch.no_grad()
+    def added_to(self, weight: torch.Tensor) -> torch.Tensor:
+        """Adds it, in place and in float32, to a weight that is nobody else's; returns the same tensor."""
+        up, down = (part.to(weight.device, torch.float32) for part in (self.up, self.down))
+        return weight.addmm_(up, down, alpha=self.scaling)
+
+
+def read_updates(folder: Path) -> dict[str, LoraUpdate]:
+    """A saved adapter's updates by the layer's name in the base.
+
+    Raises:
+        AdapterError: it cannot be read, or is more than plain LoRA.
+    """
+    tensors = read_adapter(folder)
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    more = sorted(key for key in NOT_PLAIN if config.get(key) not in (None, False, "none", {}, []))
+    if more:
+        raise AdapterError(f"{folder} is more than plain LoRA ({', '.join(more)}), and cannot be folded")
+    mark = ".lora_A.weight"
+    updates = {
+        name.removeprefix("base_model.model.").removesuffix(mark): LoraUpdate(
+            down, tensors[name.replace(mark, ".lora_B.weight")], config["lora_alpha"] / config["r"]
+        )
+        for name, down in tensors.items()
+        if name.endswith(mark)
+    }
+    if 2 * len(updates) != len(tensors):
+        raise AdapterError(f"{folder} holds {len(tensors)} tensors, {2 * len(updates)} of them LoRA's")
+    return updates
 
 
 def save_adapter(model: "PeftModel", folder: Path) -> str:

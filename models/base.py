@@ -22,6 +22,7 @@ from models.settings import Arithmetic, PromptFormat, Quantize
 from models.sizes import arithmetic_name
 
 if TYPE_CHECKING:
+    from bitsandbytes.functional import QuantState
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -89,6 +90,14 @@ def load_config(name: str) -> "PreTrainedConfig":
         return AutoConfig.from_pretrained(place.path, revision=place.revision)
     except (OSError, ValueError) as error:
         raise ModelError(_cannot_load(name, error)) from error
+
+
+def skeleton(name: str) -> "PreTrainedModel":
+    """A model's modules without its weights. Raises ModelError."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(name))
 
 
 def context_length(name: str) -> int:
@@ -179,6 +188,20 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
     return model
 
 
+def nf4_values(weight: torch.Tensor) -> torch.Tensor:
+    """The exact values (out x in, float32) that a linear layer's weight has once `load_base` has quantised it, on the
+    weight's own device.
+
+    Args:
+        weight: in the base's arithmetic.
+    """
+    from bitsandbytes.functional import quantize_4bit
+
+    with _one_thread():
+        packed, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+    return _decoded(packed, state)
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Double quantisation subtracts a mean, whose last bits depend on how many threads add it up: a process of several
@@ -213,11 +236,15 @@ def dequantized(linear: nn.Module) -> torch.Tensor:
     state = getattr(weight, "quant_state", None)
     if state is None:
         return weight.detach().to(torch.float32, copy=True)
+    return _decoded(weight.data, state)
+
+
+def _decoded(packed: torch.Tensor, state: "QuantState") -> torch.Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     exact = copy.copy(state)
     exact.dtype = torch.float32
-    return dequantize_4bit(weight.data, exact)
+    return dequantize_4bit(packed, exact)
 
 
 def to_arithmetic(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedModel":

@@ -1,102 +1,92 @@
-"""Folding an adapter into its base, always out of place: for the engine at every sync, and for the export.
+"""Merging an adapter into its base's checkpoint, file by file and one tensor at a time, for an export.
 
-W' = dequantize(W) + (alpha / rank) B A, in float32, cast once. The trainer's own tensors are only read: merging into a
-4-bit base and unmerging drifts by many times the adapter's effect (see README, "What is not silently wrong").
+What the trainer has in memory is not touched, or needed: a linear layer is quantised and decoded again by itself, as it
+was when the base was loaded for training, and the adapter's update is added in float32.
 """
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from models.adapters import POLICY, load_adapter
-from models.base import arithmetic, dequantized, is_4bit, load_base, load_tokenizer
-from models.engines.protocol import Weight, Weights
-from models.paths import model_place
-from models.settings import Model, PromptFormat
+from models.adapters import AdapterError, linear_layers, read_updates
+from models.base import arithmetic, end_tokens, load_config, load_tokenizer, nf4_values, skeleton
+from models.checkpoint import Checkpoint, file_of, write_shards
+from models.engines.protocol import Weight
+from models.settings import MergeBase, Model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase
 
 
-def folded_weights(model: nn.Module, adapter: str | None = POLICY, to: torch.dtype = torch.float32) -> Weights:
-    """Every linear layer that is quantised or adapted, folded, and those beside it; nothing is computed before the
-    weights are gone through.
-
-    Names are those of the base's own checkpoint. vLLM packs q, k and v, or gate and up, into one layer, and rebuilds a
-    layer only from all of its parts: so what stands beside an adapted layer is in, and a bias follows its weight.
-    `adapter=None` gives the dequantised base; `to` is what each is cast to in the end.
-    """
-    weights = []
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if hasattr(module, "lora_A") or (isinstance(module, nn.Linear) and not name.endswith(".base_layer"))
-    }
-    changed = {_parent(name) for name, module in layers.items() if hasattr(module, "lora_A") or is_4bit(module)}
-    for name, module in layers.items():
-        if _parent(name) not in changed:
-            continue
-        linear = module.base_layer if hasattr(module, "lora_A") else module
-        key = name.replace("base_model.model.", "", 1)
-        shape = (linear.out_features, linear.in_features)
-        weights.append(Weight(f"{key}.weight", shape, to, partial(_folded, module, adapter, to)))
-        if linear.bias is not None:
-            weights.append(Weight(f"{key}.bias", tuple(linear.bias.shape), to, partial(_bias, linear, to)))
-    return Weights(tuple(weights))
-
-
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-@torch.no_grad()
-def _folded(module: nn.Module, adapter: str | None, dtype: torch.dtype) -> torch.Tensor:
-    if not hasattr(module, "lora_A"):
-        return dequantized(module).to(dtype)
-    weight = dequantized(module.base_layer)
-    if adapter is not None and adapter in module.lora_A:
-        down, up = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-        weight.addmm_(up.float(), down.float(), alpha=module.scaling[adapter])
-    return weight.to(dtype)
-
-
-def _bias(linear: nn.Module, dtype: torch.dtype) -> torch.Tensor:
-    return linear.bias.detach().to(dtype, copy=True)
-
-
-def merged_model(model: Model, adapter: Path | None, dtype: torch.dtype) -> "PreTrainedModel":
-    """A plain model whose weights are the dequantised base with the adapter folded in.
-
-    The base is loaded fresh with the quantisation it was trained on: merging into the unquantised checkpoint gives
-    another model than the one that was trained. So it is with `model.dtype`: what is not quantised was trained on as
-    rounded to it.
+def merged_shards(
+    model: Model, adapter: Path | None, dtype: torch.dtype, base: MergeBase = "dequantized"
+) -> dict[str, tuple[Weight, ...]]:
+    """The base's checkpoint with an adapter folded in, by file; nothing is computed before a tensor is made, and no
+    more than one of them is in memory at a time.
 
     Args:
+        adapter: folder of the policy; None is the bare base.
         dtype: of the merged weights.
+        base: what the adapter is folded into. `dequantized` are the very values that it was trained on: linear layers
+            quantised and decoded again, everything rounded to `model.dtype`. `original` are those of the checkpoint,
+            which is another model than the one that was trained.
+
+    Raises:
+        ModelError: the base or the adapter cannot be read, or do not fit.
     """
-    from transformers import AutoModelForCausalLM
+    modules = skeleton(model.base)
+    layers = dict.fromkeys(linear_layers(modules))
+    updates = {} if adapter is None else read_updates(adapter)
+    if unknown := sorted(updates.keys() - layers.keys()):
+        raise AdapterError(f"{adapter}: {len(unknown)} layers are not of {model.base}, the first is '{unknown[0]}'")
+    checkpoint = Checkpoint.of(model.base, modules)
+    shapes = {name: tuple(parameter.shape) for name, parameter in modules.named_parameters()}
+    quantised = {f"{name}.weight" for name in layers} if model.quantize == "nf4" else set()
 
-    frozen = load_base(model.base, model.quantize, model.dtype)
-    policy = load_adapter(frozen, adapter) if adapter is not None else frozen
-    place = model_place(model.base)
-    plain = AutoModelForCausalLM.from_pretrained(place.path, revision=place.revision, dtype=arithmetic(model.dtype))
-    plain = plain.float()
-    own = dict(plain.named_parameters())
-    with torch.no_grad():
-        for name, tensor in folded_weights(policy):
-            own[name].copy_(tensor)
-    return plain.to(dtype)
+    def made(file: str, name: str) -> torch.Tensor:
+        value = checkpoint.read(file, name).to("cuda" if torch.cuda.is_available() else "cpu")
+        if base == "dequantized":
+            value = value.to(arithmetic(model.dtype))
+            value = nf4_values(value) if name in quantised else value
+        update = updates.get(name.removesuffix(".weight"))
+        if update is not None:
+            value = update.added_to(value.to(torch.float32))
+        return value.to(dtype).cpu()
+
+    return {
+        file: tuple(Weight(name, shapes[name], dtype, partial(made, file, name)) for name in names)
+        for file, names in checkpoint.files.items()
+    }
 
 
-def save_merged(model: "PreTrainedModel", base: str, folder: Path, prompt: PromptFormat | None = None) -> None:
-    """Write a merged model as safetensors, with the base's generation config, and its tokenizer as it was trained with:
-    the chat template is the prompt format, the end one of those at which the model stops.
+def write_merged(
+    model: Model, adapter: Path | None, folder: Path, dtype: torch.dtype, base: MergeBase = "dequantized"
+) -> None:
+    """Write a model that stands alone: `merged_shards` as safetensors, the base's configuration, and its tokenizer as
+    it was trained with: the chat template is the prompt format, the end one of those at which the model stops.
 
-    Args:
-        prompt: `Model.prompt`; None is `auto`.
+    Raises:
+        ModelError: the base or the adapter cannot be read, or do not fit.
+        OSError: the folder cannot be written, its disk being full, say.
     """
-    model.save_pretrained(folder)
-    load_tokenizer(base, prompt).save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = merged_shards(model, adapter, dtype, base)
+    config = load_config(model.base)
+    config.dtype = dtype
+    config.save_pretrained(folder)
+    tokenizer = load_tokenizer(model.base, model.prompt)
+    tokenizer.save_pretrained(folder)
+    generation = generation_config(model.base, tokenizer)
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    write_shards(folder, shards)
+
+
+def generation_config(base: str, tokenizer: "PreTrainedTokenizerBase") -> dict[str, object]:
+    """The base's own, with the tokens at which its completions ended in training."""
+    own = file_of(base, "generation_config.json")
+    config = json.loads(own.read_text(encoding="utf-8")) if own is not None else {}
+    ends = sorted(end_tokens(base, tokenizer), key=lambda token: (token != tokenizer.eos_token_id, token))
+    return config | {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": tokenizer.pad_token_id}

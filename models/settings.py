@@ -12,6 +12,7 @@ from settings import FREE, SIZE, Count, Names, Node, NotNegative, Positive, Refe
 Arithmetic = Literal["auto", "bfloat16", "float32"]
 Quantize = Literal["nf4", "none"]
 PromptFormat = Literal["auto", "chat", "plain"]
+MergeBase = Literal["dequantized", "original"]
 
 
 class Lora(Node):

@@ -10,6 +10,8 @@ GPU_TRACES, GPU_COMPLETIONS = 8, 16
 CPU_TOKENS = 6144
 # tensors of hidden size that a block keeps per token for the backward pass; the MLP's are counted by their width
 BLOCK_TENSORS = 16
+# completions of an export that transformers' generate, which pages no cache, writes at a time
+GENERATED_AT_ONCE = 64
 # of the memory that is free; estimates err, and a CUDA allocator's pieces do not always fit together
 USABLE = 0.8
 

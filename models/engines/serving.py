@@ -27,7 +27,7 @@ from models.adapters import adapter_files
 from models.base import arithmetic, arithmetic_of
 from models.engines.protocol import Engine, EngineError
 from models.engines.start import engine_kind
-from models.merge import folded_weights
+from models.folding import folded_weights
 from models.settings import Quantize, Serving
 from models.training import Probe, TrainingError, mean_difference
 

@@ -8,6 +8,8 @@ from models.base import ModelError, architecture
 from models.engines.protocol import Engine, EngineError, last_line
 from models.settings import Serving
 
+EngineKind = Literal["vllm", "transformers"]
+
 
 @dataclass(frozen=True)
 class Capacity:
@@ -31,7 +33,7 @@ def vllm_available() -> bool:
     return find_spec("vllm") is not None
 
 
-def engine_kind(serving: Serving) -> Literal["vllm", "transformers"]:
+def engine_kind(serving: Serving) -> EngineKind:
     """The engine that these settings mean on this machine: `auto` is vLLM where it is installed."""
     if serving.engine != "auto":
         return serving.engine

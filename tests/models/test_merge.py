@@ -1,13 +1,31 @@
 """Folding: W' = W + (alpha / rank) B A, out of place, exact, and the very policy that was trained."""
 
+import json
+import shutil
+import weakref
+
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from evals.divergence import mean_kl
-from models.adapters import POLICY, adapter_sha256, adapter_tensors, load_adapter, new_adapter, save_adapter
-from models.base import base_sha256, dequantized, load_base, load_tokenizer
-from models.merge import folded_weights, merged_model, save_merged
+from models.adapters import (
+    POLICY,
+    AdapterError,
+    adapter_sha256,
+    adapter_tensors,
+    linear_layers,
+    load_adapter,
+    new_adapter,
+    save_adapter,
+)
+from models.base import base_sha256, dequantized, load_base, load_tokenizer, quantized_layers, skeleton
+from models.checkpoint import Checkpoint, write_shards
+from models.engines.protocol import ADAPTER_TENSORS
+from models.folding import folded_weights
+from models.merge import merged_shards, write_merged
 from models.settings import Lora, Model
 
 SEQUENCES = [([1, 2, 3], list(range(40 * i, 40 * i + 30))) for i in range(1, 9)]
@@ -102,7 +120,7 @@ def test_the_bare_base_and_layers_without_adapter(tiny_path):
 def test_all_is_announced_before_anything_is_made(policy, monkeypatch, dtype):
     """And made one layer at a time: a base that barely fits has no room for its float32 copy."""
     made = []
-    monkeypatch.setattr("models.merge.dequantized", lambda linear: made.append(linear) or dequantized(linear))
+    monkeypatch.setattr("models.folding.dequantized", lambda linear: made.append(linear) or dequantized(linear))
     weights = folded_weights(policy, to=dtype)
     assert len(weights.announced) == 10 * tiny.LAYERS and not made
     for count, (weight, (name, tensor)) in enumerate(zip(weights.announced, weights, strict=True), 1):
@@ -169,47 +187,126 @@ def test_merging_into_4_bit_would_not_be_the_policy(policy, tiny_path):
     assert base_sha256(other) != before
 
 
+def merged_tensors(model, adapter, base="dequantized"):
+    """{name: tensor} of the merged checkpoint, in float32."""
+    files = merged_shards(model, adapter, torch.float32, base)
+    return {weight.name: weight.make() for weights in files.values() for weight in weights}
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "none"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_streamed_and_loaded_bases_are_the_same_to_the_bit(tiny_path, adapter, quantize, dtype):
+    """One layer at a time, quantised and decoded by itself, is what transformers and bitsandbytes made of it when the
+    policy was trained; what is not quantised was rounded to the arithmetic of training, and stays so."""
+    merged = merged_tensors(Model(base=str(tiny_path), quantize=quantize, dtype=dtype), adapter)
+    base = load_base(str(tiny_path), quantize, dtype)
+    rest = {name: value.float() for name, value in base.state_dict().items() if value.is_floating_point()}
+    folded = dict(folded_weights(load_adapter(base, adapter)))
+    assert merged.keys() >= folded.keys()
+    for name, value in merged.items():
+        assert torch.equal(value, folded.get(name, rest.get(name))), name
+
+
+def test_what_is_quantised_is_what_may_be_adapted(tiny_path, tied_path):
+    """Told from the modules alone, without loading the base."""
+    for path in (tiny_path, tied_path):
+        quantised = {name for name, _ in quantized_layers(load_base(str(path), "nf4", "auto"))}
+        assert quantised == set(linear_layers(skeleton(str(path))))
+
+
+def test_onto_the_original_base_by_hand(tiny_path, adapter, policy):
+    """The checkpoint's own values plus 2 B A (alpha = 2 rank), and nothing else is touched."""
+    own = dict(load_base(str(tiny_path), "none", "float32").named_parameters())
+    merged = merged_tensors(Model(base=str(tiny_path)), adapter, "original")
+    assert merged.keys() == own.keys()
+    for name, value in merged.items():
+        wanted = own[name].double()
+        if name.endswith("_proj.weight"):
+            adapted = layer(policy, name.removesuffix(".weight"))
+            wanted = wanted + 2.0 * adapted.lora_B[POLICY].weight.double() @ adapted.lora_A[POLICY].weight.double()
+        assert (value - wanted).abs().max() < 1e-6, name
+
+
+def test_nothing_is_made_before_it_is_written_and_one_at_a_time(tiny_path, adapter, tmp_path, monkeypatch):
+    held = []
+    real = Checkpoint.read
+
+    def read(self, file, name):
+        held.append(weakref.ref(value := real(self, file, name)))
+        assert sum(one() is not None for one in held) <= 2, "a tensor and the one before it"
+        return value
+
+    monkeypatch.setattr(Checkpoint, "read", read)
+    shards = merged_shards(Model(base=str(tiny_path)), adapter, torch.bfloat16)
+    assert not held
+    write_shards(tmp_path, shards)
+    assert len(held) == sum(len(one) for one in shards.values())
+
+
 @pytest.mark.parametrize("path", ["tiny_path", "tied_path"])
 def test_the_merged_and_reloaded_model_is_the_policy(path, request, tmp_path):
     """Exactly: KL below 1e-9 nats a token in float32. Into the unquantised checkpoint it is another model."""
     from transformers import AutoModelForCausalLM
 
-    checkpoint = request.getfixturevalue(path)
+    checkpoint = str(request.getfixturevalue(path))
     policy = tiny.policy(checkpoint).eval()
     save_adapter(policy, tmp_path / "adapter")
-    merged = merged_model(Model(base=str(checkpoint), quantize="nf4"), tmp_path / "adapter", torch.float32)
-    save_merged(merged, str(checkpoint), tmp_path / "merged")
-    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    assert reloaded.dtype == torch.float32 and not hasattr(reloaded.config, "quantization_config")
-    found = mean_kl(policy, reloaded, SEQUENCES)
+
+    def reloaded(name, adapter=tmp_path / "adapter", base="dequantized"):
+        write_merged(Model(base=checkpoint), adapter, tmp_path / name, torch.float32, base)
+        return AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
+
+    right = reloaded("merged")
+    assert right.dtype == torch.float32 and not hasattr(right.config, "quantization_config")
+    found = mean_kl(policy, right, SEQUENCES)
     assert found.kl < 1e-9 and found.agreement == 1.0
-    wrong = merged_model(Model(base=str(checkpoint), quantize="none"), tmp_path / "adapter", torch.float32).eval()
-    assert mean_kl(policy, wrong, SEQUENCES).kl > 1e-3
-    bare = merged_model(Model(base=str(checkpoint), quantize="nf4"), None, torch.float32).eval()
-    assert mean_kl(policy, bare, SEQUENCES).kl > 1e-3
+    assert mean_kl(policy, reloaded("original", base="original"), SEQUENCES).kl > 1e-3
+    assert mean_kl(policy, reloaded("bare", adapter=None), SEQUENCES).kl > 1e-3
     tied = path == "tied_path"
-    assert (reloaded.lm_head.weight.data_ptr() == reloaded.model.embed_tokens.weight.data_ptr()) == tied
+    assert (right.lm_head.weight.data_ptr() == right.model.embed_tokens.weight.data_ptr()) == tied
+    with safe_open(tmp_path / "merged" / "model.safetensors", "pt") as file:
+        assert ("lm_head.weight" in file.keys()) != tied  # noqa: SIM118
 
 
-def test_merged_in_half_precision_is_close(policy, adapter, tiny_path):
-    policy.eval()
-    half = merged_model(Model(base=str(tiny_path), quantize="nf4"), adapter, torch.float16)
+def test_merged_in_half_precision_is_close(policy, adapter, tiny_path, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    write_merged(Model(base=str(tiny_path)), adapter, tmp_path, torch.float16)
+    half = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert half.dtype == torch.float16
-    assert 0 < mean_kl(policy, half.float().eval(), SEQUENCES).kl < 1e-4
+    assert 0 < mean_kl(policy.eval(), half.float().eval(), SEQUENCES).kl < 1e-4
 
 
 def test_what_is_written_stands_alone(tiny_path, adapter, tmp_path):
     folder = tmp_path / "merged"
-    save_merged(
-        merged_model(Model(base=str(tiny_path), quantize="nf4"), adapter, torch.bfloat16), str(tiny_path), folder
-    )
+    write_merged(Model(base=str(tiny_path)), adapter, folder, torch.bfloat16)
     names = {path.name for path in folder.iterdir()}
     assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json"} <= names
     ours, theirs = load_tokenizer(str(folder)), load_tokenizer(str(tiny_path))
     text = "<|user|>12 + 345?<|assistant|>"
     assert ours(text).input_ids == theirs(text).input_ids and ours.chat_template == theirs.chat_template
+    assert str(tiny_path) not in "".join(path.read_text() for path in folder.glob("*.json"))
 
 
 def test_policy_loaded_again_folds_to_the_same(policy, adapter, tiny_path):
     again = dict(folded_weights(load_adapter(load_base(str(tiny_path), "nf4", "auto"), adapter)))
     assert all(torch.equal(again[name], tensor) for name, tensor in folded_weights(policy))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("use_rslora", True), ("use_dora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 2})]
+)
+def test_what_is_more_than_plain_lora_is_not_folded_as_if_it_were(tiny_path, adapter, tmp_path, key, value):
+    other = shutil.copytree(adapter, tmp_path / "adapter")
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(AdapterError, match=rf"more than plain LoRA \({key}\)"):
+        merged_shards(Model(base=str(tiny_path)), other, torch.float32)
+
+
+def test_an_adapter_of_another_model_is_not_dropped_without_a_word(tiny_path, adapter, tmp_path):
+    other = shutil.copytree(adapter, tmp_path / "adapter")
+    tensors = {name.replace("layers.1.", "layers.7."): x for name, x in load_file(other / ADAPTER_TENSORS).items()}
+    save_file(tensors, other / ADAPTER_TENSORS)
+    with pytest.raises(AdapterError, match=r"7 layers are not of .*, the first is 'model.layers.7.mlp.down_proj'"):
+        merged_shards(Model(base=str(tiny_path)), other, torch.float32)

@@ -12,7 +12,7 @@ from models.adapters import adapter_files, new_adapter
 from models.base import load_base
 from models.engines.protocol import AdapterFiles, EngineError
 from models.engines.start import Capacity, serving_for, start_engine, why_not_vllm
-from models.merge import folded_weights
+from models.folding import folded_weights
 from models.settings import Lora, Serving
 
 GREEDY = tiny.sampling(16, temperature=0.0, stop_token_ids=tiny.MORE_ENDS)

@@ -13,7 +13,7 @@ import torch
 from models.adapters import adapter_files
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Weight, Weights
 from models.engines.serving import Served
-from models.merge import folded_weights
+from models.folding import folded_weights
 
 
 class Remote:

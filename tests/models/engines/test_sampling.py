@@ -77,7 +77,7 @@ def test_what_is_cut_by_top_p_is_never_drawn(vllm_engine, tokenizer, tiny_path):
     """The nucleus of half the mass: its tokens, none besides, and their log-probabilities together are 1."""
     import tiny
 
-    from models.merge import folded_weights
+    from models.folding import folded_weights
 
     model = tiny.policy(tiny_path)
     vllm_engine.sync_folded(folded_weights(model))

@@ -12,7 +12,7 @@ from models.base import load_base
 from models.engines.protocol import EngineError
 from models.engines.serving import Served, Way, which_sync
 from models.engines.start import Capacity, start_engine
-from models.merge import folded_weights
+from models.folding import folded_weights
 from models.settings import Serving
 from models.training import TrainingError
 
