@@ -142,13 +142,26 @@ def report(run: RunName) -> None:
 
 @app.command()
 def export(
-    run: RunName, to: Annotated[Path | None, typer.Option("--to", help="Folder; default: below the run.")] = None
+    run: RunName,
+    to: Annotated[
+        str | None, typer.Option("--to", help="A folder, or hub:name/model[@branch]; default: a folder below the run.")
+    ] = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="Whose policy; default: the last one.")] = None,
+    what: Annotated[str | None, typer.Option("--what", help="merged or adapter.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="dequantized (as trained) or original.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="bfloat16, float16 or float32.")] = None,
+    private: Annotated[bool | None, typer.Option("--private/--public", help="Of a repository that is made.")] = None,
+    tag: Annotated[str | None, typer.Option("--tag", help="Put on the commit.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Publish nothing; show every file and size.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Also what this run did not put there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also where a gate said NO-GO; the card says so.")] = False,
 ) -> None:
-    """Merge, check and write the model of a run's last policy."""
+    """Merge a run's policy, load it again, compare it with what was trained, then write or publish it."""
     from orchestra.cli_export import export_run
     from orchestra.run.folder import find_run
 
-    typer.echo(export_run(find_run(run), to))
+    options = {"what": what, "base": base, "dtype": dtype, "private": private, "tag": tag}
+    typer.echo(export_run(find_run(run), to, stage, options, force=force, replace=replace, dry_run=dry_run))
 
 
 @app.command()

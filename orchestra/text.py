@@ -70,6 +70,15 @@ def gib(size: float | None) -> str:
     return "–" if size is None else f"{size / 2**30:.1f}{NBSP}GiB"
 
 
+def size(count: float) -> str:
+    """Bytes in the unit in which they are few: 4.6 MiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
 def readable(text: object) -> str:
     """Text without the control characters that HTML cannot hold."""
     return "".join(char if char >= " " or char in "\n\t" else "\ufffd" for char in str(text))

@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from toy_domain import add_toy_domain
 from trl import GRPOTrainer, SFTTrainer
 
+from evals.fidelity import Fidelity
 from models.adapters import REFERENCE, adapter_sha256, adapter_tensors
 from models.base import load_tokenizer
 from models.engines.protocol import Completion, Sampling, Tokens
@@ -28,7 +29,7 @@ from models.engines.serving import Served
 from orchestra.config.recipe import Recipe
 from orchestra.run.ledger import StageResult
 from orchestra.run.progress import Progress
-from orchestra.work import resources
+from orchestra.work import publishing, resources
 from orchestra.work.context import StageContext
 from rl import trainer
 
@@ -80,6 +81,7 @@ class Seen:
         dropout: of the adapter, while training.
         tokens_at_once: for which a GRPO pass has room.
         start, reference: hashes of the adapters that training began with and was held to, "" where there is none.
+        loaded: folders whose files the engine read; limits: that an export was held to; published: its settings.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -91,6 +93,9 @@ class Seen:
     trainer: object = None
     start: str = ""
     reference: str = ""
+    loaded: list[str] = field(default_factory=list)
+    limits: object = None
+    published: object = None
     folder: Path = Path()
     result: StageResult | None = None
     said: str = ""
@@ -166,6 +171,9 @@ class Script:
     def score(self, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> list[list[float]]:
         return [[0.0] * len(completion) for completion in completions]
 
+    def load_files(self, folder: str) -> None:
+        self.run.now.loaded.append(folder)
+
     def rest(self) -> None: ...
 
     def close(self) -> None: ...
@@ -218,6 +226,14 @@ class Run:
             served.mismatch = 0.0
             self.now.pushed.append((served.sync, adapter_sha256(adapter_tensors(model))))
 
+        def misses(fidelity: Fidelity, limits: object, *, usual_kl: float) -> tuple[str, ...]:
+            self.now.limits = limits
+            return ()
+
+        def publish(folder: Path, run_dir: Path, settings: object) -> str:
+            self.now.published = settings
+            return "published"
+
         grpo_loss, sft_loss, cut = GRPOTrainer._compute_loss, SFTTrainer.compute_loss, trainer.micro_batches
 
         def of_rows(rows: Sequence[object], budget: int, *args: object, **kwargs: object) -> list:
@@ -243,6 +259,9 @@ class Run:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(resources, "start_engine", start_engine)
             patch.setattr(Served, "push", push)
+            patch.setattr(Fidelity, "misses", misses)
+            patch.setattr(publishing, "publish", publish)
+            patch.setattr(publishing, "write_card", lambda *_: None)
             patch.setattr(trainer, "micro_batches", of_rows)
             patch.setattr(GRPOTrainer, "_compute_loss", of_grpo)
             patch.setattr(SFTTrainer, "compute_loss", of_sft)

@@ -104,6 +104,7 @@ def test_every_stage_runs(whole):
     assert by_name["release"]["adapter_sha256"] == by_name["polish"]["adapter_sha256"]
     assert len({by_name[name]["adapter_sha256"] for name in ("imitate", "explore", "polish")}) == 3
     assert by_name["release"]["extra"]["kl_to_policy"] < 1e-5
+    assert done.stdout.count("none answered otherwise") == 3, "by vLLM, sampled and greedy, and by transformers"
     assert by_name["polish"]["beta"] == 0.01 and by_name["polish"]["kl"] > 0
     assert by_name["look"]["extra"]["pass@2"] >= by_name["look"]["extra"]["pass@1"]
     assert (run / "report.html").is_file()

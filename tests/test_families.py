@@ -97,7 +97,8 @@ def test_a_family_is_trained_served_and_exported(forks, tmp_path, family, sync):
           f"KL {lines[-1]['kl']:.2g}, export KL {release['kl_to_policy']:.1e}")  # fmt: skip
 
     (place,) = run.glob("*-release")
-    config = json.loads((place / "adapter" / "adapter_config.json").read_text())
+    (adapter,) = (place / "model" / "adapters").iterdir()
+    config = json.loads((adapter / "adapter_config.json").read_text())
     assert config["target_modules"] == sorted(LINEARS[model_type])
-    with safe_open(place / "merged" / "model.safetensors", "pt") as file:
+    with safe_open(place / "model" / "model.safetensors", "pt") as file:
         assert ("lm_head.weight" in file.keys()) == (not own.get("tie_word_embeddings", False))  # noqa: SIM118

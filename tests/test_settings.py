@@ -67,7 +67,7 @@ DEFAULTED = {
     name for (_, name), field in HOMES.items() if field.default not in (None, PydanticUndefined) and name != "kind"
 }
 # words so general that a key of that name has nothing to do with a parameter of it
-GENERAL = {"name", "base", "format", "file", "length", "domain", "parent", "seed", "metric"}
+GENERAL = {"name", "what", "base", "format", "file", "length", "domain", "parent", "seed", "metric"}
 
 
 def defaults(tree: ast.Module):

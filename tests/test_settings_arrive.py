@@ -22,6 +22,7 @@ from orchestra.config.stage import Gate
 from orchestra.run.gates import judge
 from orchestra.run.ledger import StageResult
 from orchestra.stages import kinds
+from orchestra.work.publishing import target_of
 from orchestra.work.resources import stage_seed
 from settings import node_in
 
@@ -185,8 +186,18 @@ def rules(base: str, reward_file: str) -> dict[str, Rule]:
         "evaluate stage.problems": Rule("more", lambda o: o.evaluation("look")["problem_ids"][0], "ijkl"),
         "evaluate stage.limit": Rule(3, lambda o: len(o.evaluated("look").prompts)),
         "export.parent": Rule("imitate", lambda o: o.parent(o.release.result.adapter_sha256)),
-        "export.hub": Rule("a/b", lambda o: "hf upload a/b" in o.release.said, True),
-        "export.dtype": Rule("float16", lambda o: o.release.read("merged/config.json")["dtype"]),
+        # a stage of its own, since it leaves nothing for the others to be seen in
+        "export.what": Rule("adapter", lambda o: [path.name for path in sorted((o.alone.folder / "model").iterdir())],
+                            ["adapters", "export.json"]),
+        "export.base": Rule("original", lambda o: o.release.read("model/export.json")["merge_base"]),
+        "export.dtype": Rule("float16", lambda o: o.release.read("model/config.json")["dtype"]),
+        "export.hub": Rule("a/b@c", lambda o: str(target_of(o.release.published))),
+        "export.private": Rule(False, lambda o: target_of(o.release.published).private),
+        "export.tag": Rule("v1", lambda o: target_of(o.release.published).tag),
+        "export.check.problems": Rule(3, lambda o: len(o.release.calls[0].prompts)),
+        "export.check.max_kl": Rule(0.5, lambda o: o.release.limits.max_kl),
+        "export.check.min_agreement": Rule(0.25, lambda o: o.release.limits.min_agreement),
+        "export.check.max_accuracy_loss": Rule(0.5, lambda o: o.release.limits.max_accuracy_loss),
         # on `polish`, whose numbers are those of every other stage
         "gate.metric": Rule("format_rate", lambda o: gate_sentence(o).split()[1]),
         "gate.against": Rule("base", lambda o: re.search("of '(.*)'", gate_sentence(o)).group(1)),
@@ -243,14 +254,25 @@ def tree(rules: Mapping[str, Rule]) -> dict[str, object]:
 
 
 def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
-    """The stage of each kind, and two more: a GRPO stage that says nothing of its own, a distillation from a parent."""
+    """The stage of each kind, and three more: a GRPO stage that says nothing of its own, a distillation from a parent,
+    an export of the adapter alone."""
     made = tree(rules)
     stages = {kind: made.pop(prefix_of(kind)) for kind in STAGE_OF}
     stages["grpo"]["gate"] = made.pop("gate")
     explore = {"name": "explore", "kind": "grpo", "steps": 1, "learning_rate": 1e-3}
     own = {"name": "own", "kind": "distill", "teacher": "self", "parent": "imitate", "problems": 2, "samples": 1,
            "max_tokens": 30}  # fmt: skip
-    order = [stages["distill"], explore, stages["sft"], stages["grpo"], own, stages["evaluate"], stages["export"]]
+    alone = {"name": "alone", "kind": "export", "parent": "imitate", "what": stages["export"].pop("what")}
+    order = [
+        stages["distill"],
+        explore,
+        stages["sft"],
+        stages["grpo"],
+        own,
+        stages["evaluate"],
+        stages["export"],
+        alone,
+    ]
     return Recipe.model_validate({"name": "other", **made, "stages": order})
 
 

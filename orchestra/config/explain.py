@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from orchestra.config.faults import Fault, brief
 from orchestra.config.recipe import Recipe
 from orchestra.stages import kinds
-from settings import near, node_in
+from settings import SLUG, near, node_in
 
 NEEDED = {
     "int_type": "a whole number",
@@ -91,6 +91,8 @@ def _message(error: ErrorDetails, path: tuple[str | int, ...], raw: Mapping[str,
             bound = next(context[key] for key in ("gt", "ge", "lt", "le") if key in context)
             words = {"greater_than": "more than", "greater_than_equal": "at least", "less_than": "less than"}
             return f"{brief(value)} must be {words.get(kind, 'at most')} {bound:g}"
+        case "string_pattern_mismatch" if context.get("pattern") != SLUG:
+            return f"{brief(value)} is not of the form that is wanted: {said}"
         case "string_pattern_mismatch":
             return f"{brief(value)}: use lower-case letters, digits, '-' and '_', starting with a letter or digit"
         case "string_too_short" | "too_short":

@@ -135,6 +135,13 @@ class Stage(Node):
 
     # the work
 
+    def ready(self, recipe: Recipe) -> None:
+        """What can be known before a run, which takes hours, of whether the stage can do its work then.
+
+        Raises:
+            UserError: it cannot.
+        """
+
     def run(self, context: StageContext) -> StageResult:
         """Do it."""
         raise TypeError(f"{type(self).__name__} says nothing of how it is run")

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.sizes import activation_bytes, arithmetic_name, must_checkpoint
+from models.sizes import GENERATED_AT_ONCE, activation_bytes, arithmetic_name, must_checkpoint
 from orchestra.plan.devices import GIB, Device, device_of
 from orchestra.plan.machine import Machine
 from orchestra.plan.remedies import what_fits
@@ -43,6 +43,8 @@ ENGINE_SHARE = 0.9
 """Of vLLM's share weights may take; the rest is its activations and a KV cache worth having."""
 LENGTH_SHARE = 0.6
 """Mean length of a completion as a share of the limit."""
+GENERATE = 4.0
+"""How many times as long as vLLM transformers' own generate takes."""
 EMBEDDED_LENGTH_SHARE = 0.3
 """The same for the shipped models, which write about 25 tokens of 96."""
 PROMPT_SHARE = 0.5
@@ -183,6 +185,23 @@ class Estimator:
         source, limit = stage.held_out(self.recipe)
         problems = _count(source, "test", limit)
         return self.generate(self.base, problems * passes, settings.max_completion_tokens)
+
+    def answers(self, problems: int) -> tuple[int, float]:
+        """Tokens and seconds for a copy of the policy to answer held-out problems in vLLM, as an evaluation does, and
+        greedily in transformers, which takes its time."""
+        recipe = self.recipe
+        limit = recipe.evaluate.max_completion_tokens or recipe.rollouts.max_completion_tokens
+        sampled = self.generate(self.base, problems * (recipe.evaluate.samples + recipe.evaluate.greedy), limit)
+        greedy = self.generate(self.base, problems, limit)
+        return sampled[0] + greedy[0], sampled[1] + GENERATE * greedy[1]
+
+    def reloaded(self) -> dict[str, int]:
+        """Bytes by part while an export is loaded again, in the run's engine and beside the policy, there in float32
+        (what a GPU has no room for stays in main memory)."""
+        base, rollouts, number = self.base, self.recipe.rollouts, self._bytes(self.recipe.rollouts.dtype)
+        limit = self.recipe.evaluate.max_completion_tokens or rollouts.max_completion_tokens
+        cache = GENERATED_AT_ONCE * (self.longest_prompt + limit) * base.cache_numbers * number
+        return {"merged model": base.parameters * (number if self.device.cuda else 8), "activations": cache}
 
     def with_evaluation(self, stage: Stage, tokens: int, seconds: float) -> tuple[int, float]:
         """Tokens and seconds of a stage's own work and of the evaluation that follows."""

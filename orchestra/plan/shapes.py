@@ -68,6 +68,11 @@ class Shape:
         """That a token is multiplied with: the blocks and the head."""
         return self.block_parameters + self.vocab * self.hidden
 
+    @property
+    def cache_numbers(self) -> int:
+        """Keys and values of a token, in all blocks."""
+        return 2 * self.layers * self.kv_heads * (self.head_size or self.hidden // self.heads)
+
     def adapter_parameters(self, rank: int, targets: Iterable[str]) -> int:
         """Of a LoRA adapter: rank (inputs + outputs) per target."""
         wanted = {target.rpartition(".")[2] for target in targets}

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML, YAMLError
@@ -116,11 +116,13 @@ class RunRecord:
         return [stage for stage in self.stages if stage.evaluation is not None]
 
 
-def compared(after: StageRecord, before: StageRecord) -> PairedDifference | None:
-    """The paired difference of two evaluated stages; None where the problems differ."""
-    if not after.same_problems_as(before):
+def compared(
+    after: StageRecord, before: StageRecord, of: Literal["sampled", "greedy"] = "sampled"
+) -> PairedDifference | None:
+    """The paired difference of two evaluated stages; None where the problems differ, or one has no such pass."""
+    if not after.same_problems_as(before) or None in (getattr(after.evaluation, of), getattr(before.evaluation, of)):
         return None
-    return compare(after.evaluation, before.evaluation, seed=after.evaluation.seed)
+    return compare(after.evaluation, before.evaluation, of=of, seed=after.evaluation.seed)
 
 
 def read_run(run_dir: Path) -> RunRecord:

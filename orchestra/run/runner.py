@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import shutil
 import signal
 import time
@@ -24,6 +23,7 @@ from orchestra.config.stage import Stage
 from orchestra.plan.machine import PeakMemory
 from orchestra.run import commits, gates
 from orchestra.run import folder as run_folder
+from orchestra.run.disk import StageError, disk_errors, disk_full, no_space
 from orchestra.run.fingerprint import fingerprint, hashed_outputs
 from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult, sha256_of, write_json
 from orchestra.run.progress import Progress, chatter_to
@@ -36,14 +36,6 @@ if TYPE_CHECKING:
 
 LEFT_ALONE = ("Connection closed by peer", "Connection reset by peer")
 """What gloo says where the process at the other end is gone."""
-
-
-class StageError(UserError):
-    """A stage ended early. `exit_code` is the process's."""
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ class Run:
         """Run what is not finished. Raises UserError (and StageError) with a message for the user."""
         first = self.processes.first
         with contextlib.ExitStack() as stack:
-            with _disk_errors(self.run_dir):
+            with disk_errors(self.run_dir):
                 if first:
                     stack.enter_context(run_folder.locked(self.run_dir))
                     self._prepare(Ledger(self.run_dir), restart_from)
@@ -94,6 +86,9 @@ class Run:
                 # before anything is written that says what this run is
                 self._judge_changes(ledger)
                 if first:
+                    for stage in self.recipe.stages:
+                        if stage.name not in ledger.entries:
+                            stage.ready(self.recipe)
                     self._note_versions()
             stack.push(self._close)
             stack.enter_context(_sigterm_as_interrupt(alone=self.processes.count == 1))
@@ -150,7 +145,7 @@ class Run:
     # one stage
 
     def _stage(self, index: int, stage: Stage, ledger: Ledger) -> StageResult:
-        with _disk_errors(self.run_dir):
+        with disk_errors(self.run_dir):
             place = run_folder.stage_folder(self.run_dir, index, stage.name)
             label = f"[{index}/{len(self.recipe.stages)}] {stage.name}"
             now = fingerprint(self.recipe, stage, ledger.entries)
@@ -291,8 +286,8 @@ def _listed(changes: list[str], limit: int = 8) -> str:
 
 
 def _explained(error: Exception, stage: Stage, log: Path) -> StageError:
-    if _disk_full(error):
-        return StageError(_no_space(log.parent))
+    if disk_full(error):
+        return StageError(no_space(log.parent))
     if is_user_error(error):
         return StageError(f"stage {stage.name!r}: {error}")
     text = " ".join(str(error).split())
@@ -308,33 +303,6 @@ def _explained(error: Exception, stage: Stage, log: Path) -> StageError:
 def _append_traceback(log: Path, error: Exception) -> None:
     with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:  # the disk may be what is full
         file.write("\n" + "".join(traceback.format_exception(error)))
-
-
-def _disk_full(error: BaseException) -> bool:
-    """Whether this, or what caused it, is a full disk; libraries in Rust and C++ only say so in words."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(seen) or "os error 28" in str(seen):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
-def _no_space(place: Path) -> str:
-    return f"the disk with {place} is full; make room and run the same command, finished stages are kept"
-
-
-@contextlib.contextmanager
-def _disk_errors(place: Path) -> Iterator[None]:
-    """Our own files, too, may not fit the disk or not be writable."""
-    try:
-        yield
-    except OSError as error:
-        if _disk_full(error):
-            raise StageError(_no_space(place)) from error
-        raise StageError(f"{error.filename or place}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -1,13 +1,13 @@
-"""export: adapter and merged model as files, reloaded and compared with the policy before they count as done."""
+"""export: the policy as files that stand alone, loaded again and compared with it before they count, and published."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from orchestra.config.stage import OUTPUTS, Draft, Stage
-from settings import FREE, Text
+from orchestra.config.stage import Draft, Stage
+from orchestra.work.settings import EXPORT, ExportSettings
 
 if TYPE_CHECKING:
     from orchestra.config.recipe import Recipe
@@ -16,17 +16,13 @@ if TYPE_CHECKING:
     from orchestra.work.context import StageContext
 
 
-class ExportStage(Stage):
-    """Adapter and merged model in safetensors, reloaded and compared with the policy before they count as done."""
+class ExportStage(Stage, ExportSettings):
+    """The policy as a merged model, or as its adapter alone, loaded again and compared before it counts."""
 
-    outputs: ClassVar[tuple[str, ...]] = OUTPUTS["policy"]
+    outputs: ClassVar[tuple[str, ...]] = (f"{EXPORT}/export.json",)
 
     kind: Literal["export"]
     """export"""
-    hub: Annotated[Text | None, FREE] = None
-    """Hub repository `name/model` for the upload. None: the stage's folder only."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Of the merged model."""
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         trained = any(kind is None or "policy" in kind.gives for kind in draft.kinds.values())
@@ -36,28 +32,34 @@ class ExportStage(Stage):
     def plan(self, estimator: Estimator) -> StagePlan:
         base = estimator.base
         seconds = base.parameters * 8 / 200e6  # read, fold, write, read again
-        # written from main memory; what is compared with the policy lies where the policy does
-        memory = estimator.serving() | {
-            "merged model": (1 if estimator.device.cuda else 2) * base.parameters * 4,
-            "parameters": estimator.frozen(4),
-        }
-        return estimator.row(self, (0, seconds), memory, data=self.hub or "")
+        tokens, answers = estimator.answers(self.check.problems)
+        memory = estimator.serving() | estimator.reloaded() | {"parameters": estimator.frozen(4)}
+        return estimator.row(self, (tokens, seconds + answers), memory, data=self.hub or "")
 
     def summary(self, recipe: Recipe) -> str:
         (parent,) = recipe.parents_of(self.name)
-        return f"export {parent}, {self.dtype}"
+        return f"export {parent}, {self.dtype}" if self.what == "merged" else f"export {parent}, its adapter"
+
+    def ready(self, recipe: Recipe) -> None:
+        if self.hub is not None:
+            from orchestra.work.publishing import publisher_of
+
+            publisher_of(self)
 
     def run(self, context: StageContext) -> StageResult:
-        from orchestra.work.exporting import export_policy
+        from orchestra.work.exporting import TrainedPolicy, export_policy
+        from orchestra.work.publishing import publish, write_card
 
-        adapter = context.adapter_of(context.parent)
-        trained_on = context.result_of(context.parent).extra.get("base_sha256")
-        report = context.once(
-            lambda: export_policy(context.resources, adapter, context.folder, self.dtype, trained_on)
-        )
-        merged = context.folder / "merged"
-        context.progress.say(f"    {merged}: KL to the trained policy {report.kl:.1e}, top-1 {report.agreement:.1%}")
-        if self.hub:
-            context.progress.say(f"    to upload it: hf upload {self.hub} {merged}")
-        result = context.result(kl_to_policy=report.kl, top1_agreement=report.agreement)
-        return replace(result, adapter_sha256=report.adapter_sha256)
+        policy = TrainedPolicy.of(context.parent, context.earlier[context.parent], context.result_of(context.parent))
+        folder = context.folder / EXPORT
+        record = export_policy(context.resources, policy, folder, self, context.progress)
+        for line in record.lines():
+            context.progress.say(f"    {line}")
+        context.once(lambda: write_card(folder, context.run_dir, self))
+        if self.hub is not None:
+            said = context.once(lambda: publish(folder, context.run_dir, self))
+            context.progress.say(f"    {said}")
+        else:
+            context.progress.say(f"    {folder}; to publish it: orchestra export {context.run_dir} --to hub:you/name")
+        result = context.result(kl_to_policy=record.fidelity.kl, top1_agreement=record.fidelity.agreement)
+        return replace(result, adapter_sha256=record.policies[policy.name])

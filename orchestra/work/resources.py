@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -13,10 +14,11 @@ from models.conversation import Conversation
 from models.engines.protocol import Engine
 from models.engines.serving import Served, which_sync
 from models.engines.shared import SharedEngine
-from models.engines.start import Capacity, serving_for, start_engine
+from models.engines.start import Capacity, EngineKind, serving_for, start_engine
 from models.processes import Processes
 from models.prompts import prompt_tokens, render_prompt
 from models.settings import PromptFormat
+from models.sizes import GENERATED_AT_ONCE
 from models.training import Probe
 from orchestra.config.faults import UserError
 from orchestra.work.held_out import held_out, load
@@ -99,6 +101,18 @@ class Resources:
             gone = 0
         return self._asked(problems, base, budget, what, gone, prompt=prompt)
 
+    def asked_by(self, model: str, stage: Stage, limit: int) -> Asked:
+        """The first of a stage's held-out problems, as a copy of the base in another folder renders and reads them.
+
+        Raises:
+            UserError: it asks them otherwise than the base is asked.
+        """
+        known = self.test(stage)
+        asked = self._asked(known.problems[:limit], model, context_length(model), "exported prompts")
+        if asked.tokens != known.tokens[:limit]:
+            raise UserError(f"{model}: its tokenizer or chat template asks problems otherwise than in training")
+        return asked
+
     def apart(self, problems: Sequence[Problem]) -> list[Problem]:
         """Those that share no 13 words with a problem of any evaluation in the recipe."""
         asked = [problem for source, limit in held_out(self.recipe) for problem in self.problems(source, "test", limit)]
@@ -141,25 +155,50 @@ class Resources:
     def engine(self, model: str | None = None) -> Engine:
         """The run's engine for this model (None: the base), which all processes ask the same at the same time: each
         generates its share, and all get everything."""
-        own = self._own_engine(model)
-        return SharedEngine(own, self.processes) if self.processes.count > 1 else own
+        return self._shared(self._own_engine(model))
 
     def _own_engine(self, model: str | None = None) -> Engine:
         """This process's; started once."""
         name, own = model or self.recipe.model.base, self.recipe.model.base
         if name not in self._engines:
-            room = self._prompt_budget(name) + self._completion_budget()
-            capacity = Capacity(
-                max_model_len=min(context_length(name), room),
-                max_num_seqs=256,
+            # vLLM can take back the memory of one engine in a process; a second teacher stays
+            capacity = self._capacity(
+                name,
                 lora_rank=self.recipe.model.lora.rank if self._sync == "adapter" and name == own else 0,
-                # vLLM can take back the memory of one engine in a process; a second teacher stays
                 temporary=name != own and not self._resting and set(self._engines) <= {own},
             )
             # vLLM's start is a collective of all processes, which does not wait for long
             self.processes.wait()
             self._engines[name] = start_engine(name, serving_for(name, own, self.recipe.rollouts), capacity)
         return self._engines[name]
+
+    def _capacity(self, name: str, *, lora_rank: int = 0, temporary: bool = False) -> Capacity:
+        """For the longest that a model is asked."""
+        room = self._prompt_budget(name) + self._completion_budget()
+        return Capacity(min(context_length(name), room), max_num_seqs=256, lora_rank=lora_rank, temporary=temporary)
+
+    @contextmanager
+    def engine_on(self, files: str, kind: EngineKind) -> Iterator[Engine]:
+        """Inside, an engine of this kind that has read a copy of the base's checkpoint from its files: the run's own,
+        beside which a GPU may have no room for another, or else one that is started on them."""
+        base = self.recipe.model.base
+        engine = self._engines.get(base)
+        if engine is not None and engine.kind == kind:
+            engine.load_files(files)
+            yield self._shared(engine)
+            return
+        self.processes.wait()
+        serving = self.recipe.rollouts.model_copy(update={"engine": kind})
+        capacity = self._capacity(base, temporary=not self._resting)
+        if kind == "transformers":
+            capacity = replace(capacity, max_num_seqs=GENERATED_AT_ONCE)
+        engine = start_engine(files, serving, capacity)
+        self._resting.append(engine)
+        yield self._shared(engine)
+        engine.rest()
+
+    def _shared(self, engine: Engine) -> Engine:
+        return SharedEngine(engine, self.processes) if self.processes.count > 1 else engine
 
     def served(self) -> Served:
         """The base's engine, each process's own, with the policy that it serves."""

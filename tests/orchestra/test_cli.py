@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, messages, JSON."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -35,7 +36,13 @@ def orchestra(tmp_path, monkeypatch, capfd):
 def fake(monkeypatch):
     """Stages that pretend."""
     one = Fake().instead(monkeypatch)
-    monkeypatch.setattr(cli_export, "export_run", lambda run_dir, to: f"{run_dir} exported to {to}")
+
+    def export_run(run_dir, to, stage, options, **flags):
+        told = {**options, **{key: value or None for key, value in flags.items()}, "stage": stage}
+        said = {key: value for key, value in told.items() if value is not None}
+        return f"{run_dir} exported to {to} {said}"
+
+    monkeypatch.setattr(cli_export, "export_run", export_run)
     return one
 
 
@@ -90,7 +97,24 @@ def test_run_show_report_export(orchestra, fake, tmp_path):
         code, out, _ = orchestra("show", name)
         assert code == 0 and "consolidate" in out and "best:" in out
     code, out, _ = orchestra("export", "40d-embedded", "--to", "there")
-    assert code == 0 and "exported to there" in out
+    assert code == 0 and "exported to there {}" in out
+    options = (
+        "--stage",
+        "explore",
+        "--what",
+        "adapter",
+        "--public",
+        "--tag",
+        "v1",
+        "--dry-run",
+        "--force",
+        "--replace",
+    )
+    code, out, _ = orchestra("export", "40d-embedded", "--to", "hub:ann/model@v2", *options)
+    assert code == 0 and "exported to hub:ann/model@v2" in out
+    told = ast.literal_eval(out.partition("@v2 ")[2])
+    flags = dict.fromkeys(("dry_run", "force", "replace"), True)
+    assert told == {"what": "adapter", "private": False, "tag": "v1", "stage": "explore"} | flags
     start = time.monotonic()
     code, out, _ = orchestra("run", "40d", "--scale", "embedded", "--set", "seed=3")
     assert code == 0 and out.count("finished before") == len(STAGES) and fake.calls == STAGES

@@ -184,11 +184,11 @@ def test_memory_on_a_gpu(estimator):
 
 
 def test_an_export_holds_the_merged_model(estimator):
-    """In main memory, read again beside the policy on a CPU: twice 4 bytes a parameter."""
-    for device, copies in ((SLOW, 2), (GPU, 1)):
+    """In transformers' engine, and in float32 beside the policy: on a CPU both stay, twice 4 bytes a parameter; on a
+    GPU the engine's 2, and what it has no room for is in main memory."""
+    for device, size in ((SLOW, 8), (GPU, 2)):
         parts = plan(estimator(device=device), "release").memory
-        assert parts["merged model"] == copies * N * 4 and parts["parameters"] == 4388
-    assert plan(estimator(), "release").seconds == pytest.approx(N * 8 / 200e6 + 3)
+        assert parts["merged model"] == size * N and parts["parameters"] == 4388
 
 
 def stage_plan(**memory):

@@ -192,7 +192,7 @@ def test_settings_are_there_once_with_their_values(recipe, entries):
     assert "evaluate.samples" not in made["traces"].config and "evaluate.samples" not in made["release"].config
     assert "reward.correct" not in made["imitate"].config and "rollouts.group_size" not in made["imitate"].config
     free = {"stage.gate", "stage.save_steps", "stage.gradient_checkpointing", "rollouts.gpu_memory_utilization"}
-    assert not free & set(polish) and "report_to" not in polish and "stage.hub" not in made["release"].config
+    assert not free & set(polish) and "report_to" not in polish and "stage.tag" not in made["release"].config
     assert json.loads(json.dumps(polish)) == polish
 
 
@@ -223,7 +223,9 @@ def test_outputs_are_hashed_by_their_bytes(recipe, tmp_path):
     assert hashed_outputs(stage, tmp_path) == {
         "evaluation.json": one, "adapter/adapter_model.safetensors": one, "adapter/adapter_config.json": one
     }  # fmt: skip
-    assert set(hashed_outputs(recipe.stage("release"), tmp_path)) == set(OUTPUTS["policy"])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "export.json").write_text("1")
+    assert hashed_outputs(recipe.stage("release"), tmp_path) == {"model/export.json": one}
     (tmp_path / "evaluation.json").unlink()
     (tmp_path / "evaluation.json").mkdir()
     assert "evaluation.json" not in hashed_outputs(stage, tmp_path), "a folder is no file"

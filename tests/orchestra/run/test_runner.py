@@ -76,7 +76,7 @@ def test_a_change_is_named_and_asks_for_a_restart(start, setting, stage, said):
     assert said in str(error.value) and f"--restart-from {stage}" in str(error.value)
 
 
-@pytest.mark.parametrize("setting", ["stages.polish.save_steps=3", "report_to=tensorboard", "stages.release.hub=a/b"])
+@pytest.mark.parametrize("setting", ["stages.polish.save_steps=3", "report_to=tensorboard", "stages.release.tag=v1"])
 def test_what_does_not_matter_does_not_invalidate(start, setting):
     start(Fake())
     again = Fake()

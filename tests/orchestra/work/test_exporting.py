@@ -1,138 +1,269 @@
-"""An export is reloaded and compared with the trained policy before it counts."""
+"""An export is loaded again from its files and compared with the trained policy before it counts."""
 
 import json
+import shutil
+from collections import namedtuple
 
+import finished_run
 import pytest
 import tiny
 import torch
 
-from models.adapters import adapter_sha256, load_adapter, read_adapter, save_adapter
-from models.base import base_sha256, load_base, load_tokenizer, to_float32
+from models import merge
+from models.adapters import adapter_sha256, load_adapter, read_adapter
+from models.base import load_base, load_tokenizer, to_float32
 from models.training import TrainingError
 from orchestra.cli_export import export_run
 from orchestra.config.faults import UserError
-from orchestra.config.recipe import Recipe
-from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult
+from orchestra.run.ledger import Ledger
+from orchestra.run.progress import Progress
 from orchestra.work import exporting
-from orchestra.work.exporting import KL_LIMIT, export_policy
+from orchestra.work.exporting import KL_LIMIT, ExportRecord, TrainedPolicy, export_policy
+from orchestra.work.publishing import write_card
 from orchestra.work.resources import Resources
+from orchestra.work.settings import ExportSettings
+
+IDS = list(range(60, 100))
 
 
 @pytest.fixture(scope="module")
 def recipe(tiny_path, tmp_path_factory):
-    file = tmp_path_factory.mktemp("problems") / "test.jsonl"
-    file.write_text("".join(json.dumps({"question": q, "answer": "1"}) + "\n" for q in tiny.QUESTIONS))
-    return Recipe.model_validate(
-        {
-            "name": "small",
-            "model": {"base": str(tiny_path), "lora": {"rank": 4, "alpha": 8}},
-            "problems": {"train": str(file), "test": str(file)},
-            "rollouts": {"max_completion_tokens": 16, "max_prompt_tokens": 60, "group_size": 2},
-            "stages": [{"name": "explore", "kind": "grpo", "steps": 1, "learning_rate": 1e-3}],
-        }
-    )
+    return finished_run.recipe(tiny_path, tmp_path_factory.mktemp("problems"))
 
 
 @pytest.fixture(scope="module")
-def adapter(tiny_path, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapter")
-    save_adapter(tiny.policy(tiny_path), folder)
-    return folder
+def finished(recipe, tmp_path_factory):
+    return finished_run.write(recipe, tmp_path_factory.mktemp("runs") / "small-embedded")
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of one's own."""
+    return shutil.copytree(finished, tmp_path / finished.name)
+
+
+@pytest.fixture
+def export(recipe, run, tmp_path):
+    """export(recipe, base_sha256, ...): of the last policy into a folder."""
+
+    def go(recipe=recipe, trained_on=None, to=tmp_path / "there", **settings):
+        policy = TrainedPolicy("polish", run / "02-polish", trained_on)
+        stage = ExportSettings.model_validate(settings)
+        return export_policy(Resources(recipe), policy, to, stage, Progress(quiet=True))
+
+    return go
+
+
+def divergence(policy, exported):
+    ours, theirs = tiny.next_token_logprobs(policy, IDS), tiny.next_token_logprobs(exported, IDS)
+    return float((ours.exp() * (ours - theirs)).sum(-1).mean())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_what_is_exported_is_the_policy(recipe, adapter, tiny_path, tmp_path, dtype):
+def test_what_is_exported_is_the_policy(export, tiny_path, run, tmp_path, dtype):
     from transformers import AutoModelForCausalLM
 
-    report = export_policy(Resources(recipe), adapter, tmp_path, dtype, None)
-    assert 0 <= report.kl <= KL_LIMIT[dtype] and report.agreement > 0.9
-    assert report.adapter_sha256 == adapter_sha256(read_adapter(tmp_path / "adapter"))
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    record = export(dtype=dtype)
+    there = tmp_path / "there"
+    assert 0 <= record.fidelity.kl <= KL_LIMIT["dequantized", dtype] and record.fidelity.agreement > 0.9
+    (reloaded,) = record.fidelity.reloaded
+    assert (reloaded.engine, reloaded.of, reloaded.difference.n) == ("transformers", "greedy", len(tiny.QUESTIONS))
+    assert dtype != "float32" or (reloaded.changed, reloaded.difference.difference) == (0, 0.0)
+    assert record.not_reloaded == {"vllm": "rollouts.engine is transformers"}
+    merged = AutoModelForCausalLM.from_pretrained(there)
     assert merged.dtype == getattr(torch, dtype)
-    ids = list(range(60, 100))
-    ours = tiny.next_token_logprobs(merged.float(), ids)
-    policy = tiny.next_token_logprobs(tiny.policy(tiny_path), ids)
-    assert float((policy.exp() * (policy - ours)).sum(-1).mean()) < KL_LIMIT[dtype]
-    assert load_tokenizer(str(tmp_path / "merged")).chat_template == load_tokenizer(str(tiny_path)).chat_template
-    config = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert divergence(tiny.policy(tiny_path, seed=2), merged.float()) < KL_LIMIT["dequantized", dtype]
+    assert load_tokenizer(str(there)).chat_template == load_tokenizer(str(tiny_path)).chat_template
+    config = json.loads((there / "generation_config.json").read_text())
     assert set(tiny.MORE_ENDS) < set(config["eos_token_id"])
+    beside = there / "adapters" / "polish"
+    assert record.policies == {"polish": adapter_sha256(read_adapter(beside))}
+    assert ExportRecord.read(there) == record and record.intact(there)
 
 
-def test_the_base_is_the_one_that_was_trained_on(recipe, adapter, tiny_path, tmp_path):
+def test_the_base_is_the_one_that_was_trained_on(export, recipe, tiny_path, run, tmp_path):
     """A checkpoint is cast before it is quantised: trained in bfloat16, it has other 4-bit codes than in float32."""
     from transformers import AutoModelForCausalLM
 
     coarse = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "bfloat16"})})
-    export_policy(Resources(coarse), adapter, tmp_path, "float32", None)
-    ids = list(range(60, 100))
-    ours = tiny.next_token_logprobs(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), ids)
+    export(coarse, dtype="float32", check={"max_accuracy_loss": 1.0})
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "there")
 
-    def kl(base):
-        policy = tiny.next_token_logprobs(load_adapter(to_float32(base), adapter), ids)
-        return float((policy.exp() * (policy - ours)).sum(-1).mean())
+    def kl(dtype):
+        base = to_float32(load_base(str(tiny_path), "nf4", dtype))
+        return divergence(load_adapter(base, run / "02-polish" / "adapter"), merged)
 
-    assert abs(kl(load_base(str(tiny_path), "nf4", "bfloat16"))) < 1e-6
-    assert kl(load_base(str(tiny_path), "nf4", "float32")) > 1e-5
+    assert abs(kl("bfloat16")) < 1e-6
+    assert kl("float32") > 1e-5
 
 
-def test_a_wrong_merge_is_not_called_done(recipe, adapter, tmp_path, monkeypatch):
+def test_the_original_base_is_another_model_and_is_measured(export):
+    """Rounding to 4 bits is undone in the base, to which the adapter was fitted."""
+    found = export(base="original", dtype="float32", check={"max_kl": 10.0, "min_agreement": 0.0})
+    assert found.fidelity.kl > 1e-3 and found.merge_base == "original"
+
+
+def test_the_adapter_alone(export, run, tmp_path):
+    record = export(what="adapter")
+    there = tmp_path / "there"
+    assert record.merged is None and record.fidelity.kl < 1e-9 and record.fidelity.reloaded == ()
+    assert {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()} == {
+        "export.json", "adapters/polish/adapter_config.json", "adapters/polish/adapter_model.safetensors",
+    }  # fmt: skip
+    assert adapter_sha256(read_adapter(there / "adapters" / "polish")) == record.policies["polish"]
+
+
+def test_a_wrong_merge_is_not_called_done(export, monkeypatch, tmp_path):
     """Merged into the unquantised checkpoint: the mistake that everybody makes."""
-    right = exporting.merged_model
+    right = merge.merged_shards
     monkeypatch.setattr(
-        exporting, "merged_model", lambda model, *rest: right(model.model_copy(update={"quantize": "none"}), *rest)
+        merge, "merged_shards", lambda model, adapter, dtype, base: right(model, adapter, dtype, "original")
     )
-    with pytest.raises(TrainingError, match=r"is not the trained policy: KL .* nats a token \(allowed for bfloat16"):
-        export_policy(Resources(recipe), adapter, tmp_path, "bfloat16", None)
+    with pytest.raises(
+        TrainingError,
+        match=r"is not the policy that was trained: KL .* is [\d.e-]+ nats a token, 0.005 is allowed.*Nothing was",
+    ):
+        export()
+    assert not (tmp_path / "there").exists() and not list(tmp_path.glob(".*partial"))
 
 
-def test_exporting_again_takes_the_place_of_the_old(recipe, adapter, tmp_path):
-    (tmp_path / "merged").mkdir()
-    (tmp_path / "merged" / "leftover").write_text("of another export")
-    export_policy(Resources(recipe), adapter, tmp_path, "float16", None)
-    assert not (tmp_path / "merged" / "leftover").exists()
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ({"max_kl": 1e-9}, "nats a token, 1e-09 is allowed"),
+        ({"min_agreement": 1.0}, "the likeliest token is the same in"),
+    ],
+)
+def test_the_recipe_says_what_must_hold(export, tmp_path, limit, said):
+    with pytest.raises(TrainingError, match=said):
+        export(base="original", check={"max_kl": 10.0, "min_agreement": 0.0} | limit)
+    assert not (tmp_path / "there").exists()
 
 
-def entry(folder, kind="grpo"):
-    return LedgerEntry(folder, Fingerprint({}, {}, {}), {}, StageResult(name=folder[3:], kind=kind))
+def test_what_asks_otherwise_is_not_the_policy(export, monkeypatch):
+    """A chat template that got lost or changed on the way would not show in a divergence."""
+    real = merge.load_tokenizer
+
+    def other(*args):
+        tokenizer = real(*args)
+        tokenizer.chat_template = tokenizer.chat_template.replace("{", "Hello {", 1)
+        return tokenizer
+
+    monkeypatch.setattr(merge, "load_tokenizer", other)
+    with pytest.raises(UserError, match="asks problems otherwise than in training"):
+        export()
 
 
-def test_a_runs_newest_policy(recipe, adapter, tiny_path, tmp_path, capfd):
-    run = tmp_path / "run"
-    run.mkdir()
-    ledger = Ledger(run)
-    with pytest.raises(UserError, match="no trained policy yet"):
-        export_run(run, None)
-    (run / "run.json").write_text(json.dumps({"recipe": recipe.model_dump(mode="json")}))
-    for index, name in enumerate(("explore", "polish"), start=1):
-        folder = run / f"{index:02}-{name}"
-        folder.mkdir()
-        save_adapter(tiny.policy(tiny_path, seed=index), folder / "adapter")
-        ledger.record(entry(folder.name))
+def test_the_same_again_is_left_as_it_is_and_another_takes_its_place(export, tmp_path, monkeypatch):
+    first = export(dtype="float16")
+    (tmp_path / "there" / "leftover").write_text("of another export")
+    monkeypatch.setattr(exporting, "_write", lambda *_: pytest.fail("it is there already"))
+    assert export(dtype="float16") == first
+    monkeypatch.undo()
+    assert export(dtype="float32").dtype == "float32"
+    assert not (tmp_path / "there" / "leftover").exists()
+    # and one whose files were touched is made again
+    (tmp_path / "there" / "config.json").write_text("{}")
+    assert export(dtype="float32").intact(tmp_path / "there")
+
+
+def test_a_folder_with_something_else_is_not_replaced(export, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "thesis.tex").write_text("dear")
+    with pytest.raises(UserError, match="holds something else than an export"):
+        export()
+    assert (tmp_path / "there" / "thesis.tex").read_text() == "dear"
+
+
+def test_no_room_is_known_before_anything_is_merged(export, monkeypatch, tmp_path):
+    Usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda path: Usage(1, 1, 1000))
+    monkeypatch.setattr(exporting, "write_merged", lambda *_: pytest.fail("there is no room"))
+    with pytest.raises(UserError, match=r"the merged model takes .* and the disk with .* has .*; make room"):
+        export()
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_a_disk_that_is_full_halfway_leaves_nothing(export, run, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    first = export(dtype="float16")
+    monkeypatch.setattr(exporting, "write_merged", full)
+    with pytest.raises(OSError, match="No space left"):
+        export(dtype="float32")
+    assert not list(tmp_path.glob(".*partial")) and ExportRecord.read(tmp_path / "there") == first
+    with pytest.raises(UserError, match=r"^the disk with .* is full; make room and run the same command"):
+        export_run(run, str(tmp_path / "there"))
+
+
+def test_the_newest_policy_of_a_run(run, tmp_path, capfd):
     capfd.readouterr()
-    said = export_run(run, tmp_path / "here")
-    assert capfd.readouterr() == ("", ""), "the libraries' bars go to the log"
-    assert "polish" in said and str(tmp_path / "here" / "merged") in said
-    exported = adapter_sha256(read_adapter(tmp_path / "here" / "adapter"))
+    said = export_run(run, str(tmp_path / "here"))
+    assert capfd.readouterr().err == "", "the libraries' bars go to the log"
+    assert "stage 'polish'" in said and "convert_hf_to_gguf.py" in said
+    assert said.count("reloaded by") == 1 and "none answered otherwise" in said
+    exported = adapter_sha256(read_adapter(tmp_path / "here" / "adapters" / "polish"))
     assert exported == adapter_sha256(read_adapter(run / "02-polish" / "adapter"))
+    assert "stage 'explore'" in export_run(run, str(tmp_path / "first"), "explore", {"what": "adapter"})
+    with pytest.raises(UserError, match=r"--stage explor: trains no policy .*did you mean 'explore'"):
+        export_run(run, None, "explor")
 
 
-def test_the_stages_own_record_counts_not_what_was_asked_for_later(recipe, adapter, tiny_path, tmp_path):
+def test_a_run_that_is_not_finished(run, tmp_path):
+    ledger = Ledger(run)
+    ledger.forget(["polish"])
+    with pytest.raises(UserError, match=r"stage 'polish' is not finished; .*--stage explore"):
+        export_run(run)
+    ledger.forget(["explore"])
+    with pytest.raises(UserError, match=r"stage 'polish' is not finished; run its recipe to the end$"):
+        export_run(run)
+    with pytest.raises(UserError, match=r"has no run\.json yet"):
+        export_run(tmp_path)
+
+
+def test_a_gate_that_said_no_is_not_passed_over(run, recipe, tmp_path):
+    """Accuracies are 0.1 and 0.2; the gate asks for half a point more than that difference."""
+    gate = {"metric": "accuracy", "against": "explore", "min_difference": 0.105}
+    stages = [one.model_dump(mode="json") for one in recipe.stages]
+    stages[1]["gate"] = gate
+    (run / "run.json").write_text(json.dumps({"recipe": recipe.model_dump(mode="json") | {"stages": stages}}))
+    with pytest.raises(UserError, match=r"the gate of stage 'polish' said NO-GO: .*--force exports it all the same"):
+        export_run(run, str(tmp_path / "here"))
+    assert not (tmp_path / "here").exists()
+    export_run(run, str(tmp_path / "here"), force=True)
+    assert "**NO-GO.**" in (tmp_path / "here" / "README.md").read_text()
+    # the stage before it was not judged
+    export_run(run, str(tmp_path / "first"), "explore", {"what": "adapter"})
+    assert "NO-GO" not in (tmp_path / "first" / "README.md").read_text()
+
+
+def test_the_stages_own_record_counts_not_what_was_asked_for_later(run, recipe, tiny_path, tmp_path):
     """A refused `--set model.quantize=none` once got into run.json, and the export merged onto another base."""
-    run = tmp_path / "run"
-    (run / "01-explore").mkdir(parents=True)
-    policy = tiny.policy(tiny_path)
-    save_adapter(policy, run / "01-explore" / "adapter")
     asked = {"base": str(tiny_path), "quantize": "none", "lora": {"rank": 4, "alpha": 8}}
     (run / "run.json").write_text(json.dumps({"recipe": recipe.model_dump(mode="json") | {"model": asked}}))
-    trained = {f"model.{key}": getattr(recipe.model, key) for key in ("base", "quantize", "dtype")}
-
-    def finished(base_hash):
-        result = StageResult(name="explore", kind="grpo", extra={"base_sha256": base_hash})
-        Ledger(run).record(LedgerEntry("01-explore", Fingerprint(trained, {}, {}), {}, result))
-
-    finished(base_sha256(policy))
-    assert "explore" in export_run(run, tmp_path / "here")
-    finished("of another base")
+    assert "polish" in export_run(run, str(tmp_path / "here"))
+    ledger = Ledger(run)
+    entry = ledger.entries["polish"]
+    entry.result.extra["base_sha256"] = "of another base"
+    ledger.record(entry)
     with pytest.raises(TrainingError, match=r"is not the one that the policy was trained on"):
-        export_run(run, tmp_path / "there")
-    assert not (tmp_path / "there" / "merged").exists()
+        export_run(run, str(tmp_path / "there"))
+    assert not (tmp_path / "there").exists()
+
+
+def test_nothing_of_this_machine_is_published(run, tmp_path, tiny_path):
+    export_run(run, str(tmp_path / "here"))
+    files = [path for path in (tmp_path / "here").rglob("*") if path.is_file() and path.suffix != ".safetensors"]
+    texts = {path.name: path.read_text() for path in files}
+    assert len(texts) > 5
+    # the recipe's own words may name a folder, and here its base is one
+    texts["README.md"] = texts["README.md"].partition("## Recipe")[0]
+    for name, text in texts.items():
+        assert str(tmp_path) not in text.replace(str(tiny_path), ""), name
+
+
+def test_a_card_needs_an_export(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is no export"):
+        write_card(tmp_path / "empty", run, ExportSettings())

@@ -1,0 +1,196 @@
+"""The model card of an export: what the run measured, and how to load the files. Nothing else is claimed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from evals.evaluate import Evaluation, Pass
+from evals.statistics import PairedDifference
+from models.hub import readme_of
+from models.paths import hub_model
+from orchestra.config.faults import RecipeError
+from orchestra.config.recipe import Recipe
+from orchestra.config.words import is_local
+from orchestra.config.yamlfile import parse
+from orchestra.report.data import RunRecord, StageRecord, compared
+from orchestra.run.folder import LIBRARIES
+from orchestra.text import FILTERS, p_value, points
+from orchestra.work.exporting import ADAPTERS, ExportRecord
+from rewards.domain import get_domain
+from settings import Refers
+from settings.hub import HubName, Kind
+
+TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
+EXAMPLE = "What is 12 - 5?"
+TAGS = ("grpo", "lora", "math", "orchestra-rl")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data or a model that the run drew on; `licence` is None where it is not known here."""
+
+    name: str
+    use: str
+    licence: str | None
+    on_hub: bool
+
+
+def card(run: RunRecord, recipe: Recipe, export: ExportRecord, repo: str) -> str:
+    """README.md of an export.
+
+    Args:
+        recipe: of the run.
+        repo: what the files will be loaded by.
+    """
+    (policy,) = export.policies
+    upto = run.stages[: 1 + next(i for i, stage in enumerate(run.stages) if stage.name == policy)]
+    own = upto[-1]
+    base = hub_model(export.base)
+    licence = licence_of("model", export.base)
+    sources = list(_sources(recipe, upto))
+    data = ModelCardData(
+        model_name=repo.rpartition("/")[2],
+        base_model=base.repo if base is not None else None,
+        datasets=sorted({one.name for one in sources if one.on_hub}) or None,
+        library_name="transformers" if export.merged is not None else "peft",
+        license=licence,
+        pipeline_tag="text-generation",
+        tags=[*TAGS],
+        eval_results=list(_results(recipe, own)),
+    )
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= FILTERS
+    domain = get_domain(recipe.problems.domain)
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        run=run,
+        recipe=recipe,
+        export=export,
+        repo=repo,
+        policy=policy,
+        licence=licence,
+        adapters=ADAPTERS,
+        rows=list(_rows(upto)),
+        own=own,
+        interval=interval,
+        change=change,
+        sources=sources,
+        messages=[dict(one) for one in domain.format(recipe.problems.format).messages(EXAMPLE)],
+        versions={name: run.ran_on[name] for name in ("python", *LIBRARIES) if name in run.ran_on},
+        longest=recipe.evaluate.max_completion_tokens or recipe.rollouts.max_completion_tokens,
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{text}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stage of the card's table; the differences are paired by problem, to the evaluated stage before, and `left_out`
+    counts what it was not to train on."""
+
+    stage: StageRecord
+    sampled: Pass | None
+    greedy: Pass | None
+    difference: PairedDifference | None
+    greedy_difference: PairedDifference | None
+    reference: str
+    left_out: int
+
+
+def _rows(stages: Sequence[StageRecord]) -> Iterator[Row]:
+    before: StageRecord | None = None
+    for stage in stages:
+        evaluation = stage.evaluation
+        sampled, greedy = _difference(stage, before, "sampled"), _difference(stage, before, "greedy")
+        trains = stage.result is not None and (stage.gives("traces") or stage.gives("policy"))
+        left_out = stage.result.extra.get("left_out", 0) if trains else 0
+        reference = str(stage.config.get("reference", "")) if stage.beta is not None else ""
+        passes = (None, None) if evaluation is None else (evaluation.sampled, evaluation.greedy)
+        yield Row(stage, *passes, sampled, greedy, reference, int(left_out))
+        before = stage if evaluation is not None else before
+
+
+def _difference(
+    after: StageRecord, before: StageRecord | None, of: Literal["sampled", "greedy"]
+) -> PairedDifference | None:
+    return None if before is None or after.evaluation is None else compared(after, before, of)
+
+
+def interval(one: Pass | None) -> str:
+    """`52.0 [48.8, 55.3]`, in per cent."""
+    if one is None:
+        return ""
+    found = one.accuracy
+    return f"{100 * found.estimate:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def change(one: PairedDifference | None) -> str:
+    """`+7.1 [+5.2, +9.0], p < 0.001`, in points."""
+    if one is None:
+        return ""
+    return f"{points(one.difference)} [{points(one.low)}, {points(one.high)}], {p_value(one.p_value)}"
+
+
+def _results(recipe: Recipe, stage: StageRecord) -> Iterator[EvalResult]:
+    """What the Hub shows beside the card."""
+    evaluation: Evaluation | None = stage.evaluation
+    if evaluation is None:
+        return
+    test = _hub_data(recipe, recipe.problems.test)
+    for name, one in (("sampled", evaluation.sampled), ("greedy", evaluation.greedy)):
+        if one is None:
+            continue
+        args: Mapping[str, object] = {
+            "temperature": one.temperature, "samples": len(one.correct[0]), "problems": len(one.correct),
+            "low": round(one.accuracy.low, 4), "high": round(one.accuracy.high, 4),
+            "confidence": one.accuracy.confidence,
+        }  # fmt: skip
+        yield EvalResult(
+            task_type="text-generation",
+            dataset_type=test.repo if test is not None else "local",
+            dataset_name=test.repo if test is not None else Path(recipe.problems.test).name,
+            dataset_config=test.config if test is not None else None,
+            dataset_revision=test.revision if test is not None else None,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_name=f"accuracy ({name})",
+            metric_value=round(one.accuracy.estimate, 4),
+            metric_args=dict(args),
+        )
+
+
+def _sources(recipe: Recipe, stages: Sequence[StageRecord]) -> Iterator[Source]:
+    for name, use in dict.fromkeys(((recipe.problems.train, "training"), (recipe.problems.test, "held out"))):
+        hub = _hub_data(recipe, name)
+        licence = licence_of("dataset", name) if hub is not None else None
+        yield Source(hub.repo if hub is not None else Path(name).name, f"problems, {use}", licence, hub is not None)
+    names = {stage.name for stage in stages}
+    for stage in recipe.stages:
+        if stage.name in names:
+            for model in stage.other_models():
+                hub_name = hub_model(model)
+                name = hub_name.repo if hub_name is not None else model
+                yield Source(name, f"teacher of stage {stage.name}", licence_of("model", model), False)
+
+
+def licence_of(kind: Kind, name: str) -> str | None:
+    """What the card of a model or data set says of its licence; None where there is no card, or it says nothing."""
+    found = re.match(r"---\n(.*?)\n---", readme_of(kind, name) or "", re.DOTALL)
+    try:
+        licence = parse(found[1], name).get("license") if found else None
+    except (RecipeError, AttributeError):  # not YAML, or not a mapping
+        return None
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+
+
+def _hub_data(recipe: Recipe, source: str) -> HubName | None:
+    if source in get_domain(recipe.problems.domain).sources or is_local(source, Refers("problems")):
+        return None
+    return HubName.parse(source)
