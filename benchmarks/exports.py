@@ -18,7 +18,7 @@ from pathlib import Path
 
 from evals.fidelity import Reloaded
 from orchestra.cli_export import export_run
-from orchestra.work.exporting import ExportRecord
+from orchestra.work.exported import ExportRecord
 
 HERE = Path(__file__).parent
 DTYPES = ("float32", "float16", "bfloat16")
@@ -27,11 +27,11 @@ MERGE = """
 import resource, sys, time
 from pathlib import Path
 import torch
-from models.merge import write_merged
+from models.merge import merged_shards, write_merged
 from models.settings import Model
 base, adapter, folder, kind = sys.argv[1:]
-start = time.perf_counter()
-write_merged(Model(base=base, dtype="bfloat16"), Path(adapter), Path(folder), torch.bfloat16, kind)
+start, model = time.perf_counter(), Model(base=base, dtype="bfloat16")
+write_merged(model, merged_shards(model, Path(adapter), torch.bfloat16, kind), Path(folder), torch.bfloat16)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter() - start)
 """
 

@@ -40,25 +40,34 @@ class Fidelity:
     Fields:
         kl: KL(policy || export), nats a token, exact over the vocabulary; agreement: share of tokens at which both put
             the same one first; tokens: completion tokens that both are taken over.
+        merge_kl: KL from the adapter, unmerged, on the base that it was merged into; the same as `kl` where that is the
+            base that it was trained on.
         reloaded: by engine and pass.
     """
 
     kl: float
     agreement: float
     tokens: int
+    merge_kl: float
     reloaded: tuple[Reloaded, ...]
 
-    def misses(self, limits: FidelityLimits, *, usual_kl: float) -> tuple[str, ...]:
+    def misses(self, limits: FidelityLimits, *, usual_kl: float, rounding: float) -> tuple[str, ...]:
         """What is beyond the limits, and by how much; nothing where the export may be called the policy.
 
         Args:
             usual_kl: what `limits.max_kl: null` means for this kind of export.
+            rounding: KL that the export's dtype may cost; what a merge costs beyond that is a mistake in it.
         """
         most = limits.max_kl if limits.max_kl is not None else usual_kl
         missed = []
         # a NaN is within no limit
         if not self.kl <= most:
             missed.append(f"KL to the trained policy is {self.kl:.2g} nats a token, {most:g} is allowed")
+        if not self.merge_kl <= max(rounding, most if self.merge_kl == self.kl else 0.0):
+            missed.append(
+                f"KL to the adapter on the base that it was merged into is {self.merge_kl:.2g} nats a token, which "
+                f"rounding does not explain ({rounding:g})"
+            )
         if not self.agreement >= limits.min_agreement:
             missed.append(
                 f"the likeliest token is the same in {self.agreement:.1%} of all places, "
@@ -75,7 +84,9 @@ class Fidelity:
         return tuple(missed)
 
 
-def fidelity(divergence: Divergence, policy: Evaluation, exported: Sequence[tuple[str, Evaluation]]) -> Fidelity:
+def fidelity(
+    divergence: Divergence, merge_kl: float, policy: Evaluation, exported: Sequence[tuple[str, Evaluation]]
+) -> Fidelity:
     """Put together what was measured.
 
     Args:
@@ -89,7 +100,7 @@ def fidelity(divergence: Divergence, policy: Evaluation, exported: Sequence[tupl
     reloaded = tuple(
         _beside(policy, engine, evaluation, of) for engine, evaluation in exported for of in _passes(policy, evaluation)
     )
-    return Fidelity(divergence.kl, divergence.agreement, divergence.tokens, reloaded)
+    return Fidelity(divergence.kl, divergence.agreement, divergence.tokens, merge_kl, reloaded)
 
 
 def _passes(policy: Evaluation, exported: Evaluation) -> list[str]:

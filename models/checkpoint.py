@@ -39,7 +39,7 @@ class Checkpoint:
     def read(self, file: str, name: str) -> torch.Tensor:
         """One tensor, in its own dtype, on the CPU."""
         if file not in self._paths:
-            return self._loaded[name].detach()
+            return self._loaded[name].detach().clone()
         from safetensors import safe_open
 
         # opened anew for each: the pages of a mapped file count as ours until it is closed

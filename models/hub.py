@@ -1,4 +1,4 @@
-"""Publishing a folder as a repository of the Hugging Face Hub: one commit that holds exactly that folder, or nothing.
+"""Publishing files as a repository of the Hugging Face Hub: one commit that holds exactly them, or nothing.
 
 Everything goes through huggingface_hub's own client, and so does the token, which this module never sees printed. Files
 that arrived before an upload was interrupted are kept by the Hub, which is asked for each before it is sent again.
@@ -10,7 +10,7 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,8 +23,7 @@ from settings.hub import MAIN, HubError, HubName, Kind
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, RepoFile
 
-OWN = frozenset({".gitattributes", ".gitignore"})
-"""Files that belong to a repository, not to what is published in it."""
+ATTRIBUTES, IGNORED = ".gitattributes", ".gitignore"
 REGULAR = 10 * 2**20
 """Bytes from which on the Hub keeps no file as a regular one."""
 
@@ -35,8 +34,8 @@ class Target:
 
     Fields:
         repo: `owner/name`, or a name below the token's own user.
+        private: of a repository that is made.
         revision: a branch, made where there is none; tag: put on the commit.
-        private: of a repository that is made; one that exists stays as it is.
     """
 
     repo: str
@@ -62,13 +61,19 @@ class Remote:
     """A repository's branch as it is now.
 
     Fields:
-        commit: None where there is no repository, or no such branch; exists: whether there is a repository.
-        files: path -> hash, without those that belong to the repository itself.
+        commit: None where there is no repository, or no such branch.
+        exists: whether there is a repository; public: whether everybody sees it.
+        files: path -> hash, without what belongs to the repository itself.
+        ignores: whether it has a .gitignore, by which the Hub leaves files out of a commit without a word.
+        tags: name -> commit.
     """
 
     commit: str | None = None
     exists: bool = False
+    public: bool = False
     files: Mapping[str, str] = field(default_factory=dict)
+    ignores: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,19 +86,23 @@ class Published:
 
 
 class Publisher:
-    """One folder and one repository.
+    """Some files and one repository.
+
+    Args:
+        files: path in the repository -> file.
+        sha256: of those of which it is known already; large files take a while.
 
     Raises:
         HubError: there is no token, or it may not write there; of every method, too, where the Hub says no or is gone.
     """
 
-    def __init__(self, folder: Path, target: Target) -> None:
+    def __init__(self, target: Target, files: Mapping[str, Path], sha256: Mapping[str, str]) -> None:
         from huggingface_hub import HfApi, get_token
 
         if get_token() is None:
             raise HubError(f"hub:{target.repo}: there is no Hub token here; log in (`hf auth login`) or set HF_TOKEN")
-        self.folder, self._api = folder, HfApi()
-        with _explained(target):
+        self._files, self._sha256, self._api = files, sha256, HfApi()
+        with _explained(target, NOTHING):
             me = self._api.whoami()
         owner, _, name = target.repo.rpartition("/")
         owners = [me["name"], *(one["name"] for one in me.get("orgs", []))]
@@ -106,7 +115,8 @@ class Publisher:
 
     def look(self) -> Remote:
         """The branch as it is now."""
-        return _look(self._api, self.target)
+        with _explained(self.target, NOTHING):
+            return _look(self._api, self.target)
 
     def changes(self, remote: Remote) -> list[Change]:
         """What publishing would do, file by file."""
@@ -119,78 +129,101 @@ class Publisher:
 
     @cached_property
     def _local(self) -> dict[str, _LocalFile]:
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        return {path.relative_to(self.folder).as_posix(): _LocalFile.of(path) for path in files}
+        return {path: _LocalFile.of(file, self._sha256.get(path)) for path, file in self._files.items()}
 
-    def read(self, path: str, commit: str) -> bytes:
-        """A small file of the repository."""
-        with _explained(self.target):
-            return Path(self._api.hf_hub_download(self.target.repo, path, revision=commit)).read_bytes()
+    def publish(self, remote: Remote, message: str, say: Callable[[str], None]) -> Published:
+        """Make the branch hold exactly the files, if it still is as `remote` says.
 
-    def publish(self, remote: Remote, message: str) -> Published:
-        """Make the branch hold exactly the folder, if it still is as `remote` says.
+        A Ctrl-C ends the process at once, with one line: threads of the client that are sending a file cannot be
+        stopped otherwise.
 
-        A Ctrl-C ends the process at once: threads of the client that are sending a file cannot be stopped otherwise.
+        Args:
+            say: to the user, whatever is done with standard error.
         """
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
         target, api = self.target, self._api
-        changes = self.changes(remote)
-        with _explained(target), _stopped_at_once(target):
-            if not remote.exists:
-                api.create_repo(target.repo, private=target.private, exist_ok=True)
+        self._must_be_possible(remote)
+        with _explained(target, NOTHING), _stopped_at_once(target, say):
             if remote.commit is None:
-                if target.revision != MAIN:
-                    api.create_branch(target.repo, branch=target.revision, exist_ok=True)
-                remote = self.look()
-                changes = self.changes(remote)
-            commit, differ = remote.commit, [change for change in changes if change.what != "same"]
+                remote = self._made(remote)
+            commit = remote.commit
+            differ = [change for change in self.changes(remote) if change.what != "same"]
             if differ:
-                operations = [
-                    CommitOperationDelete(change.path)
-                    if change.what == "gone"
-                    else CommitOperationAdd(change.path, self.folder / change.path)
-                    for change in differ
-                ]
-                made = api.create_commit(
-                    target.repo, operations, commit_message=message, revision=target.revision, parent_commit=commit
-                )
-                commit = made.oid
-                # the client says nothing of a file that the repository's own .gitignore keeps out
-                other = [change.path for change in self.changes(self.look()) if change.what != "same"]
-                if other:
-                    raise HubError(
-                        f"hub:{target}: published as {commit}, but {len(other)} files are otherwise there than here, "
-                        f"the first is {other[0]!r}: does its .gitignore keep it out?"
-                    )
-            if target.tag is not None:
-                self._tag(commit)
+                commit = api.create_commit(
+                    target.repo, self._operations(differ), commit_message=message, revision=target.revision,
+                    parent_commit=commit,
+                ).oid  # fmt: skip
         return Published(f"{api.endpoint}/{target.repo}", str(commit), bool(differ))
 
-    def _tag(self, commit: str | None) -> None:
-        tags = {tag.name: tag.target_commit for tag in self._api.list_repo_refs(self.target.repo).tags}
-        tagged = tags.get(self.target.tag)
-        if tagged is None:
-            self._api.create_tag(self.target.repo, tag=self.target.tag, revision=commit)
-        elif tagged != commit:
+    def finish(self, published: Published) -> None:
+        """Put the tag on the commit, and see that the branch holds what it should."""
+        target, api = self.target, self._api
+        with _explained(target, f"published as {published.commit}, but: "):
+            if target.tag is not None and _look(api, target).tags.get(target.tag) is None:
+                api.create_tag(target.repo, tag=target.tag, revision=published.commit)
+            other = [change.path for change in self.changes(_look(api, target)) if change.what != "same"]
+            if published.changed and other:
+                raise ValueError(f"{len(other)} files are otherwise there than here, the first is {other[0]!r}")
+
+    def _must_be_possible(self, remote: Remote) -> None:
+        """What can be known before anything is sent."""
+        target = self.target
+        if remote.ignores:
             raise HubError(
-                f"hub:{self.target}: published as {commit}, but the tag {self.target.tag!r} is on {tagged} already; "
-                "take another, or delete it"
+                f"hub:{target}: nothing was published: the repository has a {IGNORED}, which may leave files out "
+                "without a word; delete it there first"
             )
+        tagged = remote.tags.get(target.tag) if target.tag is not None else None
+        same = all(change.what == "same" for change in self.changes(remote))
+        if tagged is not None and not (same and tagged == remote.commit):
+            raise HubError(
+                f"hub:{target}: nothing was published: the tag {target.tag!r} is on commit {tagged[:12]} already; take "
+                "another, or delete it there"
+            )
+
+    def _made(self, remote: Remote) -> Remote:
+        """A repository, or a branch, that was not there; one that came meanwhile is somebody else's."""
+        target, api = self.target, self._api
+        if not remote.exists:
+            api.create_repo(target.repo, private=target.private)
+        if target.revision != MAIN:
+            api.create_branch(target.repo, branch=target.revision)
+        made = _look(api, target)
+        if not remote.exists and made.files:
+            raise HubError(f"hub:{target}: nothing was published: {SAID[409]}")
+        return made
+
+    def _operations(self, changes: list[Change]) -> list[object]:
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        return [
+            CommitOperationDelete(change.path)
+            if change.what == "gone"
+            else CommitOperationAdd(change.path, self._files[change.path])
+            for change in changes
+        ]
 
 
 def _look(api: HfApi, target: Target) -> Remote:
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    with _explained(target):
-        try:
-            info = api.repo_info(target.repo, revision=target.revision, files_metadata=True)
-        except RevisionNotFoundError:
-            return Remote(exists=True)
-        except RepositoryNotFoundError:
-            return Remote()
-    files = {one.rfilename: _hash(one) for one in info.siblings or () if one.rfilename not in OWN}
-    return Remote(info.sha, True, files)
+    try:
+        info = api.repo_info(target.repo, revision=target.revision, files_metadata=True)
+    except RevisionNotFoundError:
+        own = api.repo_info(target.repo)
+        return Remote(exists=True, public=not own.private, tags=_tags(api, target))
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        return Remote()
+    names = {one.rfilename for one in info.siblings or ()}
+    files = {one.rfilename: _hash(one) for one in info.siblings or () if one.rfilename not in (ATTRIBUTES, IGNORED)}
+    return Remote(info.sha, True, not info.private, files, IGNORED in names, _tags(api, target))
+
+
+def _tags(api: HfApi, target: Target) -> dict[str, str]:
+    if target.tag is None:
+        return {}
+    return {tag.name: tag.target_commit for tag in api.list_repo_refs(target.repo).tags}
 
 
 def _hash(file: RepoFile) -> str:
@@ -205,24 +238,24 @@ class _LocalFile:
     hashes: tuple[str, ...]
 
     @classmethod
-    def of(cls, path: Path) -> Self:
+    def of(cls, path: Path, sha256: str | None) -> Self:
         from huggingface_hub.utils.sha import git_hash
 
-        with open(path, "rb") as file:
-            large = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 is None:
+            with open(path, "rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         size = path.stat().st_size
-        return cls(size, (large,) if size > REGULAR else (large, git_hash(path.read_bytes())))
+        return cls(size, (sha256,) if size > REGULAR else (sha256, git_hash(path.read_bytes())))
 
 
 @contextmanager
-def _stopped_at_once(target: Target) -> Iterator[None]:
+def _stopped_at_once(target: Target, say: Callable[[str], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(signum: int, frame: object) -> None:
-        text = f"\nhub:{target}: stopped before it was published; what has arrived is kept, the same command goes on\n"
-        os.write(2, text.encode())
+        say(f"\nhub:{target}: stopped before it was published; what has arrived is kept, the same command goes on")
         os._exit(130)
 
     old = signal.signal(signal.SIGINT, stop)
@@ -232,6 +265,7 @@ def _stopped_at_once(target: Target) -> Iterator[None]:
         signal.signal(signal.SIGINT, old)
 
 
+NOTHING = "nothing was published: "
 SAID: Mapping[int, str] = {
     401: "the Hub does not take this token; make a new one, and log in (`hf auth login`)",
     402: "there is no room left for it on the Hub",
@@ -247,8 +281,12 @@ UNWELL = "the Hub is not well just now; the same command goes on later"
 
 
 @contextmanager
-def _explained(target: Target) -> Iterator[None]:
-    """One line for whatever goes wrong between here and the Hub."""
+def _explained(target: Target, so_far: str) -> Iterator[None]:
+    """One line for whatever goes wrong between here and the Hub.
+
+    Args:
+        so_far: what has become of the publishing by then.
+    """
     import httpx
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -260,7 +298,7 @@ def _explained(target: Target) -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, HfHubHTTPError | httpx.HTTPStatusError):
             cause = cause.__cause__
-        raise HubError(f"hub:{target}: nothing was published: {_reason(cause or error)}") from error
+        raise HubError(f"hub:{target}: {so_far}{_reason(cause or error)}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -5,6 +5,7 @@ was when the base was loaded for training, and the adapter's update is added in 
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,18 +63,15 @@ def merged_shards(
     }
 
 
-def write_merged(
-    model: Model, adapter: Path | None, folder: Path, dtype: torch.dtype, base: MergeBase = "dequantized"
-) -> None:
+def write_merged(model: Model, shards: Mapping[str, Sequence[Weight]], folder: Path, dtype: torch.dtype) -> None:
     """Write a model that stands alone: `merged_shards` as safetensors, the base's configuration, and its tokenizer as
     it was trained with: the chat template is the prompt format, the end one of those at which the model stops.
 
     Raises:
-        ModelError: the base or the adapter cannot be read, or do not fit.
+        ModelError: the base cannot be read.
         OSError: the folder cannot be written, its disk being full, say.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shards = merged_shards(model, adapter, dtype, base)
     config = load_config(model.base)
     config.dtype = dtype
     config.save_pretrained(folder)

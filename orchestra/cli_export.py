@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from orchestra.config.faults import UserError
 from orchestra.config.recipe import Recipe
 from orchestra.config.stage import Stage
-from orchestra.run import gates
+from orchestra.run import gates, processes
 from orchestra.run.disk import disk_errors
 from orchestra.run.folder import read_json
 from orchestra.run.ledger import Ledger, LedgerEntry
@@ -22,7 +22,7 @@ from orchestra.work.settings import EXPORT, ExportSettings
 from settings import near
 
 if TYPE_CHECKING:
-    from orchestra.work.exporting import TrainedPolicy
+    from orchestra.work.exported import TrainedPolicy
     from orchestra.work.publishing import Ask
 
 HUB = "hub:"
@@ -49,6 +49,8 @@ def export_run(
         raise UserError(f"{run_dir} has no run.json yet; run its recipe first")
     recipe = Recipe.model_validate(read_json(run_dir / "run.json")["recipe"])
     entries = Ledger(run_dir).entries
+    if dry_run and not (to or "").startswith(HUB):
+        raise UserError("--dry-run shows what would be published: it needs --to hub:name/model")
     asked = {key: value for key, value in (options or {}).items() if value is not None}
     if to is not None and to.startswith(HUB):
         asked["hub"] = to.removeprefix(HUB)
@@ -71,35 +73,34 @@ def export_run(
     if no_go and not force:
         raise UserError(f"{no_go}; --force exports it all the same, and its card says so")
     folder = _folder(run_dir, entries, to, own, settings, stage)
-    progress = Progress()
+    recipe, progress = _as_trained(recipe, entry), Progress()
+    processes.yield_cores()
     with chatter_to(run_dir / "log.txt"), disk_errors(folder.parent):
-        from orchestra.work.exporting import TrainedPolicy
+        from orchestra.work.exported import TrainedPolicy
 
         policy = TrainedPolicy.of(name, run_dir / entry.folder, entry.result, no_go)
-        said = _exported(run_dir, _as_trained(recipe, entry), policy, folder, settings, progress)
+        said = _exported(run_dir, recipe, policy, folder, settings, progress, replace)
     if settings.hub is None:
         return f"{said}\n  as GGUF, for llama.cpp: {gguf_command(folder)}" if settings.what == "merged" else said
     from orchestra.work.publishing import publish
 
-    return f"{said}\n{publish(folder, run_dir, settings, ask=_asking(replace), dry_run=dry_run)}"
+    told = publish(folder, run_dir, recipe, settings, say=progress.say, ask=_asking(replace), dry_run=dry_run)
+    return f"{said}\n{told}"
 
 
 def _exported(
-    run_dir: Path, recipe: Recipe, policy: TrainedPolicy, folder: Path, settings: ExportSettings, progress: Progress
-) -> str:
+    run_dir: Path, recipe: Recipe, policy: TrainedPolicy, folder: Path, settings: ExportSettings, progress: Progress,
+    replace: bool,
+) -> str:  # fmt: skip
     """Written and found to be the policy; what to tell of that."""
     from orchestra.work.exporting import export_policy
-    from orchestra.work.publishing import publisher_of, write_card
+    from orchestra.work.publishing import may_publish, write_card
     from orchestra.work.resources import Resources
 
     if settings.hub is not None:
-        publisher_of(settings)  # a token that is missing is told before the merge, which takes a while
-    resources = Resources(recipe)
-    try:
-        record = export_policy(resources, policy, folder, settings, progress)
-    finally:
-        resources.close()
-    write_card(folder, run_dir, settings)
+        may_publish(settings)  # a token that is missing is told before the merge, which takes a while
+    record = export_policy(Resources(recipe), policy, folder, settings, progress, replace=replace)
+    write_card(folder, run_dir, recipe)
     return "\n".join([f"{folder}: policy of stage {policy.name!r}", *(f"  {line}" for line in record.lines())])
 
 
@@ -145,7 +146,7 @@ def _folder(
 ) -> Path:
     """Where it goes: what the recipe's own export has made already is not made again."""
     if to is not None and not to.startswith(HUB):
-        return Path(to)
+        return Path(to).expanduser().resolve()
     if own is not None and own.name in entries and stage is None:
         same = ("what", "base", "dtype", "check")
         if all(getattr(own, key) == getattr(settings, key) for key in same):

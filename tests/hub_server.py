@@ -161,7 +161,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def of_repo(self, name: str, repo: Repo, what: str, revision: str, body: bytes) -> None:
         if what == "branch":
-            repo.branches.setdefault(revision, repo.branches["main"])
+            if revision in repo.branches:
+                return self.answer({"error": "Reference already exists"}, 409)
+            repo.branches[revision] = repo.branches["main"]
             return self.answer({})
         commit = repo.commit(revision)
         if what == "refs":

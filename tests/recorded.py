@@ -81,7 +81,7 @@ class Seen:
         dropout: of the adapter, while training.
         tokens_at_once: for which a GRPO pass has room.
         start, reference: hashes of the adapters that training began with and was held to, "" where there is none.
-        loaded: folders whose files the engine read; limits: that an export was held to; published: its settings.
+        limits: that an export was held to; published: its settings.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -93,7 +93,6 @@ class Seen:
     trainer: object = None
     start: str = ""
     reference: str = ""
-    loaded: list[str] = field(default_factory=list)
     limits: object = None
     published: object = None
     folder: Path = Path()
@@ -171,9 +170,6 @@ class Script:
     def score(self, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> list[list[float]]:
         return [[0.0] * len(completion) for completion in completions]
 
-    def load_files(self, folder: str) -> None:
-        self.run.now.loaded.append(folder)
-
     def rest(self) -> None: ...
 
     def close(self) -> None: ...
@@ -226,11 +222,11 @@ class Run:
             served.mismatch = 0.0
             self.now.pushed.append((served.sync, adapter_sha256(adapter_tensors(model))))
 
-        def misses(fidelity: Fidelity, limits: object, *, usual_kl: float) -> tuple[str, ...]:
+        def misses(fidelity: Fidelity, limits: object, **_: float) -> tuple[str, ...]:
             self.now.limits = limits
             return ()
 
-        def publish(folder: Path, run_dir: Path, settings: object) -> str:
+        def publish(folder: Path, run_dir: Path, recipe: Recipe, settings: object, **_: object) -> str:
             self.now.published = settings
             return "published"
 
@@ -258,6 +254,7 @@ class Run:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(resources, "start_engine", start_engine)
+            patch.setattr(resources, "ApartEngine", start_engine)
             patch.setattr(Served, "push", push)
             patch.setattr(Fidelity, "misses", misses)
             patch.setattr(publishing, "publish", publish)

@@ -8,7 +8,8 @@ import torch
 from models.adapters import adapter_tensors, new_adapter, write_adapter
 from models.base import load_base, load_tokenizer
 from models.engines.protocol import Sampling, Weight, Weights
-from models.settings import Lora
+from models.merge import merged_shards, write_merged
+from models.settings import Lora, MergeBase, Model
 from models.training import Probe
 
 HIDDEN, LAYERS, MLP, VOCABULARY = 64, 2, 128, 512
@@ -53,6 +54,13 @@ def write_checkpoint(folder: Path, *, tied: bool = False, seed: int = 0) -> Path
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def merge(
+    model: Model, adapter: Path | None, folder: Path, dtype: torch.dtype, base: MergeBase = "dequantized"
+) -> None:
+    """Write the merged model."""
+    write_merged(model, merged_shards(model, adapter, dtype, base), folder, dtype)
 
 
 CHATML = (

@@ -117,11 +117,6 @@ class Engine(Protocol):
         """Serve these weights from now on; all of them have been made when this returns."""
         ...
 
-    def load_files(self, folder: str) -> None:
-        """Serve the weights of another checkpoint of the same shape from now on, read from its files as this engine
-        reads such files; an adapter served before is gone."""
-        ...
-
     def sync_adapter(self, adapter: AdapterFiles) -> None:
         """Serve this adapter on the weights synced last from now on. The engine decides where its files are kept."""
         ...

@@ -70,9 +70,6 @@ class SharedEngine:
     def sync_folded(self, weights: Weights) -> None:
         self._own.sync_folded(weights)
 
-    def load_files(self, folder: str) -> None:
-        self._own.load_files(folder)
-
     def sync_adapter(self, adapter: AdapterFiles) -> None:
         self._own.sync_adapter(adapter)
 

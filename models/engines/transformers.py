@@ -110,12 +110,6 @@ class TransformersEngine:
                 raise EngineError(f"the engine's model has no weight '{name}'; it is not the base that is trained")
             own[name].copy_(tensor)
 
-    def load_files(self, folder: str) -> None:
-        from transformers import AutoModelForCausalLM
-
-        read = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype)
-        self._model.load_state_dict(read.state_dict())
-
     def sync_adapter(self, adapter: AdapterFiles) -> None:
         raise EngineError("rollouts.sync: 'adapter' needs vLLM; the transformers engine takes 'folded'")
 

@@ -163,25 +163,14 @@ class VllmEngine:
         return scored
 
     def sync_folded(self, weights: Weights) -> None:
-        self._reload(weights_iterator=((name, tensor.to(self.dtype)) for name, tensor in weights))
-
-    def load_files(self, folder: str) -> None:
-        self._let_adapter_go()
-        self._reload(weights_path=folder)
-
-    def _reload(self, **source: object) -> None:
         self._must_be_sound()
+        cast = ((name, tensor.to(self.dtype)) for name, tensor in weights)
         try:
-            self._llm.collective_rpc("reload_weights", kwargs=source)
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast})
         except Exception as error:
             self._broken = f"vLLM could not take the policy's weights: {last_line(error)}"
             raise EngineError(self._broken) from error
         self._llm.reset_prefix_cache()
-
-    def _let_adapter_go(self) -> None:
-        if self._adapter is not None:
-            self._llm.llm_engine.remove_lora(self._adapter.lora_int_id)
-            self._adapter = None
 
     def sync_adapter(self, adapter: AdapterFiles) -> None:
         """Each time under a fresh name and id: a reloaded adapter of the same id may be served from the prefix cache

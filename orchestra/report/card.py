@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -22,47 +22,93 @@ from orchestra.config.yamlfile import parse
 from orchestra.report.data import RunRecord, StageRecord, compared
 from orchestra.run.folder import LIBRARIES
 from orchestra.text import FILTERS, p_value, points
-from orchestra.work.exporting import ADAPTERS, ExportRecord
+from orchestra.work.exported import ADAPTERS, ExportRecord
 from rewards.domain import get_domain
 from settings import Refers
-from settings.hub import HubName, Kind
+from settings.hub import MAIN, HubName, Kind
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 EXAMPLE = "What is 12 - 5?"
-TAGS = ("grpo", "lora", "math", "orchestra-rl")
+
+
+@dataclass(frozen=True)
+class Licence:
+    """As a card says it; all None where that is not known here."""
+
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+
+    def __str__(self) -> str:
+        name = self.license_name or self.license or ""
+        return f"[{name}]({self.license_link})" if self.license_link and name else name
 
 
 @dataclass(frozen=True)
 class Source:
-    """Data or a model that the run drew on; `licence` is None where it is not known here."""
+    """Data or a model that the run drew on."""
 
     name: str
     use: str
-    licence: str | None
+    licence: Licence
     on_hub: bool
 
 
-def card(run: RunRecord, recipe: Recipe, export: ExportRecord, repo: str) -> str:
+@dataclass
+class Licences:
+    """Of what a run drew on, looked up once.
+
+    Fields:
+        known: name -> what was found; what was not is looked for again.
+    """
+
+    known: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def of(self, kind: Kind, name: str) -> Licence:
+        """What the card of a model or data set says of its licence."""
+        key = f"{kind} {name}"
+        if key not in self.known:
+            found = _front_matter(readme_of(kind, name) or "", name)
+            said = {one.name: found[one.name] for one in fields(Licence) if found.get(one.name)}
+            if said:
+                self.known[key] = {
+                    word: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+                    for word, value in said.items()
+                }
+        return Licence(**self.known.get(key, {}))
+
+
+def _front_matter(text: str, name: str) -> Mapping[str, object]:
+    found = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    try:
+        value = parse(found[1], name) if found else None
+    except RecipeError:  # not YAML
+        value = None
+    return value if isinstance(value, Mapping) else {}
+
+
+def card(run: RunRecord, recipe: Recipe, export: ExportRecord, repo: str, branch: str, licences: Licences) -> str:
     """README.md of an export.
 
     Args:
-        recipe: of the run.
-        repo: what the files will be loaded by.
+        recipe: of the run, with the base as it was trained.
+        repo, branch: from where the files will be loaded.
     """
     (policy,) = export.policies
     upto = run.stages[: 1 + next(i for i, stage in enumerate(run.stages) if stage.name == policy)]
     own = upto[-1]
     base = hub_model(export.base)
-    licence = licence_of("model", export.base)
-    sources = list(_sources(recipe, upto))
+    licence = licences.of("model", export.base)
+    sources = list(_sources(recipe, upto, licences))
+    trained = dict.fromkeys(stage.kind for stage in upto if stage.gives("policy"))
     data = ModelCardData(
         model_name=repo.rpartition("/")[2],
         base_model=base.repo if base is not None else None,
         datasets=sorted({one.name for one in sources if one.on_hub}) or None,
         library_name="transformers" if export.merged is not None else "peft",
-        license=licence,
+        **asdict(licence),
         pipeline_tag="text-generation",
-        tags=[*TAGS],
+        tags=["lora", *trained, recipe.problems.domain, "orchestra-rl"],
         eval_results=list(_results(recipe, own)),
     )
     environment = Environment(
@@ -75,6 +121,8 @@ def card(run: RunRecord, recipe: Recipe, export: ExportRecord, repo: str) -> str
         recipe=recipe,
         export=export,
         repo=repo,
+        branch="" if branch == MAIN else branch,
+        base=base,
         policy=policy,
         licence=licence,
         adapters=ADAPTERS,
@@ -166,10 +214,10 @@ def _results(recipe: Recipe, stage: StageRecord) -> Iterator[EvalResult]:
         )
 
 
-def _sources(recipe: Recipe, stages: Sequence[StageRecord]) -> Iterator[Source]:
-    for name, use in dict.fromkeys(((recipe.problems.train, "training"), (recipe.problems.test, "held out"))):
+def _sources(recipe: Recipe, stages: Sequence[StageRecord], licences: Licences) -> Iterator[Source]:
+    for name, use in ((recipe.problems.train, "training"), (recipe.problems.test, "held out")):
         hub = _hub_data(recipe, name)
-        licence = licence_of("dataset", name) if hub is not None else None
+        licence = licences.of("dataset", name) if hub is not None else Licence()
         yield Source(hub.repo if hub is not None else Path(name).name, f"problems, {use}", licence, hub is not None)
     names = {stage.name for stage in stages}
     for stage in recipe.stages:
@@ -177,17 +225,7 @@ def _sources(recipe: Recipe, stages: Sequence[StageRecord]) -> Iterator[Source]:
             for model in stage.other_models():
                 hub_name = hub_model(model)
                 name = hub_name.repo if hub_name is not None else model
-                yield Source(name, f"teacher of stage {stage.name}", licence_of("model", model), False)
-
-
-def licence_of(kind: Kind, name: str) -> str | None:
-    """What the card of a model or data set says of its licence; None where there is no card, or it says nothing."""
-    found = re.match(r"---\n(.*?)\n---", readme_of(kind, name) or "", re.DOTALL)
-    try:
-        licence = parse(found[1], name).get("license") if found else None
-    except (RecipeError, AttributeError):  # not YAML, or not a mapping
-        return None
-    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+                yield Source(name, f"teacher of stage {stage.name}", licences.of("model", model), False)
 
 
 def _hub_data(recipe: Recipe, source: str) -> HubName | None:

@@ -42,24 +42,24 @@ class ExportStage(Stage, ExportSettings):
 
     def ready(self, recipe: Recipe) -> None:
         if self.hub is not None:
-            from orchestra.work.publishing import publisher_of
+            from orchestra.work.publishing import may_publish
 
-            publisher_of(self)
+            may_publish(self)
 
     def run(self, context: StageContext) -> StageResult:
-        from orchestra.work.exporting import TrainedPolicy, export_policy
+        from orchestra.work.exported import TrainedPolicy
+        from orchestra.work.exporting import export_policy
         from orchestra.work.publishing import publish, write_card
 
         policy = TrainedPolicy.of(context.parent, context.earlier[context.parent], context.result_of(context.parent))
-        folder = context.folder / EXPORT
-        record = export_policy(context.resources, policy, folder, self, context.progress)
+        folder, say = context.folder / EXPORT, context.progress.say
+        record = context.once(lambda: export_policy(context.resources, policy, folder, self, context.progress))
         for line in record.lines():
-            context.progress.say(f"    {line}")
-        context.once(lambda: write_card(folder, context.run_dir, self))
+            say(f"    {line}")
+        context.once(lambda: write_card(folder, context.run_dir, context.recipe))
         if self.hub is not None:
-            said = context.once(lambda: publish(folder, context.run_dir, self))
-            context.progress.say(f"    {said}")
+            say(f"    {context.once(lambda: publish(folder, context.run_dir, context.recipe, self, say=say))}")
         else:
-            context.progress.say(f"    {folder}; to publish it: orchestra export {context.run_dir} --to hub:you/name")
+            say(f"    {folder}; to publish it: orchestra export {context.run_dir} --to hub:you/name")
         result = context.result(kl_to_policy=record.fidelity.kl, top1_agreement=record.fidelity.agreement)
         return replace(result, adapter_sha256=record.policies[policy.name])

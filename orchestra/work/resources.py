@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from models.base import context_length, load_tokenizer, spoken_to
+from models.base import context_length, free_memory, load_tokenizer, spoken_to
 from models.conversation import Conversation
+from models.engines.apart import ApartEngine
 from models.engines.protocol import Engine
 from models.engines.serving import Served, which_sync
 from models.engines.shared import SharedEngine
@@ -178,24 +179,21 @@ class Resources:
         return Capacity(min(context_length(name), room), max_num_seqs=256, lora_rank=lora_rank, temporary=temporary)
 
     @contextmanager
-    def engine_on(self, files: str, kind: EngineKind) -> Iterator[Engine]:
-        """Inside, an engine of this kind that has read a copy of the base's checkpoint from its files: the run's own,
-        beside which a GPU may have no room for another, or else one that is started on them."""
-        base = self.recipe.model.base
-        engine = self._engines.get(base)
-        if engine is not None and engine.kind == kind:
-            engine.load_files(files)
-            yield self._shared(engine)
-            return
-        self.processes.wait()
-        serving = self.recipe.rollouts.model_copy(update={"engine": kind})
-        capacity = self._capacity(base, temporary=not self._resting)
+    def engine_apart(self, files: str, kind: EngineKind, dtype: str) -> Iterator[ApartEngine]:
+        """Inside, an engine of this kind on a copy of the base in another folder, in a process of its own.
+
+        Args:
+            dtype: in which it computes, `float16` say.
+        """
+        capacity = self._capacity(self.recipe.model.base)
         if kind == "transformers":
             capacity = replace(capacity, max_num_seqs=GENERATED_AT_ONCE)
-        engine = start_engine(files, serving, capacity)
-        self._resting.append(engine)
-        yield self._shared(engine)
-        engine.rest()
+        free_memory()
+        engine = ApartEngine(files, self.recipe.rollouts.model_copy(update={"engine": kind, "dtype": dtype}), capacity)
+        try:
+            yield engine
+        finally:
+            engine.close()
 
     def _shared(self, engine: Engine) -> Engine:
         return SharedEngine(engine, self.processes) if self.processes.count > 1 else engine

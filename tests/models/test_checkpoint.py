@@ -135,10 +135,11 @@ MERGE = """
 import sys, resource
 from pathlib import Path
 import torch
-from models.merge import write_merged
+from models.merge import merged_shards, write_merged
 from models.settings import Model
 base, adapter, folder, kind = sys.argv[1:]
-write_merged(Model(base=base, dtype="bfloat16"), Path(adapter), Path(folder), torch.bfloat16, kind)
+model = Model(base=base, dtype="bfloat16")
+write_merged(model, merged_shards(model, Path(adapter), torch.bfloat16, kind), Path(folder), torch.bfloat16)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from models.adapters import save_adapter
 from models.base import ModelError, end_tokens, load_tokenizer, spoken_to
 from models.engines.start import Capacity, start_engine
-from models.merge import write_merged
 from models.prompts import render_prompt
 from models.settings import Model, Serving
 from rewards.formats import FORMATS
@@ -144,7 +143,7 @@ def test_engines_stop_at_the_end_of_the_base_alone(tmp_path, kind, request):
 def test_an_export_says_how_it_was_trained(base, tmp_path):
     """To whoever loads it with the stock library: prompts, end, and where generation stops."""
     save_adapter(tiny.policy(base), tmp_path / "adapter")
-    write_merged(Model(base=base), tmp_path / "adapter", tmp_path / "merged", torch.float32)
+    tiny.merge(Model(base=base), tmp_path / "adapter", tmp_path / "merged", torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert tokenizer.eos_token == END_OF_TEXT
     config = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").generation_config
@@ -155,7 +154,7 @@ def test_an_export_says_how_it_was_trained(base, tmp_path):
     ours = load_tokenizer(str(tmp_path / "merged"))
     assert spoken_to(str(tmp_path / "merged"), "auto").other is None
     assert render_prompt(ours, MESSAGES) == PLAINLY and ours.eos_token == END_OF_TEXT
-    write_merged(Model(base=base, prompt="chat"), tmp_path / "adapter", tmp_path / "by-template", torch.float32)
+    tiny.merge(Model(base=base, prompt="chat"), tmp_path / "adapter", tmp_path / "by-template", torch.float32)
     assert AutoTokenizer.from_pretrained(tmp_path / "by-template").chat_template == CHATML
 
 

@@ -20,7 +20,6 @@ from models.adapters import (
 from models.base import ModelError, load_base, quantized_layers
 from models.families import ALL_LINEAR, LINEARS, SEPARATE, TIED, read_config, refused, unknown_targets
 from models.folding import folded_weights
-from models.merge import write_merged
 from models.settings import Lora, Model
 from orchestra.plan.shapes import shape_of
 
@@ -110,7 +109,7 @@ def test_what_is_quantised_adapted_and_folded_is_the_same_and_survives_the_expor
     folded = [name for name, _ in folded_weights(policy) if name.endswith(".weight")]
     assert folded == [f"{name}.weight" for name in layers]
     save_adapter(policy, tmp_path / "adapter")
-    write_merged(Model(base=checkpoint), tmp_path / "adapter", tmp_path / "merged", torch.float32)
+    tiny.merge(Model(base=checkpoint), tmp_path / "adapter", tmp_path / "merged", torch.float32)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     tied = reloaded.lm_head.weight.data_ptr() == reloaded.model.embed_tokens.weight.data_ptr()
     assert tied == (family == "gemma3")

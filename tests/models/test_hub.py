@@ -22,14 +22,17 @@ from pathlib import Path
 from models.hub import Publisher, Target
 from settings.hub import HubError
 try:
-    publisher = Publisher(Path(sys.argv[1]), Target(**json.loads(sys.argv[2])))
+    folder = Path(sys.argv[1])
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    publisher = Publisher(Target(**json.loads(sys.argv[2])), files, {})
     remote = publisher.look()
     changes = {one.path: [one.size, one.what] for one in publisher.changes(remote)}
     print("looked", flush=True)
     if sys.argv[3:]:
         sys.stdin.readline()
-    done = dataclasses.asdict(publisher.publish(remote, "a policy"))
-    print(json.dumps({"changes": changes, "done": done}))
+    done = publisher.publish(remote, "a policy", lambda text: print(text, file=sys.stderr, flush=True))
+    publisher.finish(done)
+    print(json.dumps({"changes": changes, "done": dataclasses.asdict(done)}))
 except HubError as error:
     sys.exit(str(error))
 """
@@ -122,7 +125,9 @@ def test_public_an_organisations_a_branch_a_tag(server, publish, folder):
     assert repo.tags == {"first": done["commit"]} == {"first": repo.branches["v2"]}
     assert publish(f"{ORGANISATION}/model", revision="v2", tag="first")[1]["changed"] is False
     (folder / "config.json").write_text("{}")
-    assert "the tag 'first' is on" in publish(f"{ORGANISATION}/model", revision="v2", tag="first")
+    said = publish(f"{ORGANISATION}/model", revision="v2", tag="first")
+    assert "nothing was published: the tag 'first' is on commit" in said
+    assert repo.branches["v2"] == done["commit"], "known before anything is sent"
 
 
 def test_the_connection_breaks_off_and_the_same_command_goes_on(server, publish, folder):
@@ -193,9 +198,32 @@ def test_somebody_commits_meanwhile(server, folder, tmp_path):
 
 
 def test_a_file_that_the_repository_ignores_is_not_silently_missing(server, publish):
-    server.put(f"{USER}/model", {".gitignore": b"config.json"})
-    said = publish()
-    assert "1 files are otherwise there than here, the first is 'config.json'" in said
+    theirs = server.put(f"{USER}/model", {".gitignore": b"config.json"})
+    assert "nothing was published: the repository has a .gitignore" in publish()
+    assert server.repos[f"{USER}/model"].branches["main"] == theirs
+
+
+def test_what_goes_wrong_after_the_commit_does_not_say_that_nothing_was_published(server, publish, folder):
+    server.rules.append(Rule("POST", "/tag/", 403, "no tags for you"))
+    said = publish(tag="v1")
+    assert "published as" in said and "nothing was published" not in said and "no tags for you" in said
+    assert server.repos[f"{USER}/model"].files() == local(folder)
+    server.rules.clear()
+    assert publish(tag="v1")[1]["changed"] is False
+    assert server.repos[f"{USER}/model"].tags == {"v1": server.repos[f"{USER}/model"].branches["main"]}
+
+
+def test_a_repository_that_appears_meanwhile_is_somebody_elses(server, folder, tmp_path):
+    """Two runs publish to one new name: the later one does not wipe out the earlier one's files."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PUBLISH, str(folder), MODEL, "wait"], cwd=ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(server, tmp_path),
+    )  # fmt: skip
+    assert process.stdout.readline() == "looked\n"
+    theirs = server.put(f"{USER}/model", {"theirs.txt": b"x"})
+    _, said = process.communicate("\n", timeout=60)
+    assert process.returncode and "nothing was published: the repository was changed by somebody else" in said
+    assert server.repos[f"{USER}/model"].branches["main"] == theirs
 
 
 def test_ctrl_c_ends_it_at_once_and_nothing_is_published(server, folder, tmp_path):

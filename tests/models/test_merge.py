@@ -25,7 +25,7 @@ from models.base import base_sha256, dequantized, load_base, load_tokenizer, qua
 from models.checkpoint import Checkpoint, write_shards
 from models.engines.protocol import ADAPTER_TENSORS
 from models.folding import folded_weights
-from models.merge import merged_shards, write_merged
+from models.merge import merged_shards
 from models.settings import Lora, Model
 
 SEQUENCES = [([1, 2, 3], list(range(40 * i, 40 * i + 30))) for i in range(1, 9)]
@@ -253,7 +253,7 @@ def test_the_merged_and_reloaded_model_is_the_policy(path, request, tmp_path):
     save_adapter(policy, tmp_path / "adapter")
 
     def reloaded(name, adapter=tmp_path / "adapter", base="dequantized"):
-        write_merged(Model(base=checkpoint), adapter, tmp_path / name, torch.float32, base)
+        tiny.merge(Model(base=checkpoint), adapter, tmp_path / name, torch.float32, base)
         return AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
 
     right = reloaded("merged")
@@ -271,7 +271,7 @@ def test_the_merged_and_reloaded_model_is_the_policy(path, request, tmp_path):
 def test_merged_in_half_precision_is_close(policy, adapter, tiny_path, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    write_merged(Model(base=str(tiny_path)), adapter, tmp_path, torch.float16)
+    tiny.merge(Model(base=str(tiny_path)), adapter, tmp_path, torch.float16)
     half = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert half.dtype == torch.float16
     assert 0 < mean_kl(policy.eval(), half.float().eval(), SEQUENCES).kl < 1e-4
@@ -279,7 +279,7 @@ def test_merged_in_half_precision_is_close(policy, adapter, tiny_path, tmp_path)
 
 def test_what_is_written_stands_alone(tiny_path, adapter, tmp_path):
     folder = tmp_path / "merged"
-    write_merged(Model(base=str(tiny_path)), adapter, folder, torch.bfloat16)
+    tiny.merge(Model(base=str(tiny_path)), adapter, folder, torch.bfloat16)
     names = {path.name for path in folder.iterdir()}
     assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json"} <= names
     ours, theirs = load_tokenizer(str(folder)), load_tokenizer(str(tiny_path))

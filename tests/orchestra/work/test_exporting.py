@@ -12,13 +12,15 @@ import torch
 from models import merge
 from models.adapters import adapter_sha256, load_adapter, read_adapter
 from models.base import load_base, load_tokenizer, to_float32
+from models.engines.start import start_engine
 from models.training import TrainingError
 from orchestra.cli_export import export_run
 from orchestra.config.faults import UserError
 from orchestra.run.ledger import Ledger
 from orchestra.run.progress import Progress
-from orchestra.work import exporting
-from orchestra.work.exporting import KL_LIMIT, ExportRecord, TrainedPolicy, export_policy
+from orchestra.work import exporting, resources
+from orchestra.work.exported import ExportRecord, TrainedPolicy
+from orchestra.work.exporting import ROUNDING, export_policy
 from orchestra.work.publishing import write_card
 from orchestra.work.resources import Resources
 from orchestra.work.settings import ExportSettings
@@ -36,6 +38,13 @@ def finished(recipe, tmp_path_factory):
     return finished_run.write(recipe, tmp_path_factory.mktemp("runs") / "small-embedded")
 
 
+@pytest.fixture(autouse=True)
+def near(request, monkeypatch):
+    """The engine of the files in this process, which starts at once; where it is another's is tested below."""
+    if "a_process_of_its_own" not in request.node.name:
+        monkeypatch.setattr(resources, "ApartEngine", start_engine)
+
+
 @pytest.fixture
 def run(finished, tmp_path):
     """A copy of one's own."""
@@ -46,10 +55,10 @@ def run(finished, tmp_path):
 def export(recipe, run, tmp_path):
     """export(recipe, base_sha256, ...): of the last policy into a folder."""
 
-    def go(recipe=recipe, trained_on=None, to=tmp_path / "there", **settings):
+    def go(recipe=recipe, trained_on=None, to=tmp_path / "there", replace=False, **settings):
         policy = TrainedPolicy("polish", run / "02-polish", trained_on)
         stage = ExportSettings.model_validate(settings)
-        return export_policy(Resources(recipe), policy, to, stage, Progress(quiet=True))
+        return export_policy(Resources(recipe), policy, to, stage, Progress(quiet=True), replace=replace)
 
     return go
 
@@ -65,14 +74,14 @@ def test_what_is_exported_is_the_policy(export, tiny_path, run, tmp_path, dtype)
 
     record = export(dtype=dtype)
     there = tmp_path / "there"
-    assert 0 <= record.fidelity.kl <= KL_LIMIT["dequantized", dtype] and record.fidelity.agreement > 0.9
+    assert 0 <= record.fidelity.kl <= ROUNDING[dtype] and record.fidelity.agreement > 0.9
     (reloaded,) = record.fidelity.reloaded
     assert (reloaded.engine, reloaded.of, reloaded.difference.n) == ("transformers", "greedy", len(tiny.QUESTIONS))
     assert dtype != "float32" or (reloaded.changed, reloaded.difference.difference) == (0, 0.0)
     assert record.not_reloaded == {"vllm": "rollouts.engine is transformers"}
     merged = AutoModelForCausalLM.from_pretrained(there)
     assert merged.dtype == getattr(torch, dtype)
-    assert divergence(tiny.policy(tiny_path, seed=2), merged.float()) < KL_LIMIT["dequantized", dtype]
+    assert divergence(tiny.policy(tiny_path, seed=2), merged.float()) < ROUNDING[dtype]
     assert load_tokenizer(str(there)).chat_template == load_tokenizer(str(tiny_path)).chat_template
     config = json.loads((there / "generation_config.json").read_text())
     assert set(tiny.MORE_ENDS) < set(config["eos_token_id"])
@@ -101,6 +110,12 @@ def test_the_original_base_is_another_model_and_is_measured(export):
     """Rounding to 4 bits is undone in the base, to which the adapter was fitted."""
     found = export(base="original", dtype="float32", check={"max_kl": 10.0, "min_agreement": 0.0})
     assert found.fidelity.kl > 1e-3 and found.merge_base == "original"
+    assert found.fidelity.merge_kl < 1e-9, "and it is exactly the adapter on that base"
+
+
+def test_a_process_of_its_own_loads_the_files(export):
+    found = export(dtype="float32").fidelity
+    assert [(one.engine, one.of, one.changed) for one in found.reloaded] == [("transformers", "greedy", 0)]
 
 
 def test_the_adapter_alone(export, run, tmp_path):
@@ -117,14 +132,22 @@ def test_a_wrong_merge_is_not_called_done(export, monkeypatch, tmp_path):
     """Merged into the unquantised checkpoint: the mistake that everybody makes."""
     right = merge.merged_shards
     monkeypatch.setattr(
-        merge, "merged_shards", lambda model, adapter, dtype, base: right(model, adapter, dtype, "original")
+        exporting, "merged_shards", lambda model, adapter, dtype, base: right(model, adapter, dtype, "original")
     )
     with pytest.raises(
         TrainingError,
         match=r"is not the policy that was trained: KL .* is [\d.e-]+ nats a token, 0.005 is allowed.*Nothing was",
     ):
         export()
-    assert not (tmp_path / "there").exists() and not list(tmp_path.glob(".*partial"))
+    assert not (tmp_path / "there").exists() and not list(tmp_path.glob(".there*"))
+
+
+def test_a_wrong_merge_into_the_original_base_is_not_called_another_base(export, monkeypatch):
+    """Without its adapter: the limit for another base would let that pass."""
+    right = merge.merged_shards
+    monkeypatch.setattr(exporting, "merged_shards", lambda model, adapter, dtype, base: right(model, None, dtype, base))
+    with pytest.raises(TrainingError, match="which rounding does not explain"):
+        export(base="original", check={"max_kl": 10.0, "min_agreement": 0.0, "max_accuracy_loss": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -154,17 +177,39 @@ def test_what_asks_otherwise_is_not_the_policy(export, monkeypatch):
         export()
 
 
-def test_the_same_again_is_left_as_it_is_and_another_takes_its_place(export, tmp_path, monkeypatch):
+def test_the_same_again_is_left_as_it_is_and_another_kind_takes_its_place(export, tmp_path, monkeypatch):
     first = export(dtype="float16")
-    (tmp_path / "there" / "leftover").write_text("of another export")
     monkeypatch.setattr(exporting, "_write", lambda *_: pytest.fail("it is there already"))
     assert export(dtype="float16") == first
     monkeypatch.undo()
     assert export(dtype="float32").dtype == "float32"
-    assert not (tmp_path / "there" / "leftover").exists()
     # and one whose files were touched is made again
     (tmp_path / "there" / "config.json").write_text("{}")
     assert export(dtype="float32").intact(tmp_path / "there")
+    assert not list(tmp_path.glob(".there*"))
+
+
+def test_another_policys_export_is_not_replaced_unasked(run, tmp_path):
+    there = str(tmp_path / "there")
+    export_run(run, there, "explore", {"what": "adapter"})
+    with pytest.raises(UserError, match=r"holds the export of another policy \(explore\); --replace"):
+        export_run(run, there, None, {"what": "adapter"})
+    export_run(run, there, None, {"what": "adapter"}, replace=True)
+    assert list(ExportRecord.read(tmp_path / "there").policies) == ["polish"]
+
+
+def test_what_a_user_put_beside_an_export_is_neither_published_nor_deleted(export, tmp_path):
+    export(what="adapter")
+    (tmp_path / "there" / ".env").write_text("SECRET=1")
+    for settings in ({"what": "adapter"}, {"dtype": "float32"}):
+        with pytest.raises(UserError, match=r"files that are not of its export, '\.env' say; move them away"):
+            export(**settings)
+    assert (tmp_path / "there" / ".env").exists()
+
+
+def test_two_exports_into_one_folder_do_not_mix(export, tmp_path):
+    with exporting._alone(tmp_path / "there"), pytest.raises(UserError, match="another export works on"):
+        export(what="adapter")
 
 
 def test_a_folder_with_something_else_is_not_replaced(export, tmp_path):
@@ -173,6 +218,9 @@ def test_a_folder_with_something_else_is_not_replaced(export, tmp_path):
     with pytest.raises(UserError, match="holds something else than an export"):
         export()
     assert (tmp_path / "there" / "thesis.tex").read_text() == "dear"
+    (tmp_path / "file").write_text("dear")
+    with pytest.raises(UserError, match="is no folder"):
+        export(to=tmp_path / "file")
 
 
 def test_no_room_is_known_before_anything_is_merged(export, monkeypatch, tmp_path):
@@ -181,7 +229,7 @@ def test_no_room_is_known_before_anything_is_merged(export, monkeypatch, tmp_pat
     monkeypatch.setattr(exporting, "write_merged", lambda *_: pytest.fail("there is no room"))
     with pytest.raises(UserError, match=r"the merged model takes .* and the disk with .* has .*; make room"):
         export()
-    assert not list(tmp_path.glob(".*partial"))
+    assert not list(tmp_path.glob(".there*"))
 
 
 def test_a_disk_that_is_full_halfway_leaves_nothing(export, run, monkeypatch, tmp_path):
@@ -192,7 +240,7 @@ def test_a_disk_that_is_full_halfway_leaves_nothing(export, run, monkeypatch, tm
     monkeypatch.setattr(exporting, "write_merged", full)
     with pytest.raises(OSError, match="No space left"):
         export(dtype="float32")
-    assert not list(tmp_path.glob(".*partial")) and ExportRecord.read(tmp_path / "there") == first
+    assert not list(tmp_path.glob(".there*")) and ExportRecord.read(tmp_path / "there") == first
     with pytest.raises(UserError, match=r"^the disk with .* is full; make room and run the same command"):
         export_run(run, str(tmp_path / "there"))
 
@@ -202,7 +250,7 @@ def test_the_newest_policy_of_a_run(run, tmp_path, capfd):
     said = export_run(run, str(tmp_path / "here"))
     assert capfd.readouterr().err == "", "the libraries' bars go to the log"
     assert "stage 'polish'" in said and "convert_hf_to_gguf.py" in said
-    assert said.count("reloaded by") == 1 and "none answered otherwise" in said
+    assert said.count("  reloaded by") == 1 and "not reloaded by vllm: rollouts.engine is transformers" in said
     exported = adapter_sha256(read_adapter(tmp_path / "here" / "adapters" / "polish"))
     assert exported == adapter_sha256(read_adapter(run / "02-polish" / "adapter"))
     assert "stage 'explore'" in export_run(run, str(tmp_path / "first"), "explore", {"what": "adapter"})
@@ -220,6 +268,8 @@ def test_a_run_that_is_not_finished(run, tmp_path):
         export_run(run)
     with pytest.raises(UserError, match=r"has no run\.json yet"):
         export_run(tmp_path)
+    with pytest.raises(UserError, match="--dry-run shows what would be published"):
+        export_run(run, str(tmp_path / "here"), dry_run=True)
 
 
 def test_a_gate_that_said_no_is_not_passed_over(run, recipe, tmp_path):
@@ -263,7 +313,7 @@ def test_nothing_of_this_machine_is_published(run, tmp_path, tiny_path):
         assert str(tmp_path) not in text.replace(str(tiny_path), ""), name
 
 
-def test_a_card_needs_an_export(run, tmp_path):
+def test_a_card_needs_an_export(run, recipe, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="is no export"):
-        write_card(tmp_path / "empty", run, ExportSettings())
+        write_card(tmp_path / "empty", run, recipe)

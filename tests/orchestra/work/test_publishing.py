@@ -11,7 +11,7 @@ import finished_run
 import pytest
 import tiny
 import torch
-from hub_server import TOKEN, USER, Rule, environment, hub
+from hub_server import TOKEN, USER, Repo, Rule, environment, hub
 from huggingface_hub import ModelCard
 
 from models.base import load_tokenizer
@@ -94,9 +94,13 @@ def test_what_another_put_there_is_not_overwritten_unasked(finished, server, sto
     to = ["--to", "hub:model", "--what", "adapter"]
     server.put(f"{USER}/notes", {"thesis.tex": b"dear"})
     ours, theirs = ["export", str(run), *to], ["export", str(other), *to, "--stage", "explore"]
-    first, refused, replaced, moved, notes = story(
-        ours, theirs, [*theirs, "--replace"], ours, ["export", str(run), "--to", "hub:notes", "--what", "adapter"]
+    server.repos[f"{USER}/open"] = Repo(private=False)
+    elsewhere = [["export", str(run), "--to", f"hub:{name}", "--what", "adapter"] for name in ("notes", "open")]
+    first, refused, replaced, moved, dry, notes, public = story(
+        ours, theirs, [*theirs, "--replace"], ours, [*ours, "--dry-run"], *elsewhere
     )
+    assert "it has moved on since this run published to it" in dry and "(a private repository), not published" in dry
+    assert f"refused: hub:{USER}/open is a public repository; --public" in public
     assert "published, commit" in first
     assert f"refused: hub:{USER}/model holds the export of another run" in refused and "--replace" in refused
     assert "published, commit" in replaced and list(server.repos[f"{USER}/model"].files()) != []
@@ -133,11 +137,15 @@ def test_an_upload_that_breaks_off_goes_on_without_merging_again(finished, serve
 def test_when_it_asks():
     theirs, ours = {"export.json": "x", "model.safetensors": "y"}, "c" * 40
     assert why_ask(Remote(), None) is None
-    assert why_ask(Remote(ours, True, {}), None) is None, "a repository without files"
-    assert why_ask(Remote(ours, True, theirs), ours) is None, "as this run left it"
-    assert why_ask(Remote("d" * 40, True, theirs), ours).startswith("has moved on")
-    assert why_ask(Remote(ours, True, theirs), None).startswith("holds the export of another run (2 files")
-    assert why_ask(Remote(ours, True, {"a": "b"}), None).startswith("holds other files (1 files")
+
+    def there(files, commit=ours):
+        return Remote(commit, exists=True, files=files)
+
+    assert why_ask(there({}), None) is None, "a repository without files"
+    assert why_ask(there(theirs), ours) is None, "as this run left it"
+    assert why_ask(there(theirs, "d" * 40), ours).startswith("has moved on")
+    assert why_ask(there(theirs), None).startswith("holds the export of another run (2 files")
+    assert why_ask(there({"a": "b"}), None).startswith("holds other files (1 files")
 
 
 def test_the_card_says_what_was_measured(finished, tmp_path):
