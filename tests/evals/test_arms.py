@@ -84,12 +84,14 @@ def test_accuracy_is_wilson_at_the_size_of_the_half_width():
 
 
 def test_holm_by_hand():
-    """Of three p-values the least is multiplied by 3, the next by 2, the last by 1, and none falls below an earlier."""
-    arms = three_arms()
-    arms.append(arm("again", [one[::-1] for one in draw(np.random.default_rng(9))]))
+    """Of four p-values the least is multiplied by 4, the next by 3, the last by 1, and none falls below an earlier."""
+    rng = np.random.default_rng(9)
+    problem = rng.normal(0, 1.5, (60, 1))
+    arms = [arm(str(shift), draw(rng, 60, 4, 5, shift, problem, 0.0)) for shift in (0.0, 1.0, 0.4, 0.5, 2.0)]
     differences = [row.difference for row in compare_arms(arms, 0.95).rows[1:]]
-    least, running = sorted(differences, key=lambda one: one.p_value), 0.0
-    for one, times in zip(least, (3, 2, 1), strict=True):
+    ordered, running = sorted(differences, key=lambda one: one.p_value), 0.0
+    assert ordered[1].p_value < 0.1 and ordered[0].p_value < ordered[1].p_value
+    for one, times in zip(ordered, (4, 3, 2, 1), strict=True):
         running = max(running, min(1.0, times * one.p_value))
         assert one.p_holm == pytest.approx(running)
     alone = compare_arms(arms[:2], 0.95).rows[1].difference
@@ -221,7 +223,7 @@ def test_what_is_not_resolved_is_below_what_could_have_been_seen():
 @pytest.mark.parametrize("seeds", [2, 4])
 def test_the_table_keeps_its_promises(seeds):
     """500 experiments of three arms of equal worth: 95 % of the accuracy's intervals hold, and in no more than 5 % is
-    any arm found to differ (Holm keeps the error of the whole table)."""
+    any arm found to differ (Holm keeps the error of the whole table). Two seeds are cautious: up to 98 %."""
     rng, held, found, at = np.random.default_rng(30 + seeds), 0, 0, 500
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     truth = float(weights @ expit(math.sqrt(1.5**2 + 0.15**2) * nodes) / weights.sum())
