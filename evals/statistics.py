@@ -74,8 +74,8 @@ def accuracy(correct_PS: np.ndarray, confidence: float) -> Interval:
     """
     from statsmodels.stats.proportion import proportion_confint
 
-    _check_confidence(confidence)
-    correct_PS = _matrix(correct_PS)
+    check_confidence(confidence)
+    correct_PS = checked(correct_PS)
     means_P, counts_P = _per_problem(correct_PS)
     estimate = _mean(means_P)
     n_eff = _effective_size(means_P, int(counts_P.sum()), confidence)
@@ -86,7 +86,7 @@ def accuracy(correct_PS: np.ndarray, confidence: float) -> Interval:
 
 def effective_size(correct_PS: np.ndarray) -> float:
     """How many independent samples `correct_PS` is worth: p (1 - p) / Var(p), at most the graded samples."""
-    means_P, counts_P = _per_problem(_matrix(correct_PS))
+    means_P, counts_P = _per_problem(checked(correct_PS))
     return _effective_size(means_P, int(counts_P.sum()), None)
 
 
@@ -107,8 +107,8 @@ def paired_difference(
     Raises:
         ValueError: different numbers of problems, or no problem graded in both.
     """
-    _check_confidence(confidence)
-    after_PS, before_PS = _matrix(after_PS), _matrix(before_PS)
+    check_confidence(confidence)
+    after_PS, before_PS = checked(after_PS), checked(before_PS)
     if len(after_PS) != len(before_PS):
         raise ValueError(f"paired comparison needs the same problems: {len(after_PS)} after, {len(before_PS)} before")
     both_P = ~np.isnan(after_PS).all(axis=1) & ~np.isnan(before_PS).all(axis=1)
@@ -144,7 +144,7 @@ def pass_at_k(correct_PS: np.ndarray, k: int) -> float:
 
     if k < 1:
         raise ValueError(f"pass@k: k must be at least 1, got {k}")
-    correct_PS = _matrix(correct_PS)
+    correct_PS = checked(correct_PS)
     graded_P = (~np.isnan(correct_PS)).sum(axis=1)
     enough_P = graded_P >= k
     if not enough_P.any():
@@ -158,10 +158,10 @@ def _mcnemar(difference_P: np.ndarray, confidence: float) -> tuple[float, float,
 
     gained, lost = int((difference_P > 0).sum()), int((difference_P < 0).sum())
     p_value = float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
-    return *_bonett_price(difference_P, confidence), min(1.0, p_value)
+    return *bonett_price(difference_P, confidence), min(1.0, p_value)
 
 
-def _bonett_price(difference_P: np.ndarray, confidence: float) -> tuple[float, float]:
+def bonett_price(difference_P: np.ndarray, confidence: float) -> tuple[float, float]:
     """Wald interval after adding one problem gained and one lost (Bonett and Price 2012, recommended by Fagerland,
     Lydersen and Laake 2014): still an interval where nothing changed, or everything did."""
     from scipy.stats import norm
@@ -173,14 +173,14 @@ def _bonett_price(difference_P: np.ndarray, confidence: float) -> tuple[float, f
 
 
 def _clustered(difference_P: np.ndarray, confidence: float, seed: int) -> tuple[float, float, float]:
-    from scipy.stats import bootstrap, permutation_test
+    from scipy.stats import bootstrap
 
     # one order and one sign for the random draws, so that neither the order of the problems nor which side is
     # called "after" shows in the result
     sign = -1.0 if _mean(difference_P) < 0 else 1.0
     canonical_P = np.sort(sign * difference_P)
     if canonical_P[0] == canonical_P[-1]:
-        low, high = _bonett_price(canonical_P, confidence)
+        low, high = bonett_price(canonical_P, confidence)
     else:
         interval = bootstrap(
             (canonical_P,),
@@ -192,16 +192,24 @@ def _clustered(difference_P: np.ndarray, confidence: float, seed: int) -> tuple[
             rng=np.random.default_rng(seed),
         ).confidence_interval
         low, high = float(interval.low), float(interval.high)
-    p_value = permutation_test(
-        (canonical_P,),
+    # of one problem, either sign is as large
+    p_value = 1.0 if len(canonical_P) == 1 else _sign_flips(canonical_P, seed)
+    return *((low, high) if sign > 0 else (-high, -low)), min(1.0, p_value)
+
+
+def _sign_flips(difference_P: np.ndarray, seed: int) -> float:
+    from scipy.stats import permutation_test
+
+    found = permutation_test(
+        (difference_P,),
         np.mean,
         permutation_type="samples",
         vectorized=True,
         n_resamples=RESAMPLES,
         batch=500,
         rng=np.random.default_rng(seed),
-    ).pvalue
-    return *((low, high) if sign > 0 else (-high, -low)), min(1.0, float(p_value))
+    )
+    return float(found.pvalue)
 
 
 def _effective_size(means_P: np.ndarray, graded: int, confidence: float | None) -> float:
@@ -236,7 +244,12 @@ def _mean(values_P: np.ndarray) -> float:
     return fsum(values_P) / len(values_P)
 
 
-def _matrix(correct_PS: np.ndarray) -> np.ndarray:
+def checked(correct_PS: np.ndarray) -> np.ndarray:
+    """`correct_PS` as floats.
+
+    Raises:
+        ValueError: not a matrix of 0, 1 and nan.
+    """
     matrix = np.asarray(correct_PS, dtype=float)
     if matrix.ndim != 2:
         raise ValueError(f"expected a problems x samples matrix, got shape {matrix.shape}")
@@ -245,6 +258,7 @@ def _matrix(correct_PS: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def _check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float) -> None:
+    """Raise ValueError unless it lies in (0, 1)."""
     if not (isfinite(confidence) and 0 < confidence < 1):
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")

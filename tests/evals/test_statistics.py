@@ -93,6 +93,12 @@ def test_one_problem_says_little(matrix: np.ndarray):
     assert found.low < found.estimate <= found.high and found.high - found.low > 0.7
 
 
+def test_one_problem_is_no_comparison():
+    for samples in (1, 3):
+        found = paired_difference(np.ones((1, samples)), np.zeros((1, samples)))
+        assert (found.difference, found.p_value) == (1, 1) and found.low < 0
+
+
 def test_ungradable_samples_are_left_out():
     assert accuracy(column(1, 0, nan, 1)) == accuracy(column(1, 0, 1))
     uneven = np.array([[1, nan], [1, 0], [nan, nan]])
