@@ -7,11 +7,11 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from models.settings import TrainingSettings
-from settings import SIZE, Count, Names, Node, Refers, Share, Temperature, Text, TopP, as_tuple
+from models.settings import TopK, TrainingSettings
+from settings import SIZE, Count, Names, Refers, Share, Temperature, Text, TopP, as_tuple
 
 
-class DistillSettings(Node):
+class DistillSettings(TopK):
     """A teacher's traces, sampled and verified (sft/distill.py)."""
 
     teacher: Annotated[Text, SIZE, Refers("model", also=("self",))]
@@ -24,8 +24,6 @@ class DistillSettings(Node):
     """Sampling temperature (0.6 is DeepSeek-R1's own advice)."""
     top_p: TopP = 0.95
     """Nucleus."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Sample among the k likeliest tokens; 0 is off."""
     keep: Literal["correct", "all"] = "correct"
     """Keep traces whose answer equals the gold, or all that are not cut off."""
     max_per_problem: Annotated[Count | None, SIZE] = None

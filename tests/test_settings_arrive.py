@@ -59,7 +59,12 @@ def trains(stage: str, rate: float, decay: float, norm: float, micro: Rule, save
 
 def evaluates(stage: str, samples: int, temperature: float, top_p: float, limit: int, *, greedy: bool) -> dict:
     """The keys of all evaluations."""
+    shaped = {"top_k": limit, "min_p": top_p / 4, "presence_penalty": -temperature, "repetition_penalty": 1 + top_p}
     return {
+        **{
+            name: Rule(value, lambda o, name=name: getattr(o.evaluated(stage).sampling, name))
+            for name, value in shaped.items()
+        },
         "samples": Rule(samples, lambda o: o.evaluated(stage).sampling.n),
         "temperature": Rule(temperature, lambda o: o.evaluated(stage).sampling.temperature),
         "top_p": Rule(top_p, lambda o: o.evaluated(stage).sampling.top_p),
@@ -310,18 +315,21 @@ def test_every_key_arrives(made, observed, key):
 
 
 def test_what_no_key_says_of_a_sampling(observed, tokenizer):
-    """Completions end at the tokenizer's end token, in rollouts at the model's others too; top_k is distillation's
-    alone; KL between policies is measured on samples of the policy itself."""
+    """Completions end at the tokenizer's end token, in rollouts at the model's others too; rollouts are never truncated
+    to the likeliest tokens, nor penalised; KL between policies is measured on samples of the policy itself."""
     end = tokenizer.eos_token_id
     for stage in ("base", "imitate", "polish", "look"):
         *evaluations, _ = calls = [call for call in observed.run.of[stage].calls if not call.sampling.logprobs]
         for call in evaluations if stage in ("imitate", "polish") else calls:
-            assert call.sampling.stop_token_ids == (end,) and call.sampling.top_k == 0
+            assert call.sampling.stop_token_ids == (end,)
     for stage in ("imitate", "polish"):
         sampling, longest = observed.run.of[stage].calls[-1].sampling, 36
         assert sampling == Sampling(longest, temperature=1.0, top_p=1.0, top_k=0, stop_token_ids=(end,))
-    greedy = observed.look.calls[-1].sampling
-    assert greedy == Sampling(30, temperature=0.0, top_p=1.0, top_k=0, stop_token_ids=(end,))
+    greedy, penalties = observed.look.calls[-1].sampling, {"presence_penalty": -0.6, "repetition_penalty": 1.7}
+    assert greedy == Sampling(30, temperature=0.0, top_p=1.0, top_k=0, stop_token_ids=(end,), **penalties)
+    for call in [*observed.rolled_out("polish"), *observed.traces.calls]:
+        sampling = call.sampling
+        assert (sampling.min_p, sampling.presence_penalty, sampling.repetition_penalty) == (None, None, None)
     for call in observed.rolled_out("polish"):
         assert end in call.sampling.stop_token_ids and call.sampling.top_k == 0
 

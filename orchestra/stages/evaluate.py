@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class EvaluateStage(
     Stage,
     optional(
-        Evaluate, "samples", "temperature", "top_p", "greedy", "pass_at_k", "max_completion_tokens",
+        Evaluate, "samples", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty",
+        "greedy", "pass_at_k", "max_completion_tokens",
         otherwise="None: as in `evaluate`.",
     ),
 ):  # fmt: skip
