@@ -152,9 +152,10 @@ def rules(base: str, reward_file: str) -> dict[str, Rule]:
         "distill.pass_rate": Rule([0.3, 0.9], lambda o: o.dropped("pass_rate"), 10),
         **under("sft", trains("imitate", 3e-3, 0.02, 0.004, rows, (7, 7))),
         "sft.parent": Rule("base", lambda o: o.parent(o.imitate.start)),
-        "sft.data": Rule(
-            ["traces"], lambda o: o.imitate.result.extra["examples"] + o.imitate.result.extra["too_long"], 10
-        ),
+        "sft.data": Rule({"traces": 2.0}, lambda o: re.findall(r"traces of (\w+)", o.imitate.said), ["traces"]),
+        # of ten traces; the two of one problem, three times of five right, are above it
+        "sft.pass_rate": Rule([0.3, 0.5], lambda o: re.findall(r"(\d+) outside", o.imitate.said), ["2"]),
+        "sft.at_most": Rule(7, lambda o: o.imitate.result.extra["examples"] + o.imitate.result.extra["too_long"]),
         "sft.steps": Rule(2, lambda o: len(o.imitate.optimizer)),
         "sft.batch_size": Rule(
             2, lambda o: o.args("imitate").train_batch_size * o.args("imitate").gradient_accumulation_steps
@@ -162,7 +163,7 @@ def rules(base: str, reward_file: str) -> dict[str, Rule]:
         "sft.lr_scheduler_type": Rule("constant_with_warmup", lambda o: o.args("imitate").lr_scheduler_type),
         # and one of the traces is longer
         "sft.max_length": Rule(
-            76, lambda o: [o.args("imitate").max_length, o.imitate.result.extra["too_long"]], [76, 1]
+            74, lambda o: [o.args("imitate").max_length, o.imitate.result.extra["too_long"]], [74, 1]
         ),
         "sft.packing": Rule(True, lambda o: o.args("imitate").packing),
         # with two iterations over a batch, a checkpoint is only written after the second

@@ -81,7 +81,7 @@ def references(node: Node, prefix: str = "", *, free: bool = True) -> Iterator[t
         if isinstance(value, Node):
             yield from references(value, f"{prefix}{name}.", free=free)
         elif refers is not None and value is not None:
-            for item in value if isinstance(value, tuple) else (value,):
+            for item in refers.names_in(value):
                 yield f"{prefix}{name}", item, refers
 
 
@@ -94,7 +94,7 @@ def raw_references(
         if inner is not None and isinstance(value, Mapping):
             yield from raw_references(value, inner, f"{prefix}{name}.")
         elif refers is not None:
-            for item in value if isinstance(value, list | tuple) else (value,):
+            for item in refers.names_in(value):
                 if isinstance(item, str) and item:
                     yield f"{prefix}{name}", item, refers
 

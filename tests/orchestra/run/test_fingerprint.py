@@ -130,6 +130,21 @@ def test_inputs_are_named_for_people(folder, recipe, entries):
     }
 
 
+def test_shares_count_and_the_order_of_sources_and_their_place_do_not(folder, entries):
+    def imitated(data):
+        (folder / "each.yaml").write_text(RECIPE.format(folder).replace(f"[traces, {folder}/written.jsonl]", data))
+        recipe = load_recipe(str(folder / "each.yaml"), None)
+        return fingerprint(recipe, recipe.stage("imitate"), entries)
+
+    (folder / "moved").mkdir()
+    (folder / "moved" / "written.jsonl").write_bytes((folder / "written.jsonl").read_bytes())
+    made = imitated("{traces: 1, written.jsonl: 3}")
+    assert made == imitated("{written.jsonl: 3, traces: 1}") == imitated("{traces: 1, moved/written.jsonl: 3}")
+    assert made.config["stage.data"] == {"traces": 1, "written.jsonl": 3}
+    assert made.digest != imitated("{traces: 1, written.jsonl: 2}").digest
+    assert set(made.inputs) >= {"data (written.jsonl)", "traces.jsonl of stage traces"}
+
+
 def test_a_models_files_count_in_whatever_order_they_are_listed(recipe, entries, monkeypatch):
     before = prints(recipe, entries)
     listed = Path.iterdir
