@@ -68,11 +68,12 @@ class Refers(Mark):
         """Whether an earlier stage is named."""
         return self.to in ("policy", "traces", "evaluation")
 
-    def names_in(self, value: object) -> tuple[object, ...]:
-        """What stands for names in a value: the value itself, the items of a list, the keys or values of a mapping."""
-        if isinstance(value, Mapping):
-            return tuple(value if self.keys else value.values())
-        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    def names_in(self, value: object) -> tuple[tuple[tuple[str, ...], object], ...]:
+        """(further keys, name) of what stands for names in a value: the value itself, the items of a list, the keys of
+        a mapping or its values."""
+        if isinstance(value, Mapping) and not self.keys:
+            return tuple(((str(key),), item) for key, item in value.items())
+        return tuple(((), item) for item in (value if isinstance(value, list | tuple | Mapping) else (value,)))
 
     def renamed(self, value: object, rename: Callable[[object], object]) -> object:
         """The same value with other names."""
@@ -122,6 +123,24 @@ Names = Annotated[
 ]
 
 
+class FrozenSequence(FrozenDict):
+    """The same where the order of the keys counts."""
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and list(self.items()) == list(other.items())
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __reduce__(self) -> tuple[type, tuple[dict]]:
+        return FrozenSequence, (dict(self),)
+
+
+Sources = Annotated[dict[Slug, Text], Field(min_length=1), AfterValidator(FrozenSequence)]
+"""Several of them, each under a name; the first one comes first."""
 Shares = Annotated[dict[Text, Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1), AfterValidator(FrozenDict)]
 """Of several sources, by name; only their ratios count."""
 

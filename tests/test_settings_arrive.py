@@ -189,7 +189,11 @@ def rules(base: str, reward_file: str) -> dict[str, Rule]:
         "grpo.max_completion_tokens": Rule(44, lambda o: [o.sampling("polish").max_tokens, *o.longest()], [44, 44, 44]),
         **under("evaluate stage", evaluates("look", 2, 0.6, 0.7, 30, greedy=True)),
         "evaluate stage.parent": Rule("imitate", lambda o: o.parent(o.look.pushed[0][1])),
-        "evaluate stage.problems": Rule("more", lambda o: o.evaluation("look")["problem_ids"][0], "ijkl"),
+        "evaluate stage.problems": Rule(
+            {"one": "more", "two": "others"},
+            lambda o: [o.look.read(f"evaluation{two}.json")["problem_ids"][0] for two in ("", "-two")],
+            ["ijkl", "efgh"],
+        ),
         "evaluate stage.limit": Rule(3, lambda o: len(o.evaluated("look").prompts)),
         "export.parent": Rule("imitate", lambda o: o.parent(o.release.result.adapter_sha256)),
         # a stage of its own, since it leaves nothing for the others to be seen in

@@ -90,7 +90,7 @@ def unknown_words(
 ) -> Iterator[Fault]:
     """Models, and sources of a domain's problems, that do not exist, in a raw mapping."""
     for key, refers in _referring(model):
-        for value in refers.names_in(raw.get(key)):
+        for further, value in refers.names_in(raw.get(key)):
             message = ""
             if not isinstance(value, str) or not value or value in refers.also:
                 continue
@@ -99,7 +99,7 @@ def unknown_words(
             elif refers.to == "problems" and domain is not None:
                 message = _source(value, domain)
             if message:
-                yield Fault((*at, key), f"{value!r} {message}", stage=stage)
+                yield Fault((*at, key, *further), f"{value!r} {message}", stage=stage)
 
 
 def unknown_rewards(reward: object) -> Iterator[Fault]:

@@ -167,6 +167,23 @@ def test_sources_with_shares_are_found_like_others(written, tmp_path):
     assert any("mine.jsonl': written solutions have no pass rate; only traces do" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("problems", "said"),
+    [
+        ("{gsm8k: embeded}", "problems.gsm8k: 'embeded' is neither embedded nor a .jsonl file"),
+        ("{gsm8k: nowhere.jsonl}", "problems: 'nowhere.jsonl': no such file"),
+        ("{GSM 8K: embedded}", "'GSM 8K': use lower-case letters"),
+        ("{gsm8k: 5}", "problems.gsm8k: 5 is a whole number; text is needed"),
+        ("{}", "problems: must not be empty"),
+        ("[embedded]", "problems: ['embedded'] is a list; text is needed"),
+    ],
+)  # fmt: skip
+def test_held_out_sets_that_are_none(written, problems, said):
+    text = TEXT + f"  - {{name: look, kind: evaluate, problems: {problems}}}\n"
+    lines = faults(written(text))
+    assert any("stage 'look'" in line and said in line for line in lines), lines
+
+
 def test_two_files_of_one_name_could_not_be_told_apart(written, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

@@ -145,6 +145,23 @@ def test_shares_count_and_the_order_of_sources_and_their_place_do_not(folder, en
     assert set(made.inputs) >= {"data (written.jsonl)", "traces.jsonl of stage traces"}
 
 
+def test_each_of_several_sets_counts_and_so_does_which_is_first(folder, entries):
+    def looked(problems):
+        text = RECIPE.format(folder).replace(f"problems: {folder}/other.jsonl", f"problems: {problems}")
+        (folder / "each.yaml").write_text(text)
+        recipe = load_recipe(str(folder / "each.yaml"), None)
+        return fingerprint(recipe, recipe.stage("look"), entries)
+
+    (folder / "moved").mkdir()
+    (folder / "moved" / "other.jsonl").write_text((folder / "train.jsonl").read_text())
+    made = looked("{a: other.jsonl, b: moved/other.jsonl}")
+    # two files of one name, each under its own
+    assert set(made.inputs) >= {"problems.a (other.jsonl)", "problems.b (other.jsonl)"}
+    assert made.config["stage.problems"] == [["a", "other.jsonl"], ["b", "other.jsonl"]]
+    assert looked("{b: moved/other.jsonl, a: other.jsonl}").digest != made.digest
+    assert looked("{a: moved/other.jsonl, b: other.jsonl}").digest != made.digest
+
+
 def test_a_models_files_count_in_whatever_order_they_are_listed(recipe, entries, monkeypatch):
     before = prints(recipe, entries)
     listed = Path.iterdir
