@@ -170,7 +170,10 @@ def evaluate(
             max_tokens=settings.max_completion_tokens,
             temperature=temperature,
             top_p=settings.top_p if temperature else 1.0,
-            top_k=0,
+            top_k=settings.top_k if temperature else 0,
+            min_p=settings.min_p if temperature else None,
+            presence_penalty=settings.presence_penalty,
+            repetition_penalty=settings.repetition_penalty,
             n=samples,
             stop_token_ids=stop_token_ids,
         )

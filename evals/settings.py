@@ -7,17 +7,25 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from models.settings import Nucleus
-from settings import SIZE, Count, Node, NotNegative, Share, Temperature, as_tuple
+from models.settings import Nucleus, TopK
+from settings import SIZE, Count, Node, NotNegative, Positive, Share, Temperature, as_tuple
 
 
-class Evaluate(Nucleus):
+class Evaluate(Nucleus, TopK):
     """How every stage is evaluated, on the same held-out problems."""
 
     samples: Annotated[Count, Field(le=1024), SIZE] = 1
     """Completions per problem."""
     temperature: Temperature = 1.0
     """Sampling temperature."""
+    min_p: Share = 0.0
+    """Sample among the tokens at least this many times as likely as the likeliest one, at the sampling temperature
+    (arXiv 2407.01082); 0 is off."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Taken off the logit of each token that the completion holds already, greedily too; 0 is off."""
+    repetition_penalty: Annotated[Positive, Field(le=10)] = 1.0
+    """Divides the logit of each token that prompt or completion hold already, and multiplies one below 0, greedily too
+    (arXiv 1909.05858); 1 is off."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     """Of the intervals."""
     greedy: bool = True

@@ -65,6 +65,13 @@ class Nucleus(Node):
     """Nucleus; 1 is off."""
 
 
+class TopK(Node):
+    """Truncation to the likeliest tokens."""
+
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample among the k likeliest tokens; 0 is off."""
+
+
 class TrainingSettings(Node):
     """What every stage that trains has in common; names are TRL's where a value goes straight into TRL."""
 

@@ -1,4 +1,4 @@
-"""The command line: `orchestra check | plan | run | show | report | export | schema | verify`.
+"""The command line: `orchestra check | plan | run | show | report | export | diff | schema | verify`.
 
 Only this module and the ones it calls late know the terminal; `check` and `plan` import nothing heavy.
 """
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from models.processes import first_to_tell
 from orchestra import RECIPES
+from orchestra.cli_diff import diff
 from orchestra.cli_verify import verify
 from orchestra.config import loading
 from orchestra.config.faults import RecipeError, UserError, is_user_error
@@ -179,6 +180,7 @@ def json_schema() -> str:
     return json.dumps(made, indent=1) + "\n"
 
 
+app.command()(diff)
 app.command()(verify)
 
 

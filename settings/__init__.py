@@ -9,10 +9,20 @@ looked up before anything runs, and what it names takes part in a stage's finger
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    create_model,
+)
 
 SLUG = r"^[a-z0-9][a-z0-9_-]*$"
 
@@ -39,6 +49,7 @@ class Refers(Mark):
             a `policy`, `traces` or an `evaluation`.
         also: words with a meaning of their own there.
         file: instead of a stage, a .jsonl file may be named.
+        keys: of a mapping, its keys are the names and not its values.
     """
 
     def __init__(
@@ -47,14 +58,43 @@ class Refers(Mark):
         *,
         also: tuple[str, ...] = (),
         file: bool = False,
+        keys: bool = False,
     ) -> None:
         super().__init__(f"Refers({to})")
-        self.to, self.also, self.file = to, also, file
+        self.to, self.also, self.file, self.keys = to, also, file, keys
 
     @property
     def to_stage(self) -> bool:
         """Whether an earlier stage is named."""
         return self.to in ("policy", "traces", "evaluation")
+
+    def names_in(self, value: object) -> tuple[tuple[tuple[str, ...], object], ...]:
+        """(further keys, name) of what stands for names in a value: the value itself, the items of a list, the keys of
+        a mapping or its values."""
+        if isinstance(value, Mapping) and not self.keys:
+            return tuple(((str(key),), item) for key, item in value.items())
+        return tuple(((), item) for item in (value if isinstance(value, list | tuple | Mapping) else (value,)))
+
+    def renamed(self, value: object, rename: Callable[[object], object]) -> object:
+        """The same value with other names."""
+        if isinstance(value, Mapping):
+            return {rename(k) if self.keys else k: v if self.keys else rename(v) for k, v in value.items()}
+        return [rename(item) for item in value] if isinstance(value, list | tuple) else rename(value)
+
+
+class FrozenDict(dict):
+    """A mapping that is a value, as settings are: it has a hash, in which the order of its keys has no part."""
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple[type, tuple[dict]]:
+        return FrozenDict, (dict(self),)
+
+    def _unchanged(self, *args: object, **kwargs: object) -> None:
+        raise TypeError("settings do not change")
+
+    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _unchanged
 
 
 def as_tuple(value: object) -> object:
@@ -81,6 +121,34 @@ Names = Annotated[
     BeforeValidator(as_names),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
+
+
+class FrozenSequence(FrozenDict):
+    """The same where the order of the keys counts."""
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and list(self.items()) == list(other.items())
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __reduce__(self) -> tuple[type, tuple[dict]]:
+        return FrozenSequence, (dict(self),)
+
+
+Sources = Annotated[dict[Slug, Text], Field(min_length=1), AfterValidator(FrozenSequence)]
+"""Several of them, each under a name; the first one comes first."""
+Shares = Annotated[dict[Text, Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1), AfterValidator(FrozenDict)]
+"""Of several sources, by name; only their ratios count."""
+
+
+def by_form(names: object, mapping: object) -> object:
+    """A type of settings that are written in either of two forms; faults are those of the form that was meant."""
+    forms = Annotated[names, Tag("[names]")] | Annotated[mapping, Tag("[mapping]")]
+    return Annotated[forms, Discriminator(lambda value: "[mapping]" if isinstance(value, Mapping) else "[names]")]
 
 
 class Node(BaseModel):

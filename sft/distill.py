@@ -7,9 +7,12 @@ kept and why the rest is dropped is decided afterwards, from that file alone.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from models.processes import Processes
 from rewards.formats import Format, split_completion
@@ -35,14 +38,20 @@ class DistillError(ValueError):
 
 @dataclass(frozen=True)
 class Trace:
-    """One training example: a problem and a completion in the student's format."""
+    """One training example: a problem and a completion in the student's format.
+
+    Fields:
+        tokens: of the completion, the student's.
+        pass_rate: share of the teacher's samples of this problem that were right; None of a written solution.
+    """
 
     problem_id: str
     question: str
     gold: str
     completion: str
     verdict: Verdict
-    tokens: int
+    tokens: Annotated[int, Field(ge=0)]
+    pass_rate: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,10 +172,12 @@ def choose_traces(
         tokens += sum(c["tokens"] for c in completions)
         correct += right
         low, high = settings.pass_rate
-        if not low <= right / len(completions) <= high:
+        rate = right / len(completions)
+        if not low <= rate <= high:
             dropped["pass_rate"] += len(completions)
             continue
-        kept += _of_problem(problem, completions, verdicts, settings, domain, format, tokenizer, dropped)
+        found = _of_problem(problem, completions, verdicts, settings, domain, format, tokenizer, dropped)
+        kept += (replace(trace, pass_rate=rate) for trace in found)
     statistics = Statistics(
         problems=len(known),
         sampled=sampled,
@@ -242,8 +253,35 @@ def rewritten(text: str, domain: "Domain", format: Format) -> str | None:
 
 
 def read_traces(path: Path) -> list[Trace]:
-    """Traces of a distill stage."""
-    return [Trace(**{**line, "verdict": Verdict(line["verdict"])}) for line in _complete_lines(path)]
+    """Traces of a distill stage, as they stand in its file.
+
+    Raises:
+        DistillError: there is no such file, no trace in it, or the first line that is none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise DistillError(f"{path}: {reason}") from error
+    traces = [_trace(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not traces:
+        raise DistillError(f"{path}: there are no traces in it")
+    return traces
+
+
+def _trace(line: str, place: str) -> Trace:
+    try:
+        return _adapter().validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        said = f"no '{key}'" if first["type"] == "missing" else ": ".join(filter(None, [key, first["msg"]]))
+        raise DistillError(f"{place}: {said}") from error
+
+
+@cache
+def _adapter() -> TypeAdapter[Trace]:
+    return TypeAdapter(Trace)
 
 
 def traces_of_solutions(

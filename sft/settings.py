@@ -7,11 +7,28 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from models.settings import TrainingSettings
-from settings import SIZE, Count, Names, Node, Refers, Share, Temperature, Text, TopP, as_tuple
+from models.settings import TopK, TrainingSettings
+from settings import SIZE, Count, Names, Node, Refers, Share, Shares, Temperature, Text, TopP, as_tuple, by_form
 
 
-class DistillSettings(Node):
+class Band(Node):
+    """Problems of a difficulty."""
+
+    pass_rate: Annotated[
+        tuple[Share, Share],
+        BeforeValidator(as_tuple),
+        WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}),
+    ] = (0.0, 1.0)
+    """Keep problems of which the teacher got a share between these two right, both inclusive."""
+
+    @model_validator(mode="after")
+    def _lower_first(self) -> Self:
+        if self.pass_rate[0] > self.pass_rate[1]:
+            raise PydanticCustomError("rule", "pass_rate: the lower bound comes first, as in [0.25, 0.75]")
+        return self
+
+
+class DistillSettings(TopK, Band):
     """A teacher's traces, sampled and verified (sft/distill.py)."""
 
     teacher: Annotated[Text, SIZE, Refers("model", also=("self",))]
@@ -24,18 +41,10 @@ class DistillSettings(Node):
     """Sampling temperature (0.6 is DeepSeek-R1's own advice)."""
     top_p: TopP = 0.95
     """Nucleus."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Sample among the k likeliest tokens; 0 is off."""
     keep: Literal["correct", "all"] = "correct"
     """Keep traces whose answer equals the gold, or all that are not cut off."""
     max_per_problem: Annotated[Count | None, SIZE] = None
     """Keep at most this many traces per problem. None: all."""
-    pass_rate: Annotated[
-        tuple[Share, Share],
-        BeforeValidator(as_tuple),
-        WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}),
-    ] = (0.0, 1.0)
-    """Keep problems of which the teacher got a share between these two right."""
     max_tokens: Annotated[Count, SIZE] = 2048
     """The teacher is cut off here, and what is cut off is dropped."""
     min_tokens: Annotated[int, Field(ge=0), SIZE] = 8
@@ -43,19 +52,21 @@ class DistillSettings(Node):
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
-        if self.pass_rate[0] > self.pass_rate[1]:
-            raise PydanticCustomError("rule", "pass_rate: the lower bound comes first, as in [0.25, 0.75]")
         if self.min_tokens >= self.max_tokens:
             message = "min_tokens: {low} must be less than max_tokens ({high})"
             raise PydanticCustomError("rule", message, {"low": self.min_tokens, "high": self.max_tokens})
         return self
 
 
-class SftSettings(TrainingSettings):
+class SftSettings(TrainingSettings, Band):
     """The student imitates traces (TRL SFTTrainer; loss on the completion only)."""
 
-    data: Annotated[Names, Refers("traces", file=True)]
-    """Name of an earlier stage that gives traces, or a .jsonl file (`question`, `answer`, `solution`), or a list."""
+    data: Annotated[by_form(Names, Shares), Refers("traces", file=True, keys=True)]
+    """Name of an earlier stage that gives traces, or a .jsonl file (`question`, `answer`, `solution`); or a list, of
+    which all is taken; or shares, `{traces: 0.5, teacher: 0.5}`: only their ratios count, and as many traces are taken
+    as the source that has the fewest for its share allows (sft/mixing.py)."""
+    at_most: Annotated[Count | None, SIZE] = None
+    """At most this many traces, drawn by the stage's seed. None: all."""
     batch_size: Annotated[Count, SIZE] = 32
     """Traces per optimizer step, over all processes."""
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"

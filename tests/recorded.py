@@ -123,8 +123,9 @@ class Script:
     """An engine that knows the word it is asked for, and answers stage by stage what the test needs.
 
     In `traces` the first problem is answered rightly five times, the second once; the others rightly the first and the
-    third time, then wrongly, shortly and without an end. Elsewhere the first prompt of a call is answered rightly each
-    time, so its group has no variance; the others rightly, wrongly, without an end, and in bad form.
+    third time (the third problem the second time too), else wrongly, then shortly and without an end. Elsewhere the
+    first prompt of a call is answered rightly each time, so its group has no variance; the others rightly, wrongly,
+    without an end, and in bad form.
     """
 
     model: str
@@ -154,6 +155,8 @@ class Script:
                 return right.replace("so", "so" + " so" * k)
             if len(word) == 5:
                 return [right, *[wrong] * 4][k]
+            if len(word) == 6:
+                wrong = right.replace("so", "thus")
             return [right, wrong, right.replace("so", "well"), "a\n\\boxed{b}", LONG][k]
         if at == 0:
             return right

@@ -59,7 +59,12 @@ def trains(stage: str, rate: float, decay: float, norm: float, micro: Rule, save
 
 def evaluates(stage: str, samples: int, temperature: float, top_p: float, limit: int, *, greedy: bool) -> dict:
     """The keys of all evaluations."""
+    shaped = {"top_k": limit, "min_p": top_p / 4, "presence_penalty": -temperature, "repetition_penalty": 1 + top_p}
     return {
+        **{
+            name: Rule(value, lambda o, name=name: getattr(o.evaluated(stage).sampling, name))
+            for name, value in shaped.items()
+        },
         "samples": Rule(samples, lambda o: o.evaluated(stage).sampling.n),
         "temperature": Rule(temperature, lambda o: o.evaluated(stage).sampling.temperature),
         "top_p": Rule(top_p, lambda o: o.evaluated(stage).sampling.top_p),
@@ -147,9 +152,10 @@ def rules(base: str, reward_file: str) -> dict[str, Rule]:
         "distill.pass_rate": Rule([0.3, 0.9], lambda o: o.dropped("pass_rate"), 10),
         **under("sft", trains("imitate", 3e-3, 0.02, 0.004, rows, (7, 7))),
         "sft.parent": Rule("base", lambda o: o.parent(o.imitate.start)),
-        "sft.data": Rule(
-            ["traces"], lambda o: o.imitate.result.extra["examples"] + o.imitate.result.extra["too_long"], 10
-        ),
+        "sft.data": Rule({"traces": 2.0}, lambda o: re.findall(r"traces of (\w+)", o.imitate.said), ["traces"]),
+        # of ten traces; the two of one problem, three times of five right, are above it
+        "sft.pass_rate": Rule([0.3, 0.5], lambda o: re.findall(r"(\d+) outside", o.imitate.said), ["2"]),
+        "sft.at_most": Rule(7, lambda o: o.imitate.result.extra["examples"] + o.imitate.result.extra["too_long"]),
         "sft.steps": Rule(2, lambda o: len(o.imitate.optimizer)),
         "sft.batch_size": Rule(
             2, lambda o: o.args("imitate").train_batch_size * o.args("imitate").gradient_accumulation_steps
@@ -157,7 +163,7 @@ def rules(base: str, reward_file: str) -> dict[str, Rule]:
         "sft.lr_scheduler_type": Rule("constant_with_warmup", lambda o: o.args("imitate").lr_scheduler_type),
         # and one of the traces is longer
         "sft.max_length": Rule(
-            76, lambda o: [o.args("imitate").max_length, o.imitate.result.extra["too_long"]], [76, 1]
+            74, lambda o: [o.args("imitate").max_length, o.imitate.result.extra["too_long"]], [74, 1]
         ),
         "sft.packing": Rule(True, lambda o: o.args("imitate").packing),
         # with two iterations over a batch, a checkpoint is only written after the second
@@ -183,7 +189,11 @@ def rules(base: str, reward_file: str) -> dict[str, Rule]:
         "grpo.max_completion_tokens": Rule(44, lambda o: [o.sampling("polish").max_tokens, *o.longest()], [44, 44, 44]),
         **under("evaluate stage", evaluates("look", 2, 0.6, 0.7, 30, greedy=True)),
         "evaluate stage.parent": Rule("imitate", lambda o: o.parent(o.look.pushed[0][1])),
-        "evaluate stage.problems": Rule("more", lambda o: o.evaluation("look")["problem_ids"][0], "ijkl"),
+        "evaluate stage.problems": Rule(
+            {"one": "more", "two": "others"},
+            lambda o: [o.look.read(f"evaluation{two}.json")["problem_ids"][0] for two in ("", "-two")],
+            ["ijkl", "efgh"],
+        ),
         "evaluate stage.limit": Rule(3, lambda o: len(o.evaluated("look").prompts)),
         "export.parent": Rule("imitate", lambda o: o.parent(o.release.result.adapter_sha256)),
         # a stage of its own, since it leaves nothing for the others to be seen in
@@ -310,18 +320,21 @@ def test_every_key_arrives(made, observed, key):
 
 
 def test_what_no_key_says_of_a_sampling(observed, tokenizer):
-    """Completions end at the tokenizer's end token, in rollouts at the model's others too; top_k is distillation's
-    alone; KL between policies is measured on samples of the policy itself."""
+    """Completions end at the tokenizer's end token, in rollouts at the model's others too; rollouts are never truncated
+    to the likeliest tokens, nor penalised; KL between policies is measured on samples of the policy itself."""
     end = tokenizer.eos_token_id
     for stage in ("base", "imitate", "polish", "look"):
         *evaluations, _ = calls = [call for call in observed.run.of[stage].calls if not call.sampling.logprobs]
         for call in evaluations if stage in ("imitate", "polish") else calls:
-            assert call.sampling.stop_token_ids == (end,) and call.sampling.top_k == 0
+            assert call.sampling.stop_token_ids == (end,)
     for stage in ("imitate", "polish"):
         sampling, longest = observed.run.of[stage].calls[-1].sampling, 36
         assert sampling == Sampling(longest, temperature=1.0, top_p=1.0, top_k=0, stop_token_ids=(end,))
-    greedy = observed.look.calls[-1].sampling
-    assert greedy == Sampling(30, temperature=0.0, top_p=1.0, top_k=0, stop_token_ids=(end,))
+    greedy, penalties = observed.look.calls[-1].sampling, {"presence_penalty": -0.6, "repetition_penalty": 1.7}
+    assert greedy == Sampling(30, temperature=0.0, top_p=1.0, top_k=0, stop_token_ids=(end,), **penalties)
+    for call in [*observed.rolled_out("polish"), *observed.traces.calls]:
+        sampling = call.sampling
+        assert (sampling.min_p, sampling.presence_penalty, sampling.repetition_penalty) == (None, None, None)
     for call in observed.rolled_out("polish"):
         assert end in call.sampling.stop_token_ids and call.sampling.top_k == 0
 

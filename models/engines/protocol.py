@@ -26,12 +26,19 @@ ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetens
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. `temperature=0` is greedy, `top_k=0` is off; `n` completions per prompt."""
+    """How completions are drawn: penalties, temperature, min_p, top_k, renormalised, top_p, in this order (vLLM's).
+
+    `temperature=0` is greedy, to which only penalties matter; `top_k=0` is off, and so is what is None; `n` completions
+    per prompt.
+    """
 
     max_tokens: int
     temperature: float
     top_p: float
     top_k: int
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
     n: int = 1
     logprobs: bool = False
     stop_token_ids: tuple[int, ...] = ()

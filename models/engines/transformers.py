@@ -6,6 +6,7 @@ import torch
 
 from models.base import arithmetic, end_tokens, load_tokenizer
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights
+from models.engines.shaping import shaping
 from models.engines.start import Capacity
 from models.paths import model_place
 from models.settings import Serving
@@ -67,14 +68,14 @@ class TransformersEngine:
             eos_token_id=[*self._eos, *sampling.stop_token_ids],
             pad_token_id=self._tokenizer.pad_token_id,
             return_dict_in_generate=True,
-            output_logits=sampling.logprobs and greedy,
-            output_scores=sampling.logprobs and not greedy,
+            logits_processor=shaping(prompts, ids.shape[1], sampling),
+            output_scores=sampling.logprobs,
             **options,
         )
         sequences = output.sequences[:, ids.shape[1] :].tolist()
         logprobs = None
         if sampling.logprobs:
-            steps = torch.stack(output.logits if greedy else output.scores, dim=1).float().log_softmax(-1)
+            steps = torch.stack(output.scores, dim=1).float().log_softmax(-1)
             logprobs = steps.gather(-1, output.sequences[:, ids.shape[1] :, None])[..., 0].tolist()
         flat = [self._completion(row, logprobs[i] if logprobs else None, sampling) for i, row in enumerate(sequences)]
         return [flat[i : i + sampling.n] for i in range(0, len(flat), sampling.n)]

@@ -81,8 +81,8 @@ def references(node: Node, prefix: str = "", *, free: bool = True) -> Iterator[t
         if isinstance(value, Node):
             yield from references(value, f"{prefix}{name}.", free=free)
         elif refers is not None and value is not None:
-            for item in value if isinstance(value, tuple) else (value,):
-                yield f"{prefix}{name}", item, refers
+            for further, item in refers.names_in(value):
+                yield ".".join((f"{prefix}{name}", *further)), item, refers
 
 
 def raw_references(
@@ -94,9 +94,9 @@ def raw_references(
         if inner is not None and isinstance(value, Mapping):
             yield from raw_references(value, inner, f"{prefix}{name}.")
         elif refers is not None:
-            for item in value if isinstance(value, list | tuple) else (value,):
+            for further, item in refers.names_in(value):
                 if isinstance(item, str) and item:
-                    yield f"{prefix}{name}", item, refers
+                    yield ".".join((f"{prefix}{name}", *further)), item, refers
 
 
 def _referred(key: str, value: str, refers: Refers, draft: Draft) -> Iterator[tuple[str, str]]:

@@ -62,7 +62,8 @@ def _fault(error: ErrorDetails, raw: Mapping[str, Any]) -> Fault:
     path = tuple(error["loc"])
     if path[:1] == ("stages",) and len(path) > 2 and path[2] in kinds():
         path = path[:2] + path[3:]  # pydantic inserts the discriminator's value
-    path = tuple(key for key in path if key != "[key]")
+    # and words of its own in brackets: `[key]`, and which form a value was taken for (settings.by_form)
+    path = tuple(key for key in path if not (isinstance(key, str) and key.startswith("[")))
     return Fault(path, _message(error, path, raw), stage=stage_label(path, raw))
 
 

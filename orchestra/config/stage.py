@@ -100,6 +100,11 @@ class Stage(Node):
         """The problems it is evaluated on: their source, and how many at most."""
         return recipe.problems.test, recipe.problems.test_limit
 
+    def held_out_sets(self, recipe: Recipe) -> Mapping[str, tuple[str, int | None]]:
+        """All problems that it is evaluated on, by name where there are several sets: those of `held_out` come first,
+        in evaluation.json, any other set is in evaluation-<name>.json."""
+        return {"": self.held_out(recipe)}
+
     def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
         """The problems that it trains on, or has traces made of: (source, how many at most)."""
         return ()

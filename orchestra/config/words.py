@@ -6,6 +6,7 @@ Works on the raw mapping, before and whether or not the rest is valid. What is o
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,7 @@ def find_files(
     for key, refers in _referring(model):
         value = raw.get(key)
         if value is not None:
-            many = isinstance(value, list)
-            raw[key] = [found(item, key, refers) for item in value] if many else found(value, key, refers)
+            raw[key] = refers.renamed(value, partial(found, key=key, refers=refers))
     return faults
 
 
@@ -90,15 +90,16 @@ def unknown_words(
 ) -> Iterator[Fault]:
     """Models, and sources of a domain's problems, that do not exist, in a raw mapping."""
     for key, refers in _referring(model):
-        value, message = raw.get(key), ""
-        if not isinstance(value, str) or not value or value in refers.also:
-            continue
-        if refers.to == "model":
-            message = _model(value)
-        elif refers.to == "problems" and domain is not None:
-            message = _source(value, domain)
-        if message:
-            yield Fault((*at, key), f"{value!r} {message}", stage=stage)
+        for further, value in refers.names_in(raw.get(key)):
+            message = ""
+            if not isinstance(value, str) or not value or value in refers.also:
+                continue
+            if refers.to == "model":
+                message = _model(value)
+            elif refers.to == "problems" and domain is not None:
+                message = _source(value, domain)
+            if message:
+                yield Fault((*at, key, *further), f"{value!r} {message}", stage=stage)
 
 
 def unknown_rewards(reward: object) -> Iterator[Fault]:

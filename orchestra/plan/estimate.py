@@ -182,8 +182,8 @@ class Estimator:
             return 0, 0.0
         settings = stage.evaluation(self.recipe)
         passes = settings.samples + (1 if settings.greedy else 0)
-        source, limit = stage.held_out(self.recipe)
-        problems = _count(source, "test", limit)
+        sets = stage.held_out_sets(self.recipe).values()
+        problems = sum(_count(source, "test", limit) for source, limit in sets)
         return self.generate(self.base, problems * passes, settings.max_completion_tokens)
 
     def answers(self, problems: int) -> tuple[int, float]:

@@ -43,6 +43,7 @@ class StageRecord:
         result: None until the stage is finished.
         metrics: the step metrics, one mapping a step.
         statistics: of distillation.
+        sets: evaluations by the name of the held-out problems, of a stage that was evaluated on several sets of them.
     """
 
     name: str
@@ -52,6 +53,7 @@ class StageRecord:
     evaluation: Evaluation | None = None
     metrics: tuple[Row, ...] = ()
     statistics: Tree = field(default_factory=dict)
+    sets: Mapping[str, Evaluation] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -208,14 +210,19 @@ def _stage(name: str, path: Path, planned: Tree, reader: _Reader) -> StageRecord
     # strict about types, where StageResult.from_json takes what comes; keys of other versions are left out by both
     result = reader.parsed(path / "result.json", TypeAdapter(StageResult).validate_json)
     kind = result.kind if result is not None else str(config.get("kind", BASE if name == BASE else "?"))
+    evaluation = reader.parsed(path / "evaluation.json", Evaluation.from_json)
+    named = [str(one) for one in _tree(config.get("problems"))]
+    others = {one: reader.parsed(path / f"evaluation-{one}.json", Evaluation.from_json) for one in named[1:]}
+    sets = {one: found for one, found in ({one: evaluation for one in named[:1]} | others).items() if found is not None}
     return StageRecord(
         name=name,
         kind=kind,
         config=config,
         result=result,
-        evaluation=reader.parsed(path / "evaluation.json", Evaluation.from_json),
+        evaluation=evaluation,
         metrics=reader.rows(path / "metrics.jsonl"),
         statistics=reader.tree(path / "statistics.json"),
+        sets=sets,
     )
 
 

@@ -16,7 +16,7 @@ from orchestra.config.words import is_local
 from orchestra.run.code import closure, imported_by
 from orchestra.run.ledger import Fingerprint, LedgerEntry, sha256_of
 from orchestra.work.held_out import lost_to_other_evaluations
-from settings import FREE, Node, Refers, marked, reference_of
+from settings import FREE, FrozenDict, FrozenSequence, Node, Refers, marked, reference_of
 
 WEIGHTS_LIMIT = 2**30
 """Bytes of a local model that are hashed whole; of larger ones the files' names and sizes count."""
@@ -56,7 +56,11 @@ def _part(recipe: Recipe, key: str) -> object:
 def _flat(prefix: str, value: object) -> Iterator[tuple[str, Any]]:
     """Dotted key and plain value; keys that do not change the outcome are left out."""
     if not isinstance(value, Node):
-        yield prefix, list(value) if isinstance(value, tuple) else value
+        if isinstance(value, FrozenSequence):
+            value = [list(item) for item in value.items()]
+        elif isinstance(value, FrozenDict | tuple):
+            value = dict(value) if isinstance(value, FrozenDict) else list(value)
+        yield prefix, value
         return
     free = marked(type(value), FREE)
     for key in (*type(value).model_fields, *(value.__pydantic_extra__ or {})):
@@ -68,6 +72,8 @@ def _without_folder(value: Any, files: frozenset[str]) -> Any:
     """Files count by their content; where they lie does not matter."""
     if isinstance(value, list):
         return [_without_folder(item, files) for item in value]
+    if isinstance(value, dict):
+        return {_without_folder(key, files): _without_folder(item, files) for key, item in value.items()}
     return Path(value).name if isinstance(value, str) and value in files else value
 
 

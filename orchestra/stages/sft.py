@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestra.config.checks import micro_batch_faults, share_faults
 from orchestra.config.stage import Draft, Gives, Stage
+from orchestra.config.words import is_file
+from settings import FrozenDict
 from sft.settings import SftSettings
 
 if TYPE_CHECKING:
@@ -32,6 +35,19 @@ class SftStage(Stage, SftSettings):
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         yield from micro_batch_faults(self.micro_batch_size, self.batch_size)
         yield from share_faults(self.batch_size, "batch_size", draft)
+        files = [source for source in self.data if source not in draft.kinds and is_file(source)]
+        if files and self.pass_rate != type(self).model_fields["pass_rate"].default:
+            yield "pass_rate", f"{', '.join(map(repr, files))}: written solutions have no pass rate; only traces do"
+        for stage in draft.stages:
+            kept = getattr(stage, "pass_rate", None) if stage.name in self.data and "traces" in stage.gives else None
+            if kept is not None and (kept[0] > self.pass_rate[1] or kept[1] < self.pass_rate[0]):
+                yield "pass_rate", f"{list(self.pass_rate)} leaves nothing of {stage.name!r}, which keeps {list(kept)}"
+        names = [Path(source).name for source in files]
+        if len(set(names)) < len(set(files)):
+            # files count by their names and their contents (orchestra/run/fingerprint.py)
+            yield "data", f"two files are called {max(names, key=names.count)!r}; rename one"
+        if isinstance(self.data, FrozenDict) and self.at_most is not None and self.at_most < len(self.data):
+            yield "at_most", f"{self.at_most} is less than one trace of each of the {len(self.data)} sources"
 
     def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
         earlier = {stage.name for stage in recipe.stages}
@@ -55,7 +71,15 @@ class SftStage(Stage, SftSettings):
         )
 
     def summary(self, recipe: Recipe) -> str:
-        return f"sft on {', '.join(self.data)}, {self.steps} steps"
+        limit = f" (at most {self.at_most:,})" if self.at_most is not None else ""
+        return f"sft on {', '.join(map(self._named, self.data))}{limit}, {self.steps} steps"
+
+    def _named(self, source: str) -> str:
+        """A source by its name and its share, if it has one."""
+        name = Path(source).name
+        if not isinstance(self.data, FrozenDict):
+            return name
+        return f"{self.data[source] / sum(self.data.values()):.0%} {name}"
 
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
@@ -66,12 +90,16 @@ class SftStage(Stage, SftSettings):
     def run(self, context: StageContext) -> StageResult:
         from models.prompts import render_prompt
         from orchestra.work.policies import start_policy, steps_on, trained
+        from sft.mixing import mixed
         from sft.train import train_sft
 
         resources, rollouts = context.resources, context.recipe.rollouts
         tokenizer = resources.tokenizer()
-        found = [_traces(context, source) for source in self.data]
-        traces, left_out = [trace for traces, _ in found for trace in traces], sum(gone for _, gone in found)
+        found = [(source, *_traces(context, source)) for source in self.data]
+        left_out = sum(gone for _, _, gone in found)
+        traces, taken = mixed([(source, traces) for source, traces, _ in found], self, context.seed)
+        if len(taken) > 1 or taken[0].taken < taken[0].there:
+            context.progress.say(f"    trains on {', '.join(map(str, taken))}")
         policy = start_policy(context)
         with context.progress.bar(f"{self.name}: imitate", self.steps, "steps") as bar:
             outcome = train_sft(

@@ -20,8 +20,8 @@ def load(recipe: Recipe, source: str, split: Split, limit: int | None) -> list[P
 
 def held_out(recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
     """(source, limit) of every evaluation in the recipe, each once, that of the base first."""
-    evaluated = (stage.held_out(recipe) for stage in recipe.all_stages if "evaluation" in stage.gives)
-    return tuple(dict.fromkeys(evaluated))
+    evaluated = (stage.held_out_sets(recipe) for stage in recipe.all_stages if "evaluation" in stage.gives)
+    return tuple(dict.fromkeys(one for sets in evaluated for one in sets.values()))
 
 
 def lost_to_other_evaluations(recipe: Recipe, stage: Stage) -> list[str]:

@@ -68,19 +68,21 @@ def serve(context: StageContext, policy: PeftModel) -> Served:
 
 
 def evaluated(
-    context: StageContext, prompt: PromptFormat | None = None, file: str = EVALUATION
+    context: StageContext, prompt: PromptFormat | None = None, file: str = EVALUATION, of: str | None = None
 ) -> tuple[Evaluation, Asked]:
     """Evaluate what the engine serves on the stage's held-out problems and write evaluation.json.
 
     Args:
         prompt: another format than the recipe's, in which the problems are asked.
+        of: one of the stage's sets of problems, by name; None: the first.
     """
     resources, settings = context.resources, context.stage.evaluation(context.recipe)
-    asked = resources.test(context.stage, prompt)
+    asked = resources.test(context.stage, prompt, of)
     if asked.left_out:
         context.progress.say(f"    {asked.left_out} test problems are too long for the model and left out")
     passes = 2 if settings.greedy and settings.temperature else 1
-    with context.progress.bar(f"{context.stage.name}: evaluate", passes * len(asked.problems), "problems") as bar:
+    said = f"{context.stage.name}: evaluate{f' on {of}' if of else ''}"
+    with context.progress.bar(said, passes * len(asked.problems), "problems") as bar:
         evaluation = evaluate(
             resources.engine(),
             asked,

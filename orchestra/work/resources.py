@@ -84,14 +84,15 @@ class Resources:
             self._problems[key] = load(self.recipe, source, split, limit)
         return self._problems[key]
 
-    def test(self, stage: Stage, prompt: PromptFormat | None = None) -> Asked:
+    def test(self, stage: Stage, prompt: PromptFormat | None = None, of: str | None = None) -> Asked:
         """A stage's held-out problems. One that does not fit the model's context is left out (and counted), whichever
         prompt format it is in which that is so.
 
         Args:
             prompt: another format than the recipe's.
+            of: the name of one of its sets; None: the first.
         """
-        source, limit = stage.held_out(self.recipe)
+        source, limit = stage.held_out(self.recipe) if of is None else stage.held_out_sets(self.recipe)[of]
         base, other = self.recipe.model.base, self.conversation.other
         budget = context_length(base) - self._completion_budget()
         problems, what = self.problems(source, "test", limit), f"test problems ({source})"
@@ -232,13 +233,15 @@ class Resources:
         longest = [self.recipe.rollouts.max_prompt_tokens]
         if model == self.recipe.model.base:
             evaluated = [stage for stage in self.recipe.all_stages if "evaluation" in stage.gives]
-            different = {stage.held_out(self.recipe): stage for stage in evaluated}
+            different = {
+                one: (stage, name) for stage in evaluated for name, one in stage.held_out_sets(self.recipe).items()
+            }
             formats = (None, other) if (other := self.conversation.other) is not None else (None,)
             longest += [
                 len(ids)
-                for stage in different.values()
+                for stage, name in different.values()
                 for prompt in formats
-                for ids in self.test(stage, prompt).tokens
+                for ids in self.test(stage, prompt, name).tokens
             ]
         return max(longest)
 

@@ -110,8 +110,9 @@ def test_what_the_engine_is_asked():
     run(engine, problems(3), progress=seen.append)
     (prompts, sampled, seeds), (_, greedy, _) = engine.calls
     assert prompts == [0, 1, 2] and len(set(seeds)) == 3
-    assert sampled == Sampling(max_tokens=32, temperature=1.0, top_p=0.9, top_k=0, n=4)
-    assert greedy == Sampling(max_tokens=32, temperature=0.0, top_p=1.0, top_k=0, n=1)
+    plain = {"max_tokens": 32, "top_k": 0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+    assert sampled == Sampling(temperature=1.0, top_p=0.9, min_p=0.0, n=4, **plain)
+    assert greedy == Sampling(temperature=0.0, top_p=1.0, n=1, **plain)
     assert seen == [12, 3]
 
 
@@ -126,14 +127,15 @@ def test_a_problem_keeps_its_seed_whatever_stands_beside_it():
 
 
 def test_each_pass_is_sampled_as_the_settings_say():
-    """The sampled pass first; the greedy one has no nucleus to draw from, and the same random numbers."""
+    """The sampled pass first; the greedy one nothing to truncate; penalties and random numbers are the same."""
     engine = ScriptedEngine(sometimes)
-    settings = Evaluate(samples=3, temperature=0.7, top_p=0.8, max_completion_tokens=29, confidence=0.8)
+    settings = Evaluate(samples=3, temperature=0.7, top_p=0.8, max_completion_tokens=29, confidence=0.8, top_k=7,
+                        min_p=0.05, presence_penalty=1.5, repetition_penalty=1.1)  # fmt: skip
     found = run(engine, problems(3), settings, stop_token_ids=(7,))
     sampled, greedy = (sampling for _, sampling, _ in engine.calls)
-    common = {"max_tokens": 29, "top_k": 0, "stop_token_ids": (7,)}
-    assert sampled == Sampling(temperature=0.7, top_p=0.8, n=3, **common)
-    assert greedy == Sampling(temperature=0.0, top_p=1.0, n=1, **common)
+    common = {"max_tokens": 29, "stop_token_ids": (7,), "presence_penalty": 1.5, "repetition_penalty": 1.1}
+    assert sampled == Sampling(temperature=0.7, top_p=0.8, top_k=7, min_p=0.05, n=3, **common)
+    assert greedy == Sampling(temperature=0.0, top_p=1.0, top_k=0, n=1, **common)
     assert {seed for _, _, seeds in engine.calls for seed in seeds} == {
         zlib.crc32(f"5/{name}".encode()) // 2 for name in ("p0", "p1", "p2")
     }

@@ -11,6 +11,7 @@ from tiny_families import write_family
 from models.adapters import adapter_files, new_adapter
 from models.base import load_base
 from models.engines.protocol import AdapterFiles, EngineError
+from models.engines.shaping import MinP
 from models.engines.start import Capacity, serving_for, start_engine, why_not_vllm
 from models.folding import folded_weights
 from models.settings import Lora, Serving
@@ -123,6 +124,69 @@ def test_both_engines_say_the_same_greedily(vllm_engine, transformers_engine, po
         engine.sync_folded(folded_weights(policy))
     ours, theirs = (engine.generate(prompts, GREEDY) for engine in (vllm_engine, transformers_engine))
     assert ours == theirs
+
+
+PENALTIES = [
+    {"repetition_penalty": 1.3},
+    {"presence_penalty": 1.5},
+    {"repetition_penalty": 1.2, "presence_penalty": -1.0},
+]
+
+
+def penalised(logits, prompt, completion, *, repetition_penalty=1.0, presence_penalty=0.0):
+    """Token by token, as the settings say it."""
+    made = logits.tolist()
+    for token in {*prompt, *completion}:
+        made[token] = made[token] / repetition_penalty if made[token] > 0 else made[token] * repetition_penalty
+    for token in set(completion):
+        made[token] -= presence_penalty
+    return torch.tensor(made)
+
+
+def logits_after(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0, -1]
+
+
+@pytest.mark.parametrize("penalties", PENALTIES, ids=str)
+def test_penalties_are_the_same_in_every_engine(engine, policy, prompts, penalties):
+    """Prompts of several lengths at once: what pads them on the left is no part of them."""
+    sampling = replace(GREEDY, logprobs=True, **penalties)
+    plain = engine.generate(prompts, GREEDY)
+    found = engine.generate(prompts, sampling)
+    assert texts(found) != texts(plain), "or nothing was penalised"
+    policy.eval()
+    for prompt, (completion,) in zip(prompts, found, strict=True):
+        for at, (token, logprob) in enumerate(zip(completion.token_ids, completion.logprobs, strict=True)):
+            before = completion.token_ids[:at]
+            steps = penalised(logits_after(policy, [*prompt, *before]), prompt, before, **penalties).log_softmax(-1)
+            assert token == steps.argmax() and logprob == pytest.approx(steps[token].item(), abs=1e-4)
+
+
+def test_min_p_comes_after_temperature_and_before_top_p(engine, policy, prompts):
+    """Of the tempered distribution at least min_p of the likeliest, and of these, renormalised, the nucleus."""
+    temperature, min_p, top_p = 1.5, 0.2, 0.8
+    tempered = (tiny.next_token_logprobs(policy, prompts[0])[-1] / temperature).softmax(-1)
+    kept = torch.where(tempered >= min_p * tempered.max(), tempered, 0.0)
+    renormalised, which = (kept / kept.sum()).sort(descending=True)
+    wanted = which[: int((renormalised.cumsum(0) < top_p).sum()) + 1].tolist()
+    # in the other order the nucleus is another, and so it is at another temperature
+    likeliest, order = tempered.sort(descending=True)
+    nucleus = order[: int((likeliest.cumsum(0) < top_p).sum()) + 1]
+    swapped = [token for token in nucleus.tolist() if tempered[token] >= min_p * tempered.max()]
+    assert 1 < len(wanted) < len(swapped)
+    sampling = tiny.sampling(1, temperature=temperature, min_p=min_p, top_p=top_p, logprobs=True, n=200)
+    (group,) = engine.generate(prompts[:1], sampling, [5])
+    drawn = {one.token_ids[0]: one.logprobs[0] for one in group}
+    assert drawn.keys() == set(wanted)
+    assert drawn == pytest.approx(dict(zip(wanted, kept[wanted].log().log_softmax(-1).tolist(), strict=True)), abs=1e-4)
+
+
+def test_min_p_of_a_tenth():
+    """Logits 0, log 0.2, log 0.05 are likelihoods 1 : 0.2 : 0.05, at temperature 2 1 : 0.447 : 0.224."""
+    logits = torch.tensor([[1.0, 0.2, 0.05]]).log()
+    left = {t: MinP(0.1, t)(None, logits).isfinite().tolist()[0] for t in (1.0, 2.0, 0.5)}
+    assert left == {1.0: [True, True, False], 2.0: [True, True, True], 0.5: [True, False, False]}
 
 
 def test_sampled_log_probabilities_are_as_drawn(engine, policy, prompts):

@@ -10,7 +10,8 @@ from models.base import load_tokenizer
 from models.engines.protocol import Sampling
 
 SAMPLING = Sampling(
-    max_tokens=5, temperature=0.7, top_p=0.8, top_k=9, n=3, logprobs=True, stop_token_ids=(7, 8)
+    max_tokens=5, temperature=0.7, top_p=0.8, top_k=9, min_p=0.1, presence_penalty=0.5, repetition_penalty=1.5, n=3,
+    logprobs=True, stop_token_ids=(7, 8),
 )  # fmt: skip
 
 
@@ -21,7 +22,8 @@ class Asked(Exception):
 def test_every_field_has_another_value_than_it_would_have():
     """The fields are walked: a new one has to be followed into both engines."""
     assert {one.name for one in fields(Sampling)} == {
-        "max_tokens", "temperature", "top_p", "top_k", "n", "logprobs", "stop_token_ids",
+        "max_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "n",
+        "logprobs", "stop_token_ids",
     }  # fmt: skip
     assert all(getattr(SAMPLING, one.name) != one.default for one in fields(Sampling))
 
@@ -43,11 +45,12 @@ def test_vllm_is_asked_for_all_of_it(vllm_engine, monkeypatch):
         assert found == (5, 0.7, 0.8, 9, 3, 0)
         # besides the model's own ends, and nothing else
         assert {*one.stop_token_ids} == {7, 8, load_tokenizer("embedded/student").eos_token_id, *tiny.MORE_ENDS}
-        assert (one.repetition_penalty, one.presence_penalty, one.frequency_penalty, one.min_p) == (1.0, 0.0, 0.0, 0.0)
+        assert (one.repetition_penalty, one.presence_penalty, one.frequency_penalty, one.min_p) == (1.5, 0.5, 0.0, 0.1)
     assert [one.seed for one in params] == [11, 5], "vLLM takes 63 bits"
     vllm_engine.generate([[1]], Sampling(5, temperature=0.0, top_p=1.0, top_k=0))
     (plain,) = asked[-1][1]
     assert (plain.temperature, plain.n, plain.logprobs, plain.seed) == (0.0, 1, None, None)
+    assert (plain.repetition_penalty, plain.presence_penalty, plain.min_p) == (1.0, 0.0, 0.0), "None is off"
 
 
 @pytest.mark.parametrize("greedy", [False, True])
@@ -64,13 +67,16 @@ def test_transformers_is_asked_for_all_of_it(transformers_engine, monkeypatch, g
         transformers_engine.generate([[1, 2]], sampling, [11])
     if greedy:
         assert asked["do_sample"] is False and not {"temperature", "top_p", "top_k"} & asked.keys()
-        assert (asked["output_logits"], asked["output_scores"]) == (True, False)
+        assert asked["output_scores"] is True and not asked["logits_processor"], "penalties of None are off"
         return
     found = [asked[name] for name in ("max_new_tokens", "temperature", "top_p", "top_k", "num_return_sequences")]
     assert found == [5, 0.7, 0.8, 9, 3] and asked["do_sample"] is True
     assert {7, 8} < set(asked["eos_token_id"]), "beside the model's own"
     # after temperature and truncation, as they are drawn
-    assert (asked["output_logits"], asked["output_scores"]) == (False, True)
+    assert asked["output_scores"] is True
+    # what generate has of its own would count padding as asked, and apply min_p last
+    assert not {"min_p", "repetition_penalty"} & asked.keys()
+    assert [type(one).__name__ for one in asked["logits_processor"]] == ["Penalties", "MinP"]
 
 
 def test_what_is_cut_by_top_p_is_never_drawn(vllm_engine, tokenizer, tiny_path):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from orchestra.config import loading as load
 from orchestra.config.faults import RecipeError, UserError
 from orchestra.config.loading import choose_scale, load_recipe, unused_scale_stages
+from orchestra.config.recipe import Recipe
 from orchestra.config.yamlfile import parse
 from orchestra.plan import machine
 
@@ -124,6 +125,14 @@ def test_what_is_not_a_recipe_is_one_message(written, text, said):
         ("teacher: embedded/teacher", "teacher: embedded/theacher", "teacher: 'embedded/theacher' is not shipped"),
         ("train: embedded", "train: .", "problems.train: '.': is a folder"),
         ("data: traces", "data: more/traces.jsonl", "stage 'imitate': data: 'more/traces.jsonl': no such file"),
+        ("data: traces", "data: {traces: 0}", "stage 'imitate': data.traces: 0 must be more than 0"),
+        ("data: traces", "data: {traces: half}", "data.traces: 'half' is text; a number is needed"),
+        ("data: traces", "data: {}", "data: must not be empty"),
+        ("data: traces", "data: 5", "data: 5 is a whole number; a list is needed"),
+        ("data: traces", "data: {traces: 1, trace: 1}", "data: 'trace' is neither an earlier stage"),
+        ("data: traces", "data: {traces: 1, a/b.jsonl: 1}", "data: 'a/b.jsonl': no such file"),
+        ("data: traces", "data: traces, at_most: 0", "at_most: 0 must be more than 0"),
+        ("data: traces", "data: traces, pass_rate: [0.75, 0.25]", "pass_rate: the lower bound comes first"),
         ("data: traces", "data: more/traces", "stage 'imitate': data: 'more/traces': no such file"),
         ("name: mine", "name: mine\nreward: {file: mine.py}", "reward.file: 'mine.py': no such file"),
     ],
@@ -140,6 +149,59 @@ def test_local_files_are_found_beside_the_recipe_too(written, tmp_path):
     (tmp_path / "sub" / "train.jsonl").write_text("{}")
     recipe = load_recipe(written(TEXT.replace("train: embedded", "train: train.jsonl"), "sub/mine.yaml"), None)
     assert os.path.samefile(recipe.problems.train, tmp_path / "sub" / "train.jsonl")
+
+
+def test_sources_with_shares_are_found_like_others(written, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mine.jsonl").write_text("{}")
+    text = TEXT.replace("data: traces", "data: {traces: 3, mine.jsonl: 1}, at_most: {n}, pass_rate: {band}")
+    recipe = load_recipe(written(text.replace("{n}", "2").replace("{band}", "[0, 1]"), "sub/mine.yaml"), None)
+    data = recipe.stage("imitate").data
+    assert dict(data) == {"traces": 3, data_file(data): 1} and os.path.samefile(data_file(data), "sub/mine.jsonl")
+    assert recipe.stage("imitate").summary(recipe) == "sft on 75% traces, 25% mine.jsonl (at most 2), 100 steps"
+    assert hash(recipe.stages) and Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    with pytest.raises(TypeError):
+        data["traces"] = 5
+    lines = faults(written(text.replace("{n}", "1").replace("{band}", "[0.25, 0.75]"), "sub/mine.yaml"))
+    assert any("at_most: 1 is less than one trace of each of the 2 sources" in line for line in lines)
+    assert any("mine.jsonl': written solutions have no pass rate; only traces do" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("problems", "said"),
+    [
+        ("{gsm8k: embeded}", "problems.gsm8k: 'embeded' is neither embedded nor a .jsonl file"),
+        ("{gsm8k: nowhere.jsonl}", "problems: 'nowhere.jsonl': no such file"),
+        ("{GSM 8K: embedded}", "'GSM 8K': use lower-case letters"),
+        ("{gsm8k: 5}", "problems.gsm8k: 5 is a whole number; text is needed"),
+        ("{}", "problems: must not be empty"),
+        ("[embedded]", "problems: ['embedded'] is a list; text is needed"),
+    ],
+)  # fmt: skip
+def test_held_out_sets_that_are_none(written, problems, said):
+    text = TEXT + f"  - {{name: look, kind: evaluate, problems: {problems}}}\n"
+    lines = faults(written(text))
+    assert any("stage 'look'" in line and said in line for line in lines), lines
+
+
+def test_two_files_of_one_name_could_not_be_told_apart(written, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jsonl").write_text("{}")
+    for data in ("[a/x.jsonl, b/x.jsonl]", "{a/x.jsonl: 1, b/x.jsonl: 2}"):
+        (line,) = faults(written(TEXT.replace("data: traces", f"data: {data}")))
+        assert "stage 'imitate': data: two files are called 'x.jsonl'; rename one" in line
+
+
+def data_file(data):
+    return next(name for name in data if name.endswith(".jsonl"))
+
+
+def test_a_band_that_the_traces_have_not_is_a_fault(written):
+    text = TEXT.replace("data: traces", "data: traces, pass_rate: [0, 0.25]")
+    assert load_recipe(written(text), None)
+    (line,) = faults(written(text.replace("kind: distill", "kind: distill, pass_rate: [0.5, 1]")))
+    assert "pass_rate: [0.0, 0.25] leaves nothing of 'traces', which keeps [0.5, 1.0]" in line
 
 
 def test_a_file_beside_the_recipe_comes_before_one_in_the_working_directory(written, tmp_path):

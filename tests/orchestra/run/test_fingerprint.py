@@ -130,6 +130,38 @@ def test_inputs_are_named_for_people(folder, recipe, entries):
     }
 
 
+def test_shares_count_and_the_order_of_sources_and_their_place_do_not(folder, entries):
+    def imitated(data):
+        (folder / "each.yaml").write_text(RECIPE.format(folder).replace(f"[traces, {folder}/written.jsonl]", data))
+        recipe = load_recipe(str(folder / "each.yaml"), None)
+        return fingerprint(recipe, recipe.stage("imitate"), entries)
+
+    (folder / "moved").mkdir()
+    (folder / "moved" / "written.jsonl").write_bytes((folder / "written.jsonl").read_bytes())
+    made = imitated("{traces: 1, written.jsonl: 3}")
+    assert made == imitated("{written.jsonl: 3, traces: 1}") == imitated("{traces: 1, moved/written.jsonl: 3}")
+    assert made.config["stage.data"] == {"traces": 1, "written.jsonl": 3}
+    assert made.digest != imitated("{traces: 1, written.jsonl: 2}").digest
+    assert set(made.inputs) >= {"data (written.jsonl)", "traces.jsonl of stage traces"}
+
+
+def test_each_of_several_sets_counts_and_so_does_which_is_first(folder, entries):
+    def looked(problems):
+        text = RECIPE.format(folder).replace(f"problems: {folder}/other.jsonl", f"problems: {problems}")
+        (folder / "each.yaml").write_text(text)
+        recipe = load_recipe(str(folder / "each.yaml"), None)
+        return fingerprint(recipe, recipe.stage("look"), entries)
+
+    (folder / "moved").mkdir()
+    (folder / "moved" / "other.jsonl").write_text((folder / "train.jsonl").read_text())
+    made = looked("{a: other.jsonl, b: moved/other.jsonl}")
+    # two files of one name, each under its own
+    assert set(made.inputs) >= {"problems.a (other.jsonl)", "problems.b (other.jsonl)"}
+    assert made.config["stage.problems"] == [["a", "other.jsonl"], ["b", "other.jsonl"]]
+    assert looked("{b: moved/other.jsonl, a: other.jsonl}").digest != made.digest
+    assert looked("{a: moved/other.jsonl, b: other.jsonl}").digest != made.digest
+
+
 def test_a_models_files_count_in_whatever_order_they_are_listed(recipe, entries, monkeypatch):
     before = prints(recipe, entries)
     listed = Path.iterdir
