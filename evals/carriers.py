@@ -26,6 +26,12 @@ Writer = Literal["before", "after"]
 PlaceKind = Literal["regular", "boxed", "correction", "declaration", "random"]
 
 
+class ProbeError(ValueError):
+    """There is nothing to compare two policies on; the message says why."""
+
+    user_message = True
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a policy answered to a problem.
@@ -66,7 +72,8 @@ def choose_carriers(answers: Sequence[Answer], settings: ProbeSettings, seed: in
     was not judged, and empty answers, are left out.
 
     Raises:
-        ValueError: nothing is left, or a policy answered a problem twice.
+        ProbeError: nothing is left.
+        ValueError: a policy answered a problem twice.
     """
     known = [answer for answer in answers if answer.correct is not None and answer.tokens]
     if not known:

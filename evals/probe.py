@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from evals.carriers import ProbeError
 from evals.statistics import RESAMPLES
 
 if TYPE_CHECKING:
@@ -212,10 +213,12 @@ def summarise(readings: Sequence[Reading], confidence: float, seed: int) -> tupl
     """All places, those of each class, of each sort of lock, and of each kind; groups without a place are left out.
 
     Raises:
-        ValueError: there are no places.
+        ProbeError: there are no places.
     """
     if not readings:
-        raise ValueError("probe: there are no places to compare policies at")
+        raise ProbeError(
+            "probe: there are no places to compare policies at; lower places.every, or raise places.random"
+        )
     return tuple(_group(name, of, members, confidence, seed) for name, of, members in _groups(readings) if members)
 
 

@@ -43,6 +43,7 @@ class StageRecord:
         result: None until the stage is finished.
         metrics: the step metrics, one mapping a step.
         statistics: of distillation.
+        outputs: what is in the JSON files that its kind names as its own.
     """
 
     name: str
@@ -52,6 +53,7 @@ class StageRecord:
     evaluation: Evaluation | None = None
     metrics: tuple[Row, ...] = ()
     statistics: Tree = field(default_factory=dict)
+    outputs: Mapping[str, Tree] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -216,7 +218,13 @@ def _stage(name: str, path: Path, planned: Tree, reader: _Reader) -> StageRecord
         evaluation=reader.parsed(path / "evaluation.json", Evaluation.from_json),
         metrics=reader.rows(path / "metrics.jsonl"),
         statistics=reader.tree(path / "statistics.json"),
+        outputs={file: reader.tree(path / file) for file in _own_files(kind) if (path / file).is_file()},
     )
+
+
+def _own_files(kind: str) -> list[str]:
+    known = all_kinds().get(kind)
+    return [file for file in known.outputs if file.endswith(".json")] if known is not None else []
 
 
 def _recipe(value: object, reader: _Reader) -> tuple[str, Tree]:
