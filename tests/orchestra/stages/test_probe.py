@@ -10,8 +10,9 @@ import tiny
 import torch
 from rich.console import Console
 
-from evals.carriers import Answer, Place
-from evals.settings import Places
+from evals.carriers import Answer, Carrier, choose_places
+from evals.probe import drawn_from
+from evals.settings import Places, ProbeSettings, Truncation
 from models.adapters import load_adapter, read_adapter, save_adapter
 from models.base import load_base
 from models.reference import Reference
@@ -24,7 +25,7 @@ from orchestra.run.fingerprint import hashed_outputs
 from orchestra.run.progress import Progress
 from orchestra.stages.probe import said
 from orchestra.work.context import StageContext
-from orchestra.work.probing import next_token_logits, token_texts
+from orchestra.work.probing import _read, token_texts
 from orchestra.work.resources import Resources
 
 # a random policy's answers are all wrong, and its distributions no locks; so what is one is set wider
@@ -89,26 +90,33 @@ def test_what_is_written_and_said(against_explore):
     assert set(hashed_outputs(types.SimpleNamespace(gives=(), outputs=("probe.json",)), folder)) == {"probe.json"}
 
 
-def test_the_numbers_are_those_of_the_policies(run, against_explore, tiny_path):
-    """A carrier's text is not kept, so policies are asked afresh: PEFT models of each stage alone, with all logits."""
+def test_the_numbers_are_those_of_the_policies(run, tiny_path, tokenizer):
+    """A PEFT model of each stage alone, with all logits, says what a carrier's readings say; the token at place 0 is
+    said by the prompt's last one."""
     finished = run[1]
-    answer = Answer("before", "p", tuple(range(60, 70)), tuple(range(80, 92)), False)
-    places = [Place(0, ("regular",)), Place(5, ("random",)), Place(11, ("boxed",))]
+    carrier = Carrier(Answer("before", "p", tuple(range(60, 70)), tuple(range(80, 92)), False), 0)
+    settings = ProbeSettings(places=Places(every=1), truncation=Truncation(top_k=9))
 
-    def alone(stage):
-        policy = load_adapter(load_base(str(tiny_path), "nf4", "float32"), finished / stage / "adapter")
-        logprobs = tiny.next_token_logprobs(policy, [*answer.prompt, *answer.tokens])
-        return policy, logprobs[[9, 14, 20]]  # the token at place 0 is said by the prompt's last one
+    def said_by(policy):
+        return tiny.next_token_logprobs(policy, [*carrier.answer.prompt, *carrier.answer.tokens])[9:21].exp()
 
-    policy, after = alone("02-polish")
-    _, expected = alone("01-explore")
+    policy, other = (
+        load_adapter(load_base(str(tiny_path), "nf4", "float32"), finished / stage / "adapter")
+        for stage in ("02-polish", "01-explore")
+    )
+    after_NV, before_NV = said_by(policy), said_by(other)
     before = Reference("explore", read_adapter(finished / "01-explore" / "adapter"))
     before.replace(policy)
-    with torch.inference_mode():
-        torch.testing.assert_close(next_token_logits(policy, answer, places).log_softmax(-1), after)
-        with before.active(policy):
-            torch.testing.assert_close(next_token_logits(policy, answer, places).log_softmax(-1), expected)
-    assert (after - expected).abs().max() > 0.1
+    readings = _read(policy, before, 3, carrier, tokenizer, settings, seed=0)
+    assert [(one.carrier, one.place.at) for one in readings] == [(3, at) for at in range(12)]
+    for side, p_NV in (("before", before_NV), ("after", after_NV)):
+        views = [getattr(one, side) for one in readings]
+        assert [view.token for view in views] == p_NV.argmax(-1).tolist()
+        assert [view.top1 for view in views] == pytest.approx(p_NV.max(-1).values.tolist(), rel=1e-4)
+        kept_N = torch.where(drawn_from(before_NV.log(), settings.truncation) > -torch.inf, p_NV, 0.0).sum(-1)
+        assert [view.kept for view in views] == pytest.approx(kept_N.tolist(), rel=1e-4)
+    assert (after_NV - before_NV).abs().max() > 0.05
+    assert torch.equal(said_by(policy), after_NV), "the policy is left as it was"
 
 
 def test_again_is_the_same_byte_for_byte(run, against_explore, tmp_path):
@@ -212,8 +220,6 @@ def test_tokens_are_read_with_the_space_before_them(tokenizer):
 
 def test_places_are_those_of_the_defaults_in_a_real_answer(tokenizer):
     """Of the shipped tokenizer: a box is near where the text has it."""
-    from evals.carriers import choose_places
-
     ids = tokenizer("so 7 - 5 = 2\n\\boxed{2}", add_special_tokens=False).input_ids
     pieces = token_texts(tokenizer, ids)
     boxed = [place.at for place in choose_places(pieces, Places(near_box=0), 0) if "boxed" in place.kinds]
