@@ -146,7 +146,7 @@ def movement_chart(key: str, title: str, rows: Sequence[Movement]) -> str:
     axes.set_ylim(-0.6, len(rows) - 0.4)
     for y, row in zip(places, rows, strict=True):
         axes.plot([row.before, row.after], [y, y], color=MAIN, linewidth=0.8, alpha=0.5)
-        said = f"{row.after - row.before:+.3g}"
+        said = f"{row.after - row.before:+.2g}"
         if row.low is not None and row.high is not None:
             ends = [row.before + row.low, row.before + row.high]
             axes.plot(ends, [y, y], color=MAIN, linewidth=2.2, solid_capstyle="round", alpha=0.35)
@@ -159,8 +159,8 @@ def movement_chart(key: str, title: str, rows: Sequence[Movement]) -> str:
     ]
     low, high = min(shown), max(shown)
     room = (high - low) or abs(high) or 1.0
-    # the words have the right third
-    axes.set_xlim(low - 0.05 * room, high + 0.75 * room)
+    # the words have the right half
+    axes.set_xlim(low - 0.05 * room, high + 1.2 * room)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.set_xticks([tick for tick in axes.get_xticks() if low - 0.05 * room <= tick <= high + 0.05 * room])
     _row_names(axes, places, [row.name for row in rows])

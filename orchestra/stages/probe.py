@@ -132,15 +132,15 @@ def said(groups: Mapping[str, Group]) -> str:
 
 
 def _numbers(groups: Mapping[str, Group]) -> dict[str, float]:
-    """What the result says: of all places, of locks and of forks."""
-    told: dict[str, float] = {"carriers": groups["all"].carriers}
-    for name, key in (("all", ""), ("lock", "lock_"), ("fork", "fork_")):
-        told[f"{key}places"] = groups[name].places if name in groups else 0
+    """What the result says; all the rest is in probe.json."""
+    whole = groups["all"]
+    told: dict[str, float] = {"carriers": whole.carriers, "places": whole.places, "top1_changed": whole.changed.value}
+    for name in ("lock", "fork"):
+        told[f"{name}_places"] = groups[name].places if name in groups else 0
         if name in groups:
-            told[f"{key}top1_changed"] = groups[name].changed.value
-            told |= {
-                f"{key}{number}_change": change.difference.value for number, change in groups[name].numbers.items()
-            }
+            told[f"{name}_top1_changed"] = groups[name].changed.value
+            changes = {number: groups[name].numbers[number].difference.value for number in ("kept", "entropy", "pull")}
+            told |= {f"{name}_{number}_change": change for number, change in changes.items()}
     return told
 
 

@@ -83,8 +83,8 @@ def test_what_is_written_and_said(against_explore):
         assert result.extra[f"{name}_places"] == classes.count(name) > 0
     changed = [place["before"]["token"] != place["after"]["token"] for place in found["places"]]
     assert result.extra["top1_changed"] == pytest.approx(sum(changed) / len(changed)) and any(changed)
-    moved = [place["after"]["kept"] - place["before"]["kept"] for place in found["places"]]
-    assert result.extra["kept_change"] == pytest.approx(sum(moved) / len(moved))
+    moved = [one["after"]["kept"] - one["before"]["kept"] for one in found["places"] if one["class"] == "lock"]
+    assert result.extra["lock_kept_change"] == pytest.approx(sum(moved) / len(moved))
     (line,) = [line for line in told.splitlines() if "places in" in line]
     assert f"{len(changed)} places in {counted['carriers']} carriers: {classes.count('lock')} locks (top-1" in line
     assert set(hashed_outputs(types.SimpleNamespace(gives=(), outputs=("probe.json",)), folder)) == {"probe.json"}
@@ -129,16 +129,16 @@ def test_equal_policies_have_not_moved(run, tmp_path):
     """Equal answers, and nothing changed anywhere."""
     result, found, _ = probed(run, tmp_path / "equal", parent="same", against="explore")
     assert all(place["before"] == place["after"] for place in found["places"])
-    assert result.extra["top1_changed"] == 0 and result.extra["entropy_change"] == 0
+    assert result.extra["top1_changed"] == result.extra["lock_entropy_change"] == 0
     assert found["groups"]["all"]["changed"]["low"] is None, "nothing differs, so nothing is known of its spread"
     assert len(found["carriers"]) % 2 == 0
 
 
 def test_the_base_is_before_where_nothing_else_is_said(run, tmp_path):
     result, found, _ = probed(run, tmp_path / "base", parent="still")
-    assert found["before"] == "base" and result.extra["kept_change"] == result.extra["pull_change"] == 0
+    assert found["before"] == "base" and result.extra["lock_kept_change"] == result.extra["fork_pull_change"] == 0
     moved, found, _ = probed(run, tmp_path / "polish")
-    assert found["before"] == "base" and abs(moved.extra["pull_change"]) > 1e-3
+    assert found["before"] == "base" and abs(moved.extra["fork_pull_change"]) > 1e-3
 
 
 def test_no_places_is_one_clear_line(run, tmp_path):
@@ -162,7 +162,7 @@ def test_the_picture(run, against_explore, tmp_path):
         "moved: pull of self-distillation",
     ]  # fmt: skip
     change = found["groups"]["lock"]["numbers"]["kept"]["difference"]
-    words = f"{change['value']:+.3g} [{change['low']:+.2g}, {change['high']:+.2g}]".replace("-", "−")
+    words = f"{change['value']:+.2g} [{change['low']:+.2g}, {change['high']:+.2g}]".replace("-", "−")
     assert words in charts[0].svg and "hollow explore, filled polish" in charts[0].note
     assert counts.tree["places"] == {name: group["places"] for name, group in found["groups"].items()}
     page = write_report(copy).read_text()
