@@ -105,7 +105,7 @@ def _read(
     seed: int,
 ) -> list[Reading]:
     """Both policies at one carrier's places. Carriers go through the model one by one, so that neither padding nor the
-    number of processes shows in the numbers."""
+    number of processes shows in the numbers but by rounding."""
     answer = carrier.answer
     own_seed = f"{seed}/{answer.writer}/{answer.problem_id}"
     places = choose_places(token_texts(tokenizer, answer.tokens), settings.places, own_seed)
