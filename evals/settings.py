@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from models.settings import Nucleus, TopK
-from settings import SIZE, Count, Node, NotNegative, Positive, Share, Temperature, as_tuple
+from settings import SIZE, Count, Names, Node, NotNegative, Positive, Share, Temperature, TopP, as_tuple
 
 
 class Evaluate(Nucleus, TopK):
@@ -55,3 +55,82 @@ class FidelityLimits(Node):
     """Share of tokens at which policy and export put the same one first."""
     max_accuracy_loss: Share = 0.02
     """Points (0.02 is two) of accuracy that may be lost, where the paired interval says that some are."""
+
+
+class Truncation(Node):
+    """How a distribution is cut before a token is drawn from it, in vLLM's order: temperature, min-p, top-k, and top-p
+    of what is left, renormalised. Defaults: as SSD samples from a thinking 4B model (arXiv 2604.01193)."""
+
+    temperature: Annotated[float, Field(gt=0, le=5)] = 1.1
+    """Divides the logits."""
+    min_p: Share = 0.0
+    """Tokens below this share of the likeliest one's probability are cut; 0 is off."""
+    top_k: Annotated[int, Field(ge=0)] = 20
+    """The k likeliest tokens stay; 0 is off."""
+    top_p: TopP = 0.95
+    """Nucleus of what is left; 1 is off."""
+
+
+class TokenClasses(Node):
+    """Where a next token is all but decided (a lock), and where several are open (a fork), by the probabilities of the
+    policy before training at temperature 1. The notions are SSD's (arXiv 2604.01193), which gives no thresholds; these
+    are this project's."""
+
+    nucleus: TopP = 0.95
+    """The fewest tokens that have this mass together are the nucleus."""
+    tail_beyond: Count = 20
+    """What is behind so many likeliest tokens is the tail."""
+    lock_top1: Share = 0.9
+    """Lock: the likeliest token has at least this probability."""
+    lock_nucleus: Count = 2
+    """Lock: the nucleus has at most so many tokens."""
+    lock_tail: Share = 1e-3
+    """Lock: the tail has at most this mass."""
+    fork_top1: Share = 0.6
+    """Fork: the likeliest token has at most this probability."""
+    fork_ratio: Share = 0.25
+    """Fork: a token is open that has at least this share of the likeliest one's probability."""
+    fork_tokens: Annotated[Count, Field(ge=2)] = 2
+    """Fork: at least so many tokens are open, the likeliest one included."""
+    fork_tail: Share = 0.01
+    """Fork: the tail has at most this mass; with more the policy is uncertain rather than at a fork."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.lock_top1 <= self.fork_top1:
+            message = "lock_top1 ({lock}) must be above fork_top1 ({fork}), or a token is both"
+            raise PydanticCustomError("rule", message, {"lock": self.lock_top1, "fork": self.fork_top1})
+        return self
+
+
+class Places(Node):
+    """At which tokens of an answer two policies are compared (evals/carriers.py); the kinds of places are those of
+    flf.dev, "Self-distillation on math: probing"."""
+
+    every: Annotated[Count, SIZE] = 16
+    """Tokens from one regular place to the next."""
+    near_box: Annotated[int, Field(ge=0, le=1000)] = 2
+    r"""Tokens to either side of a `\boxed` that count as near it."""
+    corrections: Names = ("wait", "but")
+    """Words with which an answer turns round; case does not matter. The place is where the word begins."""
+    declarations: Names = ("let",)
+    """Words with which it sets something down, likewise."""
+    random: Annotated[int, Field(ge=0, le=10**6), SIZE] = 4
+    """Places drawn from the remaining tokens."""
+
+
+class ProbeSettings(Node):
+    """Two policies' next-token distributions at the same places of the same answers (evals/probe.py)."""
+
+    problems: Annotated[Count, SIZE] = 64
+    """Held-out problems that each policy answers once, sampled as in `evaluate`."""
+    carriers: Annotated[Count, SIZE] = 4
+    """Answers taken of each stratum: who wrote it, whether it is right, how long it is."""
+    length_bands: Annotated[Count, Field(le=10)] = 2
+    """Strata of length, with equally many answers."""
+    places: Places = Places()
+    """At which of their tokens."""
+    classes: TokenClasses = TokenClasses()
+    """What is a lock, and what is a fork."""
+    truncation: Truncation = Truncation()
+    """Under which survivors, kept mass and the drawn distribution's entropy are measured."""

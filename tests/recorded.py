@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,9 +29,10 @@ from models.engines.serving import Served
 from orchestra.config.recipe import Recipe
 from orchestra.run.ledger import StageResult
 from orchestra.run.progress import Progress
-from orchestra.work import publishing, resources
+from orchestra.work import probing, publishing, resources
 from orchestra.work.context import StageContext
 from rl import trainer
+from settings import Node
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -82,6 +83,7 @@ class Seen:
         tokens_at_once: for which a GRPO pass has room.
         start, reference: hashes of the adapters that training began with and was held to, "" where there is none.
         limits: that an export was held to; published: its settings.
+        probed: settings that a probe's parts were given, by their class.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -95,6 +97,7 @@ class Seen:
     reference: str = ""
     limits: object = None
     published: object = None
+    probed: dict[str, object] = field(default_factory=dict)
     folder: Path = Path()
     result: StageResult | None = None
     said: str = ""
@@ -233,6 +236,13 @@ class Run:
             self.now.published = settings
             return "published"
 
+        def noting_settings(work: Callable[..., object]) -> Callable[..., object]:
+            def noted(*args: object) -> object:
+                self.now.probed |= {type(one).__name__: one for one in args if isinstance(one, Node)}
+                return work(*args)
+
+            return noted
+
         grpo_loss, sft_loss, cut = GRPOTrainer._compute_loss, SFTTrainer.compute_loss, trainer.micro_batches
 
         def of_rows(rows: Sequence[object], budget: int, *args: object, **kwargs: object) -> list:
@@ -262,6 +272,8 @@ class Run:
             patch.setattr(Fidelity, "misses", misses)
             patch.setattr(publishing, "publish", publish)
             patch.setattr(publishing, "write_card", lambda *_: None)
+            for name in ("choose_places", "read_places"):
+                patch.setattr(probing, name, noting_settings(getattr(probing, name)))
             patch.setattr(trainer, "micro_batches", of_rows)
             patch.setattr(GRPOTrainer, "_compute_loss", of_grpo)
             patch.setattr(SFTTrainer, "compute_loss", of_sft)

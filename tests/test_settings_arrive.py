@@ -5,6 +5,7 @@ of all stages (tests/recorded.py): in TRL's arguments, in what the engine is ask
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 # of the stages below
-STAGE_OF = {"distill": "traces", "sft": "imitate", "grpo": "polish", "evaluate": "look", "export": "release"}
+STAGE_OF = {"distill": "traces", "sft": "imitate", "grpo": "polish", "evaluate": "look", "export": "release",
+            "probe": "moved"}  # fmt: skip
 SAME = object()
 
 
@@ -71,6 +73,41 @@ def evaluates(stage: str, samples: int, temperature: float, top_p: float, limit:
         "greedy": Rule(greedy, lambda o: o.evaluation(stage)["greedy"] is not None),
         "pass_at_k": Rule([samples], lambda o: [int(k) for k in o.evaluation(stage)["pass_at_k"]]),
         "max_completion_tokens": Rule(limit, lambda o: o.evaluated(stage).sampling.max_tokens),
+    }
+
+
+def probes() -> dict[str, Rule]:
+    """The keys of a probe: where and how it looks as `evals/probe.py` and `evals/carriers.py` are told it, the rest as
+    it is seen in probe.json."""
+    nodes = {
+        "places": ("Places", {"every": 3, "near_box": 1, "corrections": ["so"], "declarations": ["or"], "random": 2}),
+        "classes": (
+            "TokenClasses",
+            {"nucleus": 0.8, "tail_beyond": 7, "lock_top1": 0.7, "lock_nucleus": 3, "lock_tail": 0.2, "fork_top1": 0.5,
+             "fork_ratio": 0.4, "fork_tokens": 3, "fork_tail": 0.3},
+        ),
+        "truncation": ("Truncation", {"temperature": 1.2, "min_p": 0.01, "top_k": 11, "top_p": 0.75}),
+    }  # fmt: skip
+
+    def told(o: Observed, node: str, key: str) -> object:
+        value = getattr(o.moved.probed[node], key)
+        return list(value) if isinstance(value, tuple) else value
+
+    def strata(o: Observed) -> Counter:
+        return Counter((one["writer"], one["correct"], one["band"]) for one in o.moved.read("probe.json")["carriers"])
+
+    return {
+        "parent": Rule("explore", lambda o: o.parent(o.moved.pushed[1][1])),
+        "against": Rule("imitate", lambda o: o.parent(o.moved.pushed[0][1])),
+        "problems": Rule(4, lambda o: len(o.moved.calls[0].prompts)),
+        # all four answers of a policy are right, and of different lengths
+        "carriers": Rule(3, lambda o: max(strata(o).values())),
+        "length_bands": Rule(1, lambda o: len({band for _, _, band in strata(o)})),
+        **{
+            f"{section}.{key}": Rule(value, lambda o, node=node, key=key: told(o, node, key))
+            for section, (node, values) in nodes.items()
+            for key, value in values.items()
+        },
     }
 
 
@@ -208,6 +245,7 @@ def rules(base: str, reward_file: str) -> dict[str, Rule]:
         "export.check.max_kl": Rule(0.5, lambda o: o.release.limits.max_kl),
         "export.check.min_agreement": Rule(0.25, lambda o: o.release.limits.min_agreement),
         "export.check.max_accuracy_loss": Rule(0.5, lambda o: o.release.limits.max_accuracy_loss),
+        **under("probe", probes()),
         # on `polish`, whose numbers are those of every other stage
         "gate.metric": Rule("format_rate", lambda o: gate_sentence(o).split()[1]),
         "gate.against": Rule("base", lambda o: re.search("of '(.*)'", gate_sentence(o)).group(1)),
@@ -280,6 +318,7 @@ def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
         stages["grpo"],
         own,
         stages["evaluate"],
+        stages["probe"],
         stages["export"],
         alone,
     ]

@@ -58,6 +58,17 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Movement:
+    """A number before and after, and the interval of after minus before; None where nothing is known of it."""
+
+    name: str
+    before: float
+    after: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
 class Segment:
     """The steps of one grpo stage, on a step axis that runs through all of them.
 
@@ -121,6 +132,40 @@ def domain_chart(names: Sequence[str], before: Sequence[float], after: Sequence[
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(axis="x")
     return _svg(figure, "domains", "Accuracy per domain, of the base and of the final policy")
+
+
+def movement_chart(key: str, title: str, rows: Sequence[Movement]) -> str:
+    """A number before (hollow) and after (filled), a row each, with the difference and its interval in words.
+
+    The bar around the filled dot is the interval of the difference, so where it covers the hollow dot nothing is known.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    places = np.arange(len(rows))[::-1]
+    figure, (axes,) = _figure(height=0.36 + 0.38 * len(rows), left=1.05, bottom=0.25, top=0.06)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    for y, row in zip(places, rows, strict=True):
+        axes.plot([row.before, row.after], [y, y], color=MAIN, linewidth=0.8, alpha=0.5)
+        said = f"{row.after - row.before:+.2g}"
+        if row.low is not None and row.high is not None:
+            ends = [row.before + row.low, row.before + row.high]
+            axes.plot(ends, [y, y], color=MAIN, linewidth=2.2, solid_capstyle="round", alpha=0.35)
+            said += f" [{row.low:+.2g}, {row.high:+.2g}]"
+        axes.plot(row.before, y, "o", markersize=5, markerfacecolor=PAGE, markeredgecolor=MUTED, zorder=3)
+        axes.plot(row.after, y, "o", markersize=4, color=MAIN, zorder=4)
+        _text(axes, 0.995, y, said.replace("-", "−"), transform=axes.get_yaxis_transform(), ha="right", va="center")
+    shown = [
+        x for row in rows for x in (row.before, row.after, row.before + (row.low or 0), row.before + (row.high or 0))
+    ]
+    low, high = min(shown), max(shown)
+    room = (high - low) or abs(high) or 1.0
+    # the words have the right half
+    axes.set_xlim(low - 0.05 * room, high + 1.2 * room)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_xticks([tick for tick in axes.get_xticks() if low - 0.05 * room <= tick <= high + 0.05 * room])
+    _row_names(axes, places, [row.name for row in rows])
+    axes.grid(axis="x")
+    return _svg(figure, key, title)
 
 
 def course_chart(key: str, title: str, segments: Sequence[Segment], *, share: bool = False) -> str:

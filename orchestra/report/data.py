@@ -44,6 +44,7 @@ class StageRecord:
         metrics: the step metrics, one mapping a step.
         statistics: of distillation.
         sets: evaluations by the name of the held-out problems, of a stage that was evaluated on several sets of them.
+        outputs: what is in the JSON files that its kind names as its own.
     """
 
     name: str
@@ -54,6 +55,7 @@ class StageRecord:
     metrics: tuple[Row, ...] = ()
     statistics: Tree = field(default_factory=dict)
     sets: Mapping[str, Evaluation] = field(default_factory=dict)
+    outputs: Mapping[str, Tree] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -223,7 +225,13 @@ def _stage(name: str, path: Path, planned: Tree, reader: _Reader) -> StageRecord
         metrics=reader.rows(path / "metrics.jsonl"),
         statistics=reader.tree(path / "statistics.json"),
         sets=sets,
+        outputs={file: reader.tree(path / file) for file in _own_files(kind) if (path / file).is_file()},
     )
+
+
+def _own_files(kind: str) -> list[str]:
+    known = all_kinds().get(kind)
+    return [file for file in known.outputs if file.endswith(".json")] if known is not None else []
 
 
 def _recipe(value: object, reader: _Reader) -> tuple[str, Tree]:

@@ -23,8 +23,16 @@ STAGES = {
     "grpo": {"steps": 3, "learning_rate": 1e-4, "beta": 0.01},
     "evaluate": {"samples": 2},
     "export": {},
+    "probe": {},
 }
-NAMES = {"distill": "traces", "sft": "imitate", "grpo": "explore", "evaluate": "look", "export": "release"}
+NAMES = {
+    "distill": "traces",
+    "sft": "imitate",
+    "grpo": "explore",
+    "evaluate": "look",
+    "export": "release",
+    "probe": "moved",
+}
 KINDS = sorted(all_kinds())
 
 
