@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from orchestra.report.parts import Part
     from orchestra.run.ledger import StageResult
     from orchestra.work.context import StageContext
-    from sft.distill import Trace
 
 
 class SftStage(Stage, SftSettings):
@@ -66,11 +65,12 @@ class SftStage(Stage, SftSettings):
     def run(self, context: StageContext) -> StageResult:
         from models.prompts import render_prompt
         from orchestra.work.policies import start_policy, steps_on, trained
+        from orchestra.work.traces import traces_of
         from sft.train import train_sft
 
         resources, rollouts = context.resources, context.recipe.rollouts
         tokenizer = resources.tokenizer()
-        found = [_traces(context, source) for source in self.data]
+        found = [traces_of(context, source) for source in self.data]
         traces, left_out = [trace for traces, _ in found for trace in traces], sum(gone for _, gone in found)
         policy = start_policy(context)
         with context.progress.bar(f"{self.name}: imitate", self.steps, "steps") as bar:
@@ -96,19 +96,3 @@ class SftStage(Stage, SftSettings):
             base_sha256=outcome.base_sha256,
         )
         return trained(context, policy, result, steps=self.steps, tokens=tokens)
-
-
-def _traces(context: StageContext, source: str) -> tuple[list[Trace], int]:
-    """The traces of a source, and how many problems are left out because they overlap with held-out ones: an earlier
-    stage has left them out itself."""
-    from sft.distill import read_traces, traces_of_solutions
-
-    if source in context.earlier:
-        return read_traces(context.earlier[source] / "traces.jsonl"), 0
-    resources = context.resources
-    problems = resources.problems(source, "train")
-    apart = resources.apart(problems)
-    gone = len(problems) - len(apart)
-    if gone:
-        context.progress.say(f"    {source}: {gone} of {len(problems)} problems overlap with held-out ones: left out")
-    return traces_of_solutions(apart, resources.format, resources.tokenizer(), source), gone

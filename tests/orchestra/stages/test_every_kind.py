@@ -19,12 +19,20 @@ from settings import FREE, marked, node_in
 
 STAGES = {
     "distill": {"teacher": "embedded/teacher"},
+    "preflight": {"data": "traces"},
     "sft": {"data": "traces", "steps": 3, "learning_rate": 1e-3},
     "grpo": {"steps": 3, "learning_rate": 1e-4, "beta": 0.01},
     "evaluate": {"samples": 2},
     "export": {},
 }
-NAMES = {"distill": "traces", "sft": "imitate", "grpo": "explore", "evaluate": "look", "export": "release"}
+NAMES = {
+    "distill": "traces",
+    "preflight": "fit",
+    "sft": "imitate",
+    "grpo": "explore",
+    "evaluate": "look",
+    "export": "release",
+}
 KINDS = sorted(all_kinds())
 
 
