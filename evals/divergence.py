@@ -68,8 +68,8 @@ def mean_kl(
     with torch.inference_mode():
         for at in range(0, len(kept), rows):
             batch = kept[at : at + rows]
-            ids, mask = _padded(batch, pad_token_id, device)
-            p_BTV, q_BTV = (_logits(model, ids, mask) for model in (policy, reference))
+            ids, mask = padded(batch, pad_token_id, device)
+            p_BTV, q_BTV = (logits_of(model, ids, mask) for model in (policy, reference))
             if p_BTV.shape != q_BTV.shape:
                 raise ValueError(f"divergence: logits of shapes {tuple(p_BTV.shape)} and {tuple(q_BTV.shape)}")
             for row, (prompt, completion) in enumerate(batch):
@@ -87,19 +87,23 @@ def mean_kl(
     return Divergence(total / tokens, agreed / tokens, tokens, tuple(by_sequence))
 
 
-def _padded(batch, pad_token_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(
+    batch: Sequence[tuple[Sequence[int], Sequence[int]]], pad_token_id: int, device: str | torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, both B x T, of (prompt, completion) pairs padded on the right."""
     import torch
 
     lengths = [len(prompt) + len(completion) for prompt, completion in batch]
     ids = torch.full((len(batch), max(lengths)), pad_token_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, (prompt, completion) in enumerate(batch):
-        ids[row, : lengths[row]] = torch.tensor(prompt + completion)
+        ids[row, : lengths[row]] = torch.tensor([*prompt, *completion])
         mask[row, : lengths[row]] = 1
     return ids.to(device), mask.to(device)
 
 
-def _logits(model: Logits, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def logits_of(model: Logits, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """B x T x V."""
     output = model(ids, attention_mask=mask)
     return getattr(output, "logits", output)
 

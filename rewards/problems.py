@@ -3,7 +3,8 @@
 A source is one of
 
     embedded, ...             what the domain makes itself, by its name (`Domain.sources`)
-    path/to/file.jsonl        one object a line: question, answer[, solution, id, domain, difficulty] (.json: a list)
+    path/to/file.jsonl        one object a line: question, answer[, solution, id, domain, difficulty] (.json: a list);
+                              `prompt` where the solution was written under one
     openai/gsm8k              a dataset on the Hugging Face Hub with the same columns; also name[:config][@revision]
 
 An answer may be a whole solution with the gold behind `####`; the domain takes it apart (`Domain.gold`,
@@ -34,7 +35,10 @@ SHOWN_ERRORS = 5
 QUESTION_KEYS = ("question", "problem")
 ANSWER_KEYS = ("answer", "gold")
 DOMAIN_KEYS = ("domain", "subject")
+PROMPT_KEY = "prompt"
 PREFERRED_CONFIGS = ("default", "main")
+
+Prompt = str | tuple[tuple[str, str], ...]
 
 
 class ProblemError(ValueError):
@@ -54,6 +58,8 @@ class Problem:
         domain: what the source says it is about (algebra, say); the domain's name where it says nothing.
         difficulty: 0 where unknown; larger is harder.
         family: the generator's problem family, "" elsewhere.
+        prompt: that the solution was written under, where the source says: text, or (role, content) messages. Nobody is
+            asked in it; a preflight compares it with what is asked.
     """
 
     id: str
@@ -63,6 +69,7 @@ class Problem:
     domain: str = ""
     difficulty: int = 0
     family: str = ""
+    prompt: Prompt | None = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +220,18 @@ def _read_row(domain: Domain, row: object, place: str, default_id: str) -> Probl
         solution=domain.solution(solution) if solution else None,
         domain=next((str(row[key]) for key in DOMAIN_KEYS if row.get(key)), domain.name),
         difficulty=int(difficulty or 0),
+        prompt=_prompt(row.get(PROMPT_KEY)),
     )
+
+
+def _prompt(value: object) -> Prompt | None:
+    """Text or chat messages, as they stand there to the last blank; anything else is another column of that name."""
+    if isinstance(value, str):
+        return value or None
+    turns = value if isinstance(value, list) else []
+    pairs = tuple((turn.get("role"), turn.get("content")) for turn in turns if isinstance(turn, Mapping))
+    texts = all(isinstance(part, str) for pair in pairs for part in pair)
+    return pairs if pairs and texts and len(pairs) == len(turns) else None
 
 
 def _text(row: Mapping, keys: tuple[str, ...], place: str) -> str:

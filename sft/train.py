@@ -22,6 +22,7 @@ from models.training import (
     reporting,
     trainer_arguments,
 )
+from sft.examples import example_tokens
 from sft.settings import SftSettings
 
 if TYPE_CHECKING:
@@ -137,9 +138,7 @@ def train_sft(
 
 
 def _example(tokenizer: "PreTrainedTokenizerBase", prompt: str, completion: str) -> dict[str, list[int]]:
-    # tokenised apart, as in rollouts: a last prompt token that swallows the completion's first is never sampled from
-    asked = tokenizer(prompt, add_special_tokens=False).input_ids
-    answer = [*tokenizer(completion, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    asked, answer = example_tokens(tokenizer, prompt, completion)
     return {"input_ids": asked + answer, "labels": [IGNORED] * len(asked) + answer}
 
 

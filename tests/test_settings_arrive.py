@@ -4,6 +4,7 @@ The keys are walked, not listed: one without a rule fails here. A rule gives the
 of all stages (tests/recorded.py): in TRL's arguments, in what the engine is asked, in the adapter, in what is written.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 # of the stages below
-STAGE_OF = {"distill": "traces", "sft": "imitate", "grpo": "polish", "evaluate": "look", "export": "release",
-            "probe": "moved"}  # fmt: skip
+STAGE_OF = {"distill": "traces", "preflight": "fit", "sft": "imitate", "grpo": "polish", "evaluate": "look",
+            "export": "release", "probe": "moved"}  # fmt: skip
 SAME = object()
 
 
@@ -115,7 +116,17 @@ def under(prefix: str, rules: dict[str, Rule]) -> dict[str, Rule]:
     return {f"{prefix}.{name}": rule for name, rule in rules.items()}
 
 
-def rules(base: str, reward_file: str) -> dict[str, Rule]:
+def read_by(o: Observed, source: int) -> dict:
+    """What a preflight found of one of its sources."""
+    return o.fit.read("preflight.json")["sources"][source]
+
+
+def bound_told(o: Observed, key: str) -> float:
+    """That a warning of the preflight names."""
+    return float(re.search(rf"(?:above|below) ([\d.]+)%? \({key}\)", o.fit.said).group(1))
+
+
+def rules(base: str, reward_file: str, solved: str) -> dict[str, Rule]:
     """By key: `section.key`, or `kind.key` for stages."""
     serving = 0  # of (serving, capacity), as start_engine takes them
     rows = Rule(1, lambda o: o.args("imitate").per_device_train_batch_size)
@@ -187,6 +198,22 @@ def rules(base: str, reward_file: str) -> dict[str, Rule]:
         "distill.max_per_problem": Rule(2, lambda o: o.dropped("enough_for_problem"), 5),
         "distill.min_tokens": Rule(7, lambda o: o.dropped("too_short"), 5),
         "distill.pass_rate": Rule([0.3, 0.9], lambda o: o.dropped("pass_rate"), 10),
+        # after a stage whose policy it would take otherwise
+        "preflight.parent": Rule("base", lambda o: o.parent(o.fit.pushed[0][1])),
+        "preflight.data": Rule(
+            ["traces", solved],
+            lambda o: [read_by(o, source)["source"] for source in (0, 1)], ["traces", "solved.jsonl"],
+        ),
+        "preflight.problems": Rule(2, lambda o: len(read_by(o, 0)["problem_ids"])),
+        "preflight.template": Rule("Q: {question} A:", lambda o: read_by(o, 0)["second"]),
+        # rows of the file say another prompt
+        "preflight.mismatch": Rule("warn", lambda o: "warn" if "is not what evaluation asks" in o.fit.said else "fail"),
+        "preflight.rare_below": Rule(0.9999, lambda o: read_by(o, 0)["text"]["rare"], 1.0),
+        # the file's solutions are of a kind that the script does not write; in one of them no answer is found, and an
+        # end stands in the midst of another
+        "preflight.max_ratio": Rule(1.0001, lambda o: bound_told(o, "max_ratio")),
+        "preflight.min_answer_rate": Rule(0.99, lambda o: bound_told(o, "min_answer_rate"), 99.0),
+        "preflight.min_end_rate": Rule(0.98, lambda o: bound_told(o, "min_end_rate"), 98.0),
         **under("sft", trains("imitate", 3e-3, 0.02, 0.004, rows, (7, 7))),
         "sft.parent": Rule("base", lambda o: o.parent(o.imitate.start)),
         "sft.data": Rule({"traces": 2.0}, lambda o: re.findall(r"traces of (\w+)", o.imitate.said), ["traces"]),
@@ -314,6 +341,7 @@ def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
     order = [
         stages["distill"],
         explore,
+        stages["preflight"],
         stages["sft"],
         stages["grpo"],
         own,
@@ -331,7 +359,12 @@ def made(tiny_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("arrive")
     (folder / "mine.py").write_text("def brevity(completions, **columns):\n    return [0.5] * len(completions)\n")
     with recorded.reversing(folder / "domains"):
-        found = rules(str(tiny_path), str(folder / "mine.py"))
+        rows = [
+            {"question": f"Spell {word} backwards.", "answer": word[::-1], "solution": how, "prompt": f"{word}:"}
+            for word, how in (("mnop", r"so \boxed{"), ("nopm", "<|assistant|> <|user|> <|end|> 1234567890"))
+        ]
+        (folder / "solved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found = rules(str(tiny_path), str(folder / "mine.py"), str(folder / "solved.jsonl"))
         yield found, recipe_of(found), folder
 
 
@@ -351,7 +384,7 @@ def test_every_key_has_a_rule_with_a_value_that_is_not_its_default(made):
             assert rule.value != (list(default) if isinstance(default, tuple) else default), key
 
 
-@pytest.mark.parametrize("key", rules("", ""))
+@pytest.mark.parametrize("key", rules("", "", ""))
 def test_every_key_arrives(made, observed, key):
     rule = made[0][key]
     arrives = rule.value if rule.arrives is SAME else rule.arrives

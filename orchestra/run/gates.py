@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestra.config.recipe import BASE, Recipe
 from orchestra.config.stage import Stage
-from orchestra.run.ledger import LedgerEntry, StageResult
+from orchestra.run.ledger import PART, LedgerEntry, StageResult
 from orchestra.text import clock
 
 GO, NO_GO = "GO", "NO-GO"
@@ -69,5 +69,6 @@ def sentence(result: StageResult) -> str:
         parts.append(f"KL {result.kl:.2g}")
     parts += [f"{key.replace('_', ' ')} {value:.4g}"
               for key, value in result.extra.items()
-              if result.accuracy is None and isinstance(value, int | float) and not key.endswith("_bytes")]  # fmt: skip
+              if result.accuracy is None and isinstance(value, int | float)
+              and not key.endswith("_bytes") and PART not in key]  # fmt: skip
     return ", ".join([*parts, clock(result.seconds)])

@@ -15,6 +15,8 @@ from typing import Any, Self
 from orchestra.config.faults import UserError
 
 VERSION = 1
+PART = ": "
+"""In a key of `StageResult.extra`, between one of the stage's sources and what is said of it (`traces: nll`)."""
 
 
 @dataclass(frozen=True)

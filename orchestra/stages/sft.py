@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from orchestra.report.parts import Part
     from orchestra.run.ledger import StageResult
     from orchestra.work.context import StageContext
-    from sft.distill import Trace
 
 
 class SftStage(Stage, SftSettings):
@@ -90,12 +89,13 @@ class SftStage(Stage, SftSettings):
     def run(self, context: StageContext) -> StageResult:
         from models.prompts import render_prompt
         from orchestra.work.policies import start_policy, steps_on, trained
+        from orchestra.work.traces import traces_of
         from sft.mixing import mixed
         from sft.train import train_sft
 
         resources, rollouts = context.resources, context.recipe.rollouts
         tokenizer = resources.tokenizer()
-        found = [(source, *_traces(context, source)) for source in self.data]
+        found = [(source, *traces_of(context, source)) for source in self.data]
         left_out = sum(gone for _, _, gone in found)
         traces, taken = mixed([(source, traces) for source, traces, _ in found], self, context.seed)
         if len(taken) > 1 or taken[0].taken < taken[0].there:
@@ -124,19 +124,3 @@ class SftStage(Stage, SftSettings):
             base_sha256=outcome.base_sha256,
         )
         return trained(context, policy, result, steps=self.steps, tokens=tokens)
-
-
-def _traces(context: StageContext, source: str) -> tuple[list[Trace], int]:
-    """The traces of a source, and how many problems are left out because they overlap with held-out ones: an earlier
-    stage has left them out itself."""
-    from sft.distill import read_traces, traces_of_solutions
-
-    if source in context.earlier:
-        return read_traces(context.earlier[source] / "traces.jsonl"), 0
-    resources = context.resources
-    problems = resources.problems(source, "train")
-    apart = resources.apart(problems)
-    gone = len(problems) - len(apart)
-    if gone:
-        context.progress.say(f"    {source}: {gone} of {len(problems)} problems overlap with held-out ones: left out")
-    return traces_of_solutions(apart, resources.format, resources.tokenizer(), source), gone

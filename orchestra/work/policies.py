@@ -217,10 +217,15 @@ def _kl(policy: PeftModel, reference: Reference, sequences: Sequence[tuple[Seque
         with reference.active(policy):
             return policy(ids, attention_mask=attention_mask)
 
-    longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
-    rows = max(1, min(8, LOGITS // (longest * policy.config.vocab_size)))
     with trained_arithmetic(policy):
+        rows = rows_at_once(policy, sequences)
         return mean_kl(policy, reference_logits, sequences, rows=rows, device=policy.device).kl
+
+
+def rows_at_once(policy: PeftModel, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> int:
+    """So many (prompt, completion) sequences that their logits fit into memory."""
+    longest = max((len(prompt) + len(completion) for prompt, completion in sequences), default=1)
+    return max(1, min(8, LOGITS // (longest * policy.config.vocab_size)))
 
 
 def steps_on(bar: Bar, shown: str) -> StepListener:

@@ -1,14 +1,15 @@
-"""Settings of an export: the keys of the stage, and of the command that does the same."""
+"""Settings of an export: the keys of the stage, and of the command that does the same; and of a preflight."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from evals.settings import FidelityLimits
 from models.settings import MergeBase
-from settings import FREE, Node, Text
+from settings import FREE, SIZE, Count, Names, Node, Refers, Share, Text
 
 EXPORT = "model"
 """A stage's export, in its folder."""
@@ -31,3 +32,37 @@ class ExportSettings(Node):
     """Put on the commit."""
     check: FidelityLimits = FidelityLimits()
     """What must hold before it counts, and before anything is published."""
+
+
+QUESTION = "{question}"
+"""Where a problem's text goes in a template."""
+
+
+class PreflightSettings(Node):
+    """Whether data fits the policy that is to imitate it, measured before it does (orchestra/work/preflight.py)."""
+
+    data: Annotated[Names, Refers("traces", file=True)]
+    """What an sft stage will imitate: names of earlier stages that give traces, or .jsonl files, as in its `data`."""
+    problems: Annotated[Count, SIZE] = 256
+    """Problems measured of each source, one text each."""
+    template: Text = "Problem: {question}\nSolution:"
+    """The second prompt, of whose use the template gap is; rows of a file that have a `prompt` of their own are
+    measured under that instead."""
+    mismatch: Literal["fail", "warn"] = "fail"
+    """Where rows of a file have a `prompt` that is not the one of evaluation: stop, or warn and go on."""
+    rare_below: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """A token of less probability counts as rare."""
+    max_ratio: Annotated[float, Field(ge=1)] = 1.25
+    """Warn where a source's perplexity is more than this many times that of the policy's own answers."""
+    min_answer_rate: Share = 0.95
+    """Warn where an answer is found in a smaller share of a source's texts."""
+    min_end_rate: Share = 0.95
+    """Warn where a smaller share of them ends as completions do: with a token at which the base stops, and none of
+    those before it."""
+
+    @model_validator(mode="after")
+    def _asks(self) -> Self:
+        if self.template.count(QUESTION) != 1:
+            message = f"template: {QUESTION} must stand in it once, where the problem's text goes"
+            raise PydanticCustomError("rule", "{text}", {"text": message})
+        return self

@@ -19,6 +19,7 @@ from settings import FREE, marked, node_in
 
 STAGES = {
     "distill": {"teacher": "embedded/teacher"},
+    "preflight": {"data": "traces"},
     "sft": {"data": "traces", "steps": 3, "learning_rate": 1e-3},
     "grpo": {"steps": 3, "learning_rate": 1e-4, "beta": 0.01},
     "evaluate": {"samples": 2},
@@ -27,6 +28,7 @@ STAGES = {
 }
 NAMES = {
     "distill": "traces",
+    "preflight": "fit",
     "sft": "imitate",
     "grpo": "explore",
     "evaluate": "look",

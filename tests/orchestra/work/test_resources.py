@@ -12,11 +12,11 @@ from models.base import arithmetic_of
 from orchestra.config.faults import UserError
 from orchestra.config.recipe import Recipe
 from orchestra.run.progress import Progress
-from orchestra.stages import sft
 from orchestra.work import resources as module
 from orchestra.work.context import StageContext
 from orchestra.work.policies import start_policy
 from orchestra.work.resources import Resources, stage_seed
+from orchestra.work.traces import traces_of
 
 
 def write(path, questions):
@@ -129,12 +129,12 @@ def test_a_file_to_imitate_is_held_apart_too(recipe, tmp_path):
     context = StageContext(
         made, made.stages[0], tmp_path, tmp_path, {}, (), Resources(made), Progress(said)
     )  # fmt: skip
-    traces, left_out = sft._traces(context, data)
+    traces, left_out = traces_of(context, data)
     assert [trace.question for trace in traces] == list(tiny.QUESTIONS[:2]) and left_out == 2
     assert "2 of 4 problems overlap with held-out ones: left out" in said.export_text()
     write(tmp_path / "other.jsonl", [row["question"] for row in rows])
     with pytest.raises(ValueError, match="all of its problems overlap"):
-        sft._traces(replace(context, resources=Resources(made)), data)
+        traces_of(replace(context, resources=Resources(made)), data)
 
 
 def test_what_is_too_long_is_left_out_and_counted(recipe):
