@@ -61,6 +61,11 @@ def refused(config: Mapping[str, object]) -> str:
             f"is a mixture of experts ({kind}, {_experts(config)} of them), whose experts neither NF4 nor an adapter "
             "reaches; take a dense base (such a model may teach)"
         )
+    if "quantization_config" in config:
+        return (
+            "is a checkpoint of quantised weights; take the original (`model.quantize: nf4` quantises it here, and an "
+            "export needs the original values)"
+        )
     if "vision_config" in config or "audio_config" in config:
         return f"is not a model of text alone ({kind}); take a base without images or sound"
     return ""

@@ -18,6 +18,7 @@ from orchestra import RECIPES
 from orchestra.cli_diff import diff
 from orchestra.cli_verify import verify
 from orchestra.config import loading
+from orchestra.config.arms import ExperimentKeys
 from orchestra.config.faults import RecipeError, UserError, is_user_error
 from orchestra.config.recipe import Recipe
 from orchestra.run.progress import PLAIN_WIDTH
@@ -52,19 +53,22 @@ def check(
     sets: Sets = None,
 ) -> None:
     """Validate recipes: every mistake at once, with the remedy."""
+    from orchestra.config.experiment import load_experiment
+
     names = recipes or list(loading.available())
     scales = [scale] if scale is not None else ["none", *loading.available("scales")]
     messages: dict[str, None] = {}
     for name in names:
         for one in scales:
             try:
-                recipe = loading.load_recipe(name, one, sets or ())
+                experiment = load_experiment(name, one, sets or ())
             except RecipeError as error:
                 messages.update(dict.fromkeys(map(str, error.faults)))
             except UserError as error:
                 messages[str(error)] = None
             else:
-                typer.echo(f"{name} at scale {one}: {len(recipe.stages)} stages, valid")
+                arms = f", {len(experiment.arms)} arms" if experiment.arms else ""
+                typer.echo(f"{name} at scale {one}: {len(experiment.recipe.stages)} stages{arms}, valid")
     if not recipes:
         messages.update(dict.fromkeys(loading.unused_scale_stages()))
     if messages:
@@ -101,12 +105,17 @@ def run(
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs.")] = Path("runs"),
     force: Annotated[bool, typer.Option("--force", help="Also where the plan says that it does not fit.")] = False,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, max=1000, help="Training seeds 1 to this, each a run of its own.")
+    ] = None,
 ) -> None:
-    """Run a recipe; finished stages are skipped."""
+    """Run a recipe, with all its arms and seeds; finished stages are skipped."""
     from orchestra.cli_run import run_command
+    from orchestra.config.experiment import load_experiment
 
     chosen = loading.choose_scale(scale)
-    loaded = loading.load_recipe(recipe, chosen.name if chosen.path is None else str(chosen.path), sets or ())
+    under = tuple(range(1, seeds + 1)) if seeds is not None else ()
+    loaded = load_experiment(recipe, chosen.name if chosen.path is None else str(chosen.path), sets or (), under)
     code = run_command(loaded, chosen, str(loading.find(recipe)), tuple(sets or ()), restart_from, runs, force=force)
     if code:
         raise typer.Exit(code)
@@ -130,6 +139,29 @@ def show(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="For
     )
     if best is not None:
         console.print(f"best: {best.name} ({best.accuracy:.3f}); folder: {run_dir}", highlight=False)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Experiments, or runs on the same problems.", show_default=False)],
+    stage: Annotated[str | None, typer.Option("--stage", help="Whose policy; default: the last one.")] = None,
+    decoded: Annotated[bool, typer.Option("--greedy", help="Greedy answers instead of sampled ones.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Set arms, or separate runs, side by side: paired differences to the first, over problems and training seeds."""
+    from orchestra.report import arms
+    from orchestra.run.experiment import find_experiment
+    from orchestra.run.folder import find_run
+
+    folders = [find_experiment(run) or find_run(run) for run in runs]
+    compared = arms.compare_runs(folders, stage, "greedy" if decoded else "sampled")
+    if as_json:
+        typer.echo(arms.as_json(compared))
+        return
+    console = _console()
+    console.print(arms.table(compared))
+    for line in arms.notes(compared):
+        console.print(line, highlight=False)
 
 
 @app.command()
@@ -177,6 +209,11 @@ def schema(
 def json_schema() -> str:
     """The JSON Schema of a recipe file."""
     made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+    more = ExperimentKeys.model_json_schema()
+    made["properties"] |= more["properties"]
+    made["$defs"] |= more.get("$defs", {})
+    # a file that extends another need not say what that one does
+    made["anyOf"] = [{"required": made.pop("required")}, {"required": ["extends"]}]
     return json.dumps(made, indent=1) + "\n"
 
 

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from models.processes import Processes, here, rank
 from models.sizes import arithmetic_name
 from orchestra.config import loading
+from orchestra.config.experiment import Experiment
 from orchestra.config.faults import UserError, is_user_error
 from orchestra.config.loading import Scale
 from orchestra.config.recipe import Recipe
 from orchestra.plan import estimate as planning
 from orchestra.plan.machine import Machine, this_machine, why_unusable
 from orchestra.plan.table import beside
+from orchestra.run import experiment as experiments
 from orchestra.run import gates, processes
+from orchestra.run.disk import StageError
 from orchestra.run.progress import Progress, chatter_to
 from orchestra.run.runner import Outcome, Run
 from orchestra.run.show import table
+from orchestra.run.siblings import finder
 
 GATE_EXIT = 3
 """Exit code of a run that a gate stopped."""
 
 
 def run_command(
-    recipe: Recipe,
+    experiment: Experiment,
     scale: Scale,
     source: str,
     sets: tuple[str, ...],
@@ -37,6 +43,7 @@ def run_command(
     """Run, then show what came out. Returns the exit code; raises UserError.
 
     Args:
+        experiment: of the recipe file; each arm under each seed is a run.
         force: also where the plan says that it does not fit this machine.
     """
     processes.yield_cores()
@@ -50,7 +57,99 @@ def run_command(
         raise UserError(f"{unusable} ({machine})")
     if machine.gpus and here() > len(machine.gpus):
         raise UserError(f"{here()} processes for {len(machine.gpus)} GPUs; each needs one of its own")
-    recipe = _settled(recipe, bool(machine.gpus))
+    settled = experiment.each(lambda recipe: _settled(recipe, bool(machine.gpus)))
+    every = tuple(settled.arms.values()) or (settled.recipe,)
+    plans = {id(recipe): _fitting(recipe, scale, source, sets, machine, progress, force=force) for recipe in every}
+    folder = runs / f"{settled.recipe.name}-{scale.name}"
+    asked = Asked(scale.name, source, sets, progress, Processes.join())
+    if settled.single:
+        experiments.must_be_for(folder, single=True)
+        outcome = asked.run(settled.recipe, folder, plans[id(settled.recipe)]).start(restart_from)
+        if asked.processes.first:
+            _finish(plans[id(settled.recipe)], outcome, progress)
+        no_go = outcome.verdict != gates.GO
+    else:
+        no_go = _run_arms(settled, folder, asked, {arm: plans[id(one)] for arm, one in settled.arms.items()} or
+                          {settled.recipe.name: plans[id(settled.recipe)]}, restart_from)  # fmt: skip
+    # at a process that ends with a gate's code the launcher ends the others
+    asked.processes.wait()
+    return GATE_EXIT if no_go else 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What all runs of one command have in common."""
+
+    scale: str
+    source: str
+    sets: tuple[str, ...]
+    progress: Progress
+    processes: Processes
+
+    def run(self, recipe: Recipe, folder: Path, plan: planning.Plan, **more: object) -> Run:
+        """One of them."""
+        return Run(
+            recipe,
+            folder,
+            scale=self.scale,
+            source=self.source,
+            sets=self.sets,
+            plan=plan.to_json(),
+            progress=self.progress,
+            processes=self.processes,
+            **more,
+        )
+
+
+def _run_arms(
+    experiment: Experiment, folder: Path, asked: Asked, plans: Mapping[str, planning.Plan], restart_from: str | None
+) -> bool:
+    """Every arm under every seed; returns whether a gate stopped one. The others go on."""
+    from orchestra.report.arms import compare_runs, notes, table
+    from orchestra.work.engines import Engines
+
+    every = experiments.runs_of(experiment, folder)
+    restarted, first, say = experiments.restarts(restart_from, every), asked.processes.first, asked.progress.say
+    engines, stopped = Engines(kept=True), []
+    if first:
+        about = {"name": experiment.recipe.name, "scale": asked.scale, "source": asked.source, "set": asked.sets}
+        experiments.prepare(experiment, folder, about)
+    asked.processes.wait()
+    try:
+        for number, one in enumerate(every, 1):
+            say(f"({number}/{len(every)}) {one}")
+            if first:
+                experiments.share_commits(folder, one.run_dir)
+            shared = finder([other.run_dir for other in every], one.run_dir)
+            run = asked.run(one.recipe, one.run_dir, plans[one.arm], engines=engines, shared=shared)
+            try:
+                outcome = run.start(restarted.get(one))
+            except StageError as error:
+                raise StageError(f"{one}: {error}", error.exit_code) from error
+            if first:
+                experiments.keep_commits(folder, one.run_dir)
+                _report(one.run_dir, asked.progress)
+            if outcome.verdict != gates.GO:
+                stopped.append(str(one))
+    finally:
+        if asked.processes.count == 1:
+            with chatter_to(folder / "log.txt"):
+                engines.close()
+    if first:
+        compared = compare_runs([folder])
+        asked.progress.console.print(table(compared))
+        for line in notes(compared):
+            say(line)
+        if stopped:
+            say(f"stopped by a gate: {'; '.join(stopped)}")
+    return bool(stopped)
+
+
+def _fitting(
+    recipe: Recipe, scale: Scale, source: str, sets: tuple[str, ...], machine: Machine, progress: Progress, *,
+    force: bool,
+) -> planning.Plan:  # fmt: skip
+    """The plan of a recipe that fits the machine, or is run all the same. Raises UserError."""
     plan = planning.estimate(recipe, machine, scale.name)
     if not plan.fits:
         # where nothing is known of a model (a plan without stages) there is nothing to refuse
@@ -61,22 +160,7 @@ def run_command(
                 "(`orchestra plan` has the whole table; --force runs it all the same)"
             )
         progress.say(f"not known to fit this machine: {plan.reason}")
-    together = Processes.join()
-    outcome = Run(
-        recipe,
-        runs / f"{recipe.name}-{scale.name}",
-        scale=scale.name,
-        source=source,
-        sets=sets,
-        plan=plan.to_json(),
-        progress=progress,
-        processes=together,
-    ).start(restart_from)
-    if together.first:
-        _finish(plan, outcome, progress)
-    # at a process that ends with a gate's code the launcher ends the others
-    together.wait()
-    return 0 if outcome.verdict == gates.GO else GATE_EXIT
+    return plan
 
 
 def _scales_that_fit(source: str, refused: Scale, sets: tuple[str, ...], machine: Machine) -> str:

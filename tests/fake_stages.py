@@ -46,6 +46,6 @@ class Fake:
         for kind in all_kinds().values():
             monkeypatch.setattr(kind, "run", lambda stage, context: self(context))
         module = types.ModuleType("orchestra.work.resources")
-        module.Resources = lambda recipe, processes: FakeResources()
+        module.Resources = lambda *_: FakeResources()
         monkeypatch.setitem(sys.modules, module.__name__, module)
         return self

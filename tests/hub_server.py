@@ -223,6 +223,12 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+class Quiet(ThreadingHTTPServer):
+    """A client that is gone is no news."""
+
+    def handle_error(self, request: object, client_address: object) -> None: ...
+
+
 def described(path: str, data: bytes) -> dict:
     large = {"lfs": {"oid": hashlib.sha256(data).hexdigest(), "sha256": hashlib.sha256(data).hexdigest(),
                      "size": len(data), "pointerSize": 130}}  # fmt: skip
@@ -234,7 +240,7 @@ def hub():
     """A server on a free port."""
     one = Hub()
     handler = type("OwnHandler", (Handler,), {"hub": one})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = Quiet(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     one.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -48,8 +48,8 @@ def test_the_walk_finds_the_homes():
     assert {"beta", "epsilon", "temperature", "warmup_ratio", "rank", "confidence", "keep", "train", "cosine"} <= keys
 
 
-# two settings that are called alike: the trainer's arithmetic and the engine's, a teacher's nucleus and a probe's
-TWO = {"dtype", "top_p"}
+# two settings that are called alike: the trainer's arithmetic and the engine's; a probe's truncation is another's
+TWO = {"dtype", "top_p", "min_p"}
 
 
 def test_no_two_settings_declare_the_same():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,10 +78,22 @@ def load_recipe(name: str, scale: str | None = "auto", sets: Iterable[str] = (),
 
     `files`: also require that the local files it names exist. Raises UserError, or RecipeError with every fault.
     """
-    path = find(name)
-    raw = read_mapping(path)
-    origins: Origins = {}
-    faults: list[Fault] = []
+    from orchestra.config.experiment import load_experiment
+
+    return load_experiment(name, scale, sets, files=files).recipe
+
+
+def recipe_of(
+    raw: Mapping[str, Any], path: Path, scale: str | None, sets: Iterable[str], *,
+    files: bool, origins: Origins, faults: Iterable[Fault] = (),
+) -> Recipe:  # fmt: skip
+    """A recipe's own text at a scale, with overrides.
+
+    Args:
+        raw: left as it is; path: the file that it is from.
+        origins: where keys come from that do not stand in that file; faults: that were found in it before.
+    """
+    raw, origins, faults = copy.deepcopy(dict(raw)), dict(origins), list(faults)
     chosen = choose_scale(scale)
     if chosen.path is not None:
         faults += scales.apply(raw, read_mapping(chosen.path), chosen.path, origins)
@@ -94,11 +107,11 @@ def load_recipe(name: str, scale: str | None = "auto", sets: Iterable[str] = (),
     except ValidationError as error:
         faults += faults_from(error.errors(include_url=False), raw)
     if faults or recipe is None:
-        raise RecipeError(sorted((_placed(fault, path, origins) for fault in faults), key=_order))
+        raise RecipeError(sorted((placed(fault, path, origins) for fault in faults), key=_order))
     return recipe
 
 
-def _placed(fault: Fault, path: Path, origins: Mapping[Where, str]) -> Fault:
+def placed(fault: Fault, path: Path, origins: Mapping[Where, str]) -> Fault:
     """The fault with the place that the value came from: an override, the scale, or a line of the recipe."""
     if fault.where:
         return fault

@@ -34,6 +34,13 @@ def find_run(name: str) -> Path:
     for path in (Path(name), Path("runs") / name):
         if (path / "run.json").is_file() or (path / "ledger.json").is_file():
             return path
+    for path in (Path(name), Path("runs") / name):
+        if (path / "experiment.json").is_file():
+            inside = sorted(str(one.parent.relative_to(path)) for one in path.glob("*/*/run.json"))
+            raise UserError(
+                f"{path} holds an experiment; `orchestra compare {name}` shows it, and its runs are "
+                f"{', '.join(f'{name}/{one}' for one in inside) or 'yet to come'}"
+            )
     runs = sorted(path.parent for path in Path("runs").glob("*/run.json"))
     starting = [run for run in runs if run.name.startswith(f"{name}-")]
     if len(starting) == 1:

@@ -31,6 +31,8 @@ from orchestra.work.context import StageContext
 from settings import near
 
 if TYPE_CHECKING:
+    from orchestra.run.siblings import Finder
+    from orchestra.work.engines import Engines
     from orchestra.work.resources import Resources
 
 
@@ -58,6 +60,8 @@ class Run:
     Fields:
         plan: what was planned, kept in run.json for the report.
         processes: that run it together. The first one decides and writes; the others are told.
+        engines: of the process, where other runs ask them too; they are left running then.
+        shared: finds a stage that another run has finished just so; see orchestra/run/siblings.py.
     """
 
     recipe: Recipe
@@ -68,7 +72,10 @@ class Run:
     plan: Mapping[str, Any] | None = None
     progress: Progress = field(default_factory=Progress)
     processes: Processes = field(default_factory=Processes)
+    engines: Engines | None = None
+    shared: Finder | None = None
     _resources: Resources | None = None
+    _digests: tuple[str, ...] = ()
 
     def start(self, restart_from: str | None = None) -> Outcome:
         """Run what is not finished. Raises UserError (and StageError) with a message for the user."""
@@ -92,7 +99,7 @@ class Run:
                     self._note_versions()
             stack.push(self._close)
             stack.enter_context(_sigterm_as_interrupt(alone=self.processes.count == 1))
-            verdict = "GO"
+            verdict, self._digests = "GO", ()
             for index, stage in enumerate(self.recipe.all_stages):
                 try:
                     result = self._stage(index, stage, ledger)
@@ -149,12 +156,15 @@ class Run:
             place = run_folder.stage_folder(self.run_dir, index, stage.name)
             label = f"[{index}/{len(self.recipe.stages)}] {stage.name}"
             now = fingerprint(self.recipe, stage, ledger.entries)
+            self._digests += (now.digest,)
             entry = ledger.entries.get(stage.name)
             if entry is not None:
                 self._must_be_same(stage, place, entry, now)
                 self.progress.say(f"{label}: finished before")
             else:
                 entry = self.processes.once(lambda: self._adopted(stage, place, now))
+                if entry is None:
+                    entry = self.processes.once(lambda: self._taken_over(place, label))
                 if entry is None:
                     self._begin(stage, place, now)
                     self.progress.say(f"{label}: {stage.summary(self.recipe)}")
@@ -196,6 +206,14 @@ class Run:
             return None
         return LedgerEntry(place.name, now, hashed_outputs(stage, place), StageResult.from_json(result))
 
+    def _taken_over(self, place: Path, label: str) -> LedgerEntry | None:
+        """A stage that another run has finished, up to which both are the same; what this run began itself goes on."""
+        found = self.shared(self._digests) if self.shared is not None and not place.exists() else None
+        if found is None:
+            return None
+        self.progress.say(f"{label}: the same as in {found.run_dir.parent.name}/{found.run_dir.name}, taken over")
+        return found.linked(place)
+
     def _begin(self, stage: Stage, place: Path, now: Fingerprint) -> None:
         """Make the folder; what a killed run left in it stays only if it was begun with the same settings."""
         if self.processes.first:
@@ -221,9 +239,11 @@ class Run:
         try:
             with chatter_to(log), PeakMemory() as peak:
                 if self._resources is None:
+                    from orchestra.work.engines import Engines
                     from orchestra.work.resources import Resources
 
-                    self._resources = Resources(self.recipe, self.processes)
+                    # none of its own to keep where others' are used
+                    self._resources = Resources(self.recipe, self.processes, self.engines or Engines())
                 context = StageContext(
                     recipe=self.recipe,
                     stage=stage,
@@ -271,7 +291,8 @@ class Run:
 
     def _close(self, failed: type[BaseException] | None, *_: object) -> None:
         # where other processes are gone there is no taking down of what was joined with them; see __main__.py
-        if self._resources is not None and (failed is None or self.processes.count == 1):
+        ours = self._resources is not None and self.engines is None
+        if ours and (failed is None or self.processes.count == 1):
             with chatter_to(self._log(self.run_dir)):
                 self._resources.close()
 

@@ -52,7 +52,10 @@ def write_card(folder: Path, run_dir: Path, recipe: Recipe, target: Target | Non
     licences = Licences(read_json(run_dir / LICENCES))
     text = card(read_run(run_dir), recipe, record, place, branch, licences)
     write_json(run_dir / LICENCES, licences.known)
-    (folder / CARD).write_text(text, encoding="utf-8")
+    # a new file: the old one may be shared with the runs of other arms
+    partial = folder.with_name(f".{folder.name}.card")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(folder / CARD)
     return record
 
 

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
 from models.base import context_length, free_memory, load_tokenizer, spoken_to
@@ -18,10 +18,11 @@ from models.engines.shared import SharedEngine
 from models.engines.start import Capacity, EngineKind, serving_for, start_engine
 from models.processes import Processes
 from models.prompts import prompt_tokens, render_prompt
-from models.settings import PromptFormat
+from models.settings import PromptFormat, Serving
 from models.sizes import GENERATED_AT_ONCE
 from models.training import Probe
 from orchestra.config.faults import UserError
+from orchestra.work.engines import Engines
 from orchestra.work.held_out import held_out, load
 from rewards.domain import Domain, get_domain
 from rewards.formats import Format
@@ -36,13 +37,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Resources:
-    """Everything is made when first asked for."""
+    """Everything is made when first asked for; the engines may be those of other runs of this process."""
 
     recipe: Recipe
     processes: Processes = field(default_factory=Processes)
-    _engines: dict[str, Engine] = field(default_factory=dict)
+    engines: Engines = field(default_factory=Engines)
+    _own: dict[str, Engine] = field(default_factory=dict)
     _served: Served | None = None
-    _resting: list[Engine] = field(default_factory=list)
     _tokenizers: dict[tuple[str, PromptFormat | None], PreTrainedTokenizerBase] = field(default_factory=dict)
     _problems: dict[tuple[str, Split, int | None], list[Problem]] = field(default_factory=dict)
 
@@ -162,22 +163,30 @@ class Resources:
     def _own_engine(self, model: str | None = None) -> Engine:
         """This process's; started once."""
         name, own = model or self.recipe.model.base, self.recipe.model.base
-        if name not in self._engines:
+        if name not in self._own:
             # vLLM can take back the memory of one engine in a process; a second teacher stays
             capacity = self._capacity(
                 name,
                 lora_rank=self.recipe.model.lora.rank if self._sync == "adapter" and name == own else 0,
-                temporary=name != own and not self._resting and set(self._engines) <= {own},
+                temporary=name != own and self.engines.only({own}),
             )
-            # vLLM's start is a collective of all processes, which does not wait for long
-            self.processes.wait()
-            self._engines[name] = start_engine(name, serving_for(name, own, self.recipe.rollouts), capacity)
-        return self._engines[name]
+            serving = serving_for(name, own, self.recipe.rollouts)
+            self._own[name] = self.engines.get(name, serving, capacity, partial(self._start, name, serving))
+        return self._own[name]
+
+    def _start(self, name: str, serving: Serving, capacity: Capacity) -> Engine:
+        # vLLM's start is a collective of all processes, which does not wait for long
+        self.processes.wait()
+        return start_engine(name, serving, capacity)
 
     def _capacity(self, name: str, *, lora_rank: int = 0, temporary: bool = False) -> Capacity:
-        """For the longest that a model is asked."""
-        room = self._prompt_budget(name) + self._completion_budget()
+        """For the longest that a model is asked, in this run or another."""
+        room = max(self.room(name), self.engines.longest.get(name, 0))
         return Capacity(min(context_length(name), room), max_num_seqs=256, lora_rank=lora_rank, temporary=temporary)
+
+    def room(self, model: str) -> int:
+        """Tokens of the longest prompt and completion that this run asks a model for."""
+        return self._prompt_budget(model) + self._completion_budget()
 
     @contextmanager
     def engine_apart(self, files: str, kind: EngineKind, dtype: str) -> Iterator[ApartEngine]:
@@ -213,16 +222,13 @@ class Resources:
 
     def release(self, model: str) -> None:
         """Take the memory of a teacher's engine back."""
-        if model != self.recipe.model.base and model in self._engines:
-            engine = self._engines.pop(model)
-            engine.rest()
-            self._resting.append(engine)
+        if model != self.recipe.model.base and model in self._own:
+            del self._own[model]
+            self.engines.release(model)
 
     def close(self) -> None:
-        for engine in [*self._engines.values(), *self._resting]:
-            engine.close()
-        self._engines.clear()
-        self._resting.clear()
+        """The last call, when the process is about to end."""
+        self.engines.close()
 
     def _completion_budget(self) -> int:
         """The longest completion that any stage asks for."""

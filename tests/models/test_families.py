@@ -163,6 +163,7 @@ CANNOT = {
         "mixture of experts (qwen3_vl_moe, 60",
     ),
     "gemma3": ({"model_type": "gemma3", "vision_config": {}, "text_config": {}}, "not a model of text alone (gemma3)"),
+    "4-bit": ({"model_type": "qwen2", "quantization_config": {"quant_method": "bitsandbytes"}}, "quantised weights"),
 }
 
 

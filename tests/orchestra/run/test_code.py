@@ -12,13 +12,12 @@ from orchestra.run.code import _digest, _imports, closure
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("orchestra", "sft", "rl", "evals", "models", "rewards", "settings", "recipes")
-STAGES = ["base", "distill", "evaluate", "export", "grpo", "sft"]
+STAGES = ["base", "distill", "evaluate", "export", "grpo", "preflight", "probe", "sft"]
 PROGRAM = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from orchestra.run.code import closure
-kinds = ("base", "distill", "evaluate", "export", "grpo", "sft")
-print(json.dumps({kind: closure(f"orchestra.stages.{kind}", "math") for kind in kinds}))
+print(json.dumps({kind: closure(f"orchestra.stages.{kind}", "math") for kind in sys.argv[2:]}))
 heavy = sorted({"torch", "trl", "vllm", "sympy"} & set(sys.modules))
 assert not heavy, f"walking imported {heavy}"
 """
@@ -34,9 +33,8 @@ def copy(tmp_path_factory):
 
 
 def closures(folder: Path) -> dict[str, dict[str, str]]:
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", PROGRAM, str(folder)], capture_output=True, text=True, timeout=60, cwd=folder
-    )
+    command = [sys.executable, "-P", "-c", PROGRAM, str(folder), *STAGES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -66,7 +64,7 @@ def changed(copy: Path, before: dict, file: str, more: str = "\nADDED = 1\n") ->
         ("rl/trainer.py", ["grpo"]),
         ("rl/batches.py", ["grpo"]),
         ("sft/train.py", ["sft"]),
-        ("sft/distill.py", ["distill", "sft"]),
+        ("sft/distill.py", ["distill", "preflight", "sft"]),
         ("evals/statistics.py", STAGES),
         ("models/checkpoint.py", ["export"]),
         ("rewards/math/domain.py", STAGES),
@@ -133,6 +131,8 @@ def test_only_who_looks_on_does_not_count(before):
     left_out = modules - {name for names in before.values() for name in names}
     # settings are in the fingerprint by their values; the cases are the verifier's tests
     known = {"rewards.settings", "rewards.math.cases", "orchestra.text"}
+    # what compares finished runs, and sets of traces
+    known |= {"evals.arms", "evals.seeds", "sft.cards"}
     onlookers = ("orchestra.config.", "orchestra.plan.", "orchestra.report.", "orchestra.run.", "orchestra.cli",
                  "orchestra.__main__", "models.embedded.")  # fmt: skip
     assert {name for name in left_out if not name.startswith(onlookers)} <= known

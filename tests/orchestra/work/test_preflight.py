@@ -61,7 +61,7 @@ def prepare(tiny_path, tmp_path, engine):
             }
         )
         resources = Resources(recipe)
-        resources._engines[str(tiny_path)] = engine
+        resources._own[str(tiny_path)] = engine
         progress = Progress(Console(record=True, width=2000))
         return StageContext(recipe, recipe.stages[0], tmp_path, tmp_path, {}, (), resources, progress)
 

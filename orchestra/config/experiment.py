@@ -1,0 +1,148 @@
+"""From a recipe file to an experiment: its arms as recipes of their own, and the seeds under which each is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestra.config import loading
+from orchestra.config.arms import ExperimentKeys, Origins, Overlaid, Reported, overlaid
+from orchestra.config.explain import faults_from
+from orchestra.config.faults import Fault, RecipeError, UserError
+from orchestra.config.recipe import Recipe
+from orchestra.config.yamlfile import read_mapping, shown
+
+KEYS = tuple(ExperimentKeys.model_fields)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a recipe file asks for.
+
+    Fields:
+        recipe: as it stands, without an arm; arms: by name, in the file's order, the first being what the others are
+            compared with; empty where the file has none. seeds: empty where there is the recipe's own alone.
+        reported: what others have reported.
+    """
+
+    recipe: Recipe
+    arms: Mapping[str, Recipe]
+    seeds: tuple[int, ...]
+    reported: Reported | None = None
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one run and nothing to compare."""
+        return not self.arms and not self.seeds
+
+    def each(self, change: Callable[[Recipe], Recipe]) -> Experiment:
+        """The same with every recipe changed so."""
+        arms = {arm: change(recipe) for arm, recipe in self.arms.items()}
+        return replace(self, recipe=change(self.recipe), arms=arms)
+
+    def runs(self) -> dict[tuple[str, int], Recipe]:
+        """(arm, seed) -> its recipe, in the order in which they are run: seed by seed, so that there is something to
+        compare as early as can be. Without arms the recipe's own name stands for the one."""
+        arms = self.arms or {self.recipe.name: self.recipe}
+        return {
+            (arm, seed): recipe.model_copy(update={"seed": seed})
+            for seed in self.seeds or (self.recipe.seed,)
+            for arm, recipe in arms.items()
+        }
+
+
+def load_experiment(
+    name: str, scale: str | None = "auto", sets: Iterable[str] = (), seeds: tuple[int, ...] = (), *, files: bool = True
+) -> Experiment:
+    """The experiment of a recipe file at a scale, with `key=value` overrides in every arm.
+
+    Args:
+        seeds: instead of the file's.
+        files: also require that the local files it names exist.
+
+    Raises:
+        UserError: there is no such file.
+        RecipeError: with every fault.
+    """
+    path, sets = loading.find(name), tuple(sets)
+    written = read_mapping(path)
+    keys = _keys(written, path)
+    base = _extended({key: value for key, value in written.items() if key not in KEYS}, keys.extends, path)
+    recipe = loading.recipe_of(base.raw, path, scale, sets, files=files, origins=base.origins, faults=base.faults)
+    arms: dict[str, Recipe] = {}
+    faults: list[Fault] = []
+    for arm, changes in keys.arms.items():
+        label = f"arm {arm!r}"
+        made = overlaid(base.raw, changes or {}, path, ("arms", arm), label)
+        try:
+            arms[arm] = loading.recipe_of(
+                made.raw, path, scale, sets, files=files, origins=base.origins | made.origins, faults=made.faults
+            )
+        except RecipeError as error:
+            faults += [_labelled(fault, label) for fault in error.faults]
+            continue
+        faults += _same_faults(arm, changes, arms, recipe, path)
+    if faults:
+        raise RecipeError(faults)
+    return Experiment(recipe, arms, seeds or keys.seeds, keys.reported)
+
+
+def _keys(written: Mapping[str, Any], path: Path) -> ExperimentKeys:
+    raw = {key: written[key] for key in KEYS if key in written}
+    faults = [
+        Fault(("arms", arm), "is not a mapping (`key: value`); {} is the recipe as it stands", where=shown(path))
+        for arm, changes in (raw.get("arms") if isinstance(raw.get("arms"), Mapping) else {}).items()
+        if not isinstance(changes, Mapping | None)
+    ]
+    try:
+        keys = ExperimentKeys.model_validate(raw)
+    except ValidationError as error:
+        faults += [loading.placed(fault, path, {}) for fault in faults_from(error.errors(include_url=False), raw)]
+    if faults:
+        raise RecipeError(faults)
+    arms = set(keys.arms)
+    for figure in keys.reported.figures if keys.reported is not None else ():
+        if figure.arm is not None and figure.arm not in arms:
+            raise RecipeError(
+                [
+                    Fault(
+                        ("reported",),
+                        f"{figure.arm!r} is no arm of this file (arms: {', '.join(arms)})",
+                        where=shown(path),
+                    )
+                ]
+            )
+    return keys
+
+
+def _extended(own: dict[str, Any], extends: str | None, path: Path, seen: tuple[Path, ...] = ()) -> Overlaid:
+    """The file's own text over that of the recipe which it extends."""
+    if extends is None:
+        return Overlaid(own, {}, [])
+    other = loading.find(extends)
+    chain = (*seen, path.resolve())
+    if other.resolve() in chain:
+        raise UserError(f"{shown(path)}: extends: {extends!r} extends this file, too")
+    written = read_mapping(other)
+    more = written.get("extends")
+    base = _extended({key: value for key, value in written.items() if key not in KEYS}, more, other, chain)
+    made = overlaid(base.raw, own, path, ())
+    origins: Origins = base.origins | made.origins
+    return Overlaid(made.raw, origins, [*base.faults, *made.faults])
+
+
+def _same_faults(arm: str, changes: object, arms: Mapping[str, Recipe], recipe: Recipe, path: Path) -> list[Fault]:
+    """An arm that is not what its name says that it is."""
+    at, where = ("arms", arm), shown(path)
+    if changes and arms[arm] == recipe:
+        return [Fault(at, "changes nothing: with these keys it is the recipe as it stands, which is `{}`", where=where)]
+    twin = next((other for other in arms if other != arm and arms[other] == arms[arm]), None)
+    return [Fault(at, f"is the same as arm {twin!r}", where=where)] if twin is not None else []
+
+
+def _labelled(fault: Fault, label: str) -> Fault:
+    return fault if label in fault.where else replace(fault, where=f"{fault.where}: {label}" if fault.where else label)

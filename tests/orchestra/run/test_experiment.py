@@ -1,0 +1,138 @@
+"""Arms and seeds with stages that only pretend: what is run, what is shared, and what a change touches."""
+
+import json
+
+import pytest
+from fake_stages import STAGES, Fake
+
+from orchestra.config.experiment import load_experiment
+from orchestra.config.faults import UserError
+from orchestra.run import experiment as experiments
+from orchestra.run.ledger import Ledger
+from orchestra.run.progress import Progress
+from orchestra.run.runner import Run
+from orchestra.run.siblings import finder
+
+ARMS = """\
+extends: 40d
+name: arms
+seeds: [1, 2]
+arms:
+  rising: {}
+  flat: {stages: {consolidate: {beta: 0.0}, polish: {beta: 0.0}}}
+  short: {stages: {imitate: {steps: 7}}}
+"""
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """start(text, ...): (stages that were run by arm and seed, the folder)."""
+    folder = tmp_path / "arms-none"
+
+    def go(text=ARMS, restart=None, fail=None):
+        (tmp_path / "arms.yaml").write_text(text)
+        experiment = load_experiment(str(tmp_path / "arms.yaml"), "embedded")
+        every = experiments.runs_of(experiment, folder)
+        experiments.prepare(experiment, folder, {})
+        again, ran = experiments.restarts(restart, every), {}
+        for one in every:
+            fake = Fake(fail=fail.get((one.arm, one.seed), {}) if fail else {}).instead(monkeypatch)
+            ran[one.arm, one.seed] = fake.calls
+            shared = finder([other.run_dir for other in every], one.run_dir)
+            Run(one.recipe, one.run_dir, progress=Progress(quiet=True), shared=shared).start(again.get(one))
+        return ran, folder
+
+    return go
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (".lock", "log.txt")
+    }
+
+
+def test_what_arms_have_in_common_is_run_once_for_each_seed(start):
+    ran, folder = start()
+    for seed in (1, 2):
+        assert ran["rising", seed] == STAGES
+        # they differ from `consolidate` on, and from `imitate` on
+        assert ran["flat", seed] == ["consolidate", "polish", "release"]
+        assert ran["short", seed] == ["imitate", "explore", "consolidate", "polish", "release"]
+    flat, rising = (folder / arm / "seed-1" / "03-explore" / "adapter" for arm in ("flat", "rising"))
+    file = "adapter_model.safetensors"
+    assert (flat / file).read_bytes() == (rising / file).read_bytes()
+    assert (flat / file).stat().st_ino == (rising / file).stat().st_ino, "on the disk once"
+    for arm in ("rising", "flat", "short"):
+        assert list(Ledger(folder / arm / "seed-2").entries) == STAGES, "each run is whole"
+
+
+def test_again_nothing_is_run_and_nothing_changes(start):
+    _, folder = start()
+    before = contents(folder)
+    ran, _ = start()
+    assert not any(ran.values())
+    after = contents(folder)
+    assert {name for name in before if before[name] != after[name]} <= {
+        name for name in before if name.endswith("run.json")
+    }
+
+
+def test_editing_one_arm_touches_no_other(start):
+    """Also where the one that is run again has files that others share."""
+    _, folder = start()
+    before = {arm: contents(folder / arm) for arm in ("flat", "short")}
+    edited = ARMS.replace("rising: {}", "rising: {stages: {explore: {steps: 9}}}").replace("rising:", "rising:", 1)
+    with pytest.raises(UserError, match="--restart-from explore"):
+        start(edited)
+    ran, _ = start(edited, "rising/explore")
+    assert ran["rising", 1] == ["explore", "consolidate", "polish", "release"]
+    assert not any(ran[arm, seed] for arm in ("flat", "short") for seed in (1, 2))
+    for arm, files in before.items():
+        now = contents(folder / arm)
+        assert {name for name in files if files[name] != now[name]} <= {n for n in files if n.endswith("run.json")}
+
+
+def test_killed_in_one_arm_the_same_command_ends_with_the_same_files(start, tmp_path):
+    _, whole = start()
+    wanted = {name: data for name, data in contents(whole).items() if name.endswith(("safetensors", "traces.jsonl"))}
+    whole.rename(tmp_path / "before")
+    with pytest.raises(UserError):
+        start(fail={("flat", 1): {"polish": RuntimeError("killed")}})
+    ran, folder = start()
+    assert ran["rising", 1] == [] and ran["flat", 1] == ["polish", "release"]
+    assert {name: contents(folder)[name] for name in wanted} == wanted
+
+
+def test_a_stage_that_was_begun_is_not_exchanged_for_anothers(start):
+    """What a killed run has of it goes on."""
+    _, folder = start()
+    flat = folder / "flat" / "seed-1"
+    ledger = Ledger(flat)
+    ledger.forget(["explore", "consolidate", "polish", "release"])
+    (flat / "03-explore" / "result.json").unlink()
+    ran, _ = start()
+    assert ran["flat", 1] == ["explore"], "those after it were finished, though not recorded"
+
+
+def test_restarts_by_arm_and_stage(tmp_path):
+    (tmp_path / "arms.yaml").write_text(ARMS)
+    every = experiments.runs_of(load_experiment(str(tmp_path / "arms.yaml"), "embedded"), tmp_path)
+    assert {str(one) for one in experiments.restarts("flat/polish", every)} == {"flat, seed 1", "flat, seed 2"}
+    assert len(experiments.restarts("polish", every)) == 6
+    with pytest.raises(UserError, match=r"no such arm .*did you mean 'flat'"):
+        experiments.restarts("flatt/polish", every)
+    with pytest.raises(UserError, match=r"no such stage .*did you mean 'polish'"):
+        experiments.restarts("polsh", every)
+
+
+def test_a_folder_is_one_run_or_an_experiment(start, tmp_path):
+    _, folder = start()
+    with pytest.raises(UserError, match="holds an experiment"):
+        experiments.must_be_for(folder, single=True)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "ledger.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a single run"):
+        experiments.must_be_for(tmp_path / "one", single=False)
+    assert json.loads((folder / "experiment.json").read_text())["arms"] == ["rising", "flat", "short"]
