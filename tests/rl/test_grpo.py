@@ -444,7 +444,8 @@ def process(checkpoint, reference, runs):
 
 @pytest.mark.parametrize(
     "reference",
-    ["start", pytest.param("base", marks=pytest.mark.slow), pytest.param("imitate", marks=pytest.mark.slow)],
+    # in a process of this one's, and end to end in a new one, it is tested by default
+    [pytest.param(name, marks=pytest.mark.slow) for name in ("start", "base", "imitate")],
 )
 def test_killed_and_resumed_in_a_new_process_is_the_same_to_the_byte(tiny_path, tmp_path, reference):
     """SIGKILL after step 5. The new process ends with the adapter of the uninterrupted run."""
