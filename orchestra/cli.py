@@ -79,13 +79,14 @@ def check(
 def plan(recipe: RecipeName, scale: ScaleName = "auto", sets: Sets = None,
          as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:  # fmt: skip
     """Show what a run would do, take and need, without running it."""
+    from orchestra.config.experiment import load_experiment
     from orchestra.plan.estimate import estimate as make_plan
     from orchestra.plan.machine import this_machine
     from orchestra.plan.table import show as show_plan
 
     chosen = loading.choose_scale(scale)
-    loaded = loading.load_recipe(recipe, chosen.name if chosen.path is None else str(chosen.path), sets or ())
-    estimate = make_plan(loaded, this_machine(), chosen.name)
+    experiment = load_experiment(recipe, chosen.name if chosen.path is None else str(chosen.path), sets or ())
+    estimate = make_plan(experiment.recipe, this_machine(), chosen.name)
     if as_json:
         typer.echo(json.dumps(estimate.to_json(), indent=1))
         return
@@ -93,6 +94,13 @@ def plan(recipe: RecipeName, scale: ScaleName = "auto", sets: Sets = None,
     if chosen.why:
         console.print(chosen.why, highlight=False)
     show_plan(estimate, console)
+    if not experiment.single:
+        told = f"arms {', '.join(experiment.arms)}; " if experiment.arms else ""
+        console.print(
+            f"this is one run of {len(experiment.runs())} ({told}seeds: {len(experiment.seeds) or 1}); what they agree "
+            "on up to a stage is run once",
+            highlight=False,
+        )
 
 
 @app.command()
