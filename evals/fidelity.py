@@ -40,15 +40,15 @@ class Fidelity:
     Fields:
         kl: KL(policy || export), nats a token, exact over the vocabulary; agreement: share of tokens at which both put
             the same one first; tokens: completion tokens that both are taken over.
-        merge_kl: KL from the adapter, unmerged, on the base that it was merged into; the same as `kl` where that is the
-            base that it was trained on.
+        merge_kl: KL from the adapter, unmerged, on the base that it was merged into; None where that is the base that
+            it was trained on, of which `kl` is.
         reloaded: by engine and pass.
     """
 
     kl: float
     agreement: float
     tokens: int
-    merge_kl: float
+    merge_kl: float | None
     reloaded: tuple[Reloaded, ...]
 
     def misses(self, limits: FidelityLimits, *, usual_kl: float, rounding: float) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ class Fidelity:
         # a NaN is within no limit
         if not self.kl <= most:
             missed.append(f"KL to the trained policy is {self.kl:.2g} nats a token, {most:g} is allowed")
-        if not self.merge_kl <= max(rounding, most if self.merge_kl == self.kl else 0.0):
+        if self.merge_kl is not None and not self.merge_kl <= rounding:
             missed.append(
                 f"KL to the adapter on the base that it was merged into is {self.merge_kl:.2g} nats a token, which "
                 f"rounding does not explain ({rounding:g})"
@@ -85,7 +85,7 @@ class Fidelity:
 
 
 def fidelity(
-    divergence: Divergence, merge_kl: float, policy: Evaluation, exported: Sequence[tuple[str, Evaluation]]
+    divergence: Divergence, merge_kl: float | None, policy: Evaluation, exported: Sequence[tuple[str, Evaluation]]
 ) -> Fidelity:
     """Put together what was measured.
 

@@ -44,7 +44,7 @@ ENGINE_SHARE = 0.9
 LENGTH_SHARE = 0.6
 """Mean length of a completion as a share of the limit."""
 GENERATE = 4.0
-"""How many times as long as vLLM transformers' own generate takes."""
+"""How many times as long as vLLM transformers' own generate takes (2.4 and 4.6 in benchmarks/grpo_step.md)."""
 EMBEDDED_LENGTH_SHARE = 0.3
 """The same for the shipped models, which write about 25 tokens of 96."""
 PROMPT_SHARE = 0.5
@@ -193,7 +193,8 @@ class Estimator:
         limit = recipe.evaluate.max_completion_tokens or recipe.rollouts.max_completion_tokens
         sampled = self.generate(self.base, problems * (recipe.evaluate.samples + recipe.evaluate.greedy), limit)
         greedy = self.generate(self.base, problems, limit)
-        return sampled[0] + greedy[0], sampled[1] + GENERATE * greedy[1]
+        # each in a process of its own
+        return sampled[0] + greedy[0], sampled[1] + GENERATE * greedy[1] + 2 * self.device.start
 
     def reloaded(self) -> dict[str, int]:
         """Bytes by part while an export is loaded again, in the run's engine and beside the policy, there in float32

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from orchestra.config.faults import UserError
 from orchestra.run.ledger import sha256_of, write_json
 from orchestra.text import gib
 from orchestra.work.exported import ADAPTERS, ExportRecord, TrainedPolicy, files_of
-from orchestra.work.policies import LOGITS
+from orchestra.work.policies import rows_at_once
 from orchestra.work.resources import Resources, stage_seed
 from orchestra.work.settings import ExportSettings
 
@@ -127,20 +128,20 @@ def _checked(
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One export at a time into a folder; what stands in the way of one is told before anything is merged."""
+    """One export at a time beside one another; what stands in the way of one is told before anything is merged."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is no folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder.with_name(f".{folder.name}.lock")
-    with open(lock, "w", encoding="utf-8") as file:
+    # the folder above: it leaves nothing behind, and is not exchanged while another waits for it
+    lock = os.open(folder.parent, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another export works on {folder}; wait for it") from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+            raise UserError(f"another export works in {folder.parent}; wait for it") from None
+        yield
+    finally:
+        os.close(lock)
 
 
 def _key(resources: Resources, policy: TrainedPolicy, settings: ExportSettings) -> str:
@@ -285,21 +286,20 @@ def _completions(resources: Resources, engine: ApartEngine, asked: Asked) -> Seq
 
 def _divergence(
     resources: Resources, policy: TrainedPolicy, files: Path, settings: ExportSettings, sequences: Sequences
-) -> tuple[Divergence, float]:
-    """From the policy, the adapter on the 4-bit base that it was trained on, to what the files hold, in float32; and KL
-    to that from the adapter, unmerged, on the base that it was merged into."""
+) -> tuple[Divergence, float | None]:
+    """From the policy, the adapter on the 4-bit base that it was trained on, to what the files hold, in float32; and,
+    where they are merged into another base, KL to them from the adapter, unmerged, on that one."""
     model = resources.recipe.model
     free_memory()
     trained = _on_trained_base(resources, policy.adapter)
     if settings.what == "adapter":
         asked = resources.test(resources.recipe.stage(policy.name)).tokens[:KL_PROBLEMS]
         sequences = [(ids[: len(ids) // 2], ids[len(ids) // 2 :]) for ids in asked if len(ids) > 1]
-        found = _mean_kl(trained, _on_trained_base(resources, files / ADAPTERS / policy.name), sequences)
-        return found, found.kl
+        return _mean_kl(trained, _on_trained_base(resources, files / ADAPTERS / policy.name), sequences), None
     exported = _spread(str(files))
     found = _mean_kl(trained, exported, sequences)
     if settings.base == "dequantized":
-        return found, found.kl
+        return found, None
     del trained
     free_memory()
     place = model_place(model.base)
@@ -325,6 +325,4 @@ def _spread(path: str, revision: str | None = None) -> nn.Module:
 
 
 def _mean_kl(policy: nn.Module, other: nn.Module, sequences: Sequences) -> Divergence:
-    longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
-    rows = max(1, min(8, LOGITS // (longest * policy.config.vocab_size)))
-    return mean_kl(policy, other, sequences, rows=rows, device=policy.device)
+    return mean_kl(policy, other, sequences, rows=rows_at_once(policy, sequences), device=policy.device)

@@ -80,13 +80,10 @@ def publish(
         HubError: the Hub says no, or is gone.
         UserError: there is something else, and it is not to be replaced.
     """
-    target = target_of(settings)
-    record = write_card(folder, run_dir, recipe, target)
-    publisher = Publisher(target, files_of(folder), record.files)
+    record = write_card(folder, run_dir, recipe)
+    publisher = Publisher(target_of(settings), files_of(folder), record.files)
     target = publisher.target
-    if target.repo != target_of(settings).repo:  # a name without its owner
-        write_card(folder, run_dir, recipe, target)
-        publisher = Publisher(target, files_of(folder), record.files)
+    write_card(folder, run_dir, recipe, target)  # with the owner's name, which the token says
     remote = publisher.look()
     changes = publisher.changes(remote)
     known = read_json(run_dir / PUBLISHED).get(str(target), {}).get("commit")

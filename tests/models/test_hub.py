@@ -183,9 +183,11 @@ def test_no_hub_at_all(publish, server):
     assert "the connection broke off" in publish()
 
 
-def test_somebody_commits_meanwhile(server, folder, tmp_path):
-    """Between the look, by which it was decided, and the commit."""
-    server.repos[f"{USER}/model"] = Repo(private=True)
+@pytest.mark.parametrize("there", [True, False], ids=["a repository", "none yet"])
+def test_what_another_does_meanwhile_stands(server, folder, tmp_path, there):
+    """Between the look, by which it was decided, and the commit; and where two runs publish to one new name."""
+    if there:
+        server.repos[f"{USER}/model"] = Repo(private=True)
     process = subprocess.Popen(
         [sys.executable, "-c", PUBLISH, str(folder), MODEL, "wait"], cwd=ROOT, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(server, tmp_path),
@@ -193,7 +195,7 @@ def test_somebody_commits_meanwhile(server, folder, tmp_path):
     assert process.stdout.readline() == "looked\n"
     theirs = server.put(f"{USER}/model", {"theirs.txt": b"x"})
     _, said = process.communicate("\n", timeout=60)
-    assert process.returncode and "changed by somebody else meanwhile" in said
+    assert process.returncode and "nothing was published: the repository was changed by somebody else meanwhile" in said
     assert server.repos[f"{USER}/model"].branches["main"] == theirs
 
 
@@ -211,19 +213,6 @@ def test_what_goes_wrong_after_the_commit_does_not_say_that_nothing_was_publishe
     server.rules.clear()
     assert publish(tag="v1")[1]["changed"] is False
     assert server.repos[f"{USER}/model"].tags == {"v1": server.repos[f"{USER}/model"].branches["main"]}
-
-
-def test_a_repository_that_appears_meanwhile_is_somebody_elses(server, folder, tmp_path):
-    """Two runs publish to one new name: the later one does not wipe out the earlier one's files."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", PUBLISH, str(folder), MODEL, "wait"], cwd=ROOT, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(server, tmp_path),
-    )  # fmt: skip
-    assert process.stdout.readline() == "looked\n"
-    theirs = server.put(f"{USER}/model", {"theirs.txt": b"x"})
-    _, said = process.communicate("\n", timeout=60)
-    assert process.returncode and "nothing was published: the repository was changed by somebody else" in said
-    assert server.repos[f"{USER}/model"].branches["main"] == theirs
 
 
 def test_ctrl_c_ends_it_at_once_and_nothing_is_published(server, folder, tmp_path):

@@ -17,6 +17,7 @@ from orchestra.config.loading import load_recipe
 from orchestra.run import runner
 from orchestra.run.ledger import Ledger
 from orchestra.run.progress import Progress
+from settings.hub import HubError
 
 
 def test_runs_every_stage_once_and_skips_them_then(start):
@@ -31,6 +32,15 @@ def test_runs_every_stage_once_and_skips_them_then(start):
     outcome, said = start(again)
     assert again.calls == [] and said.count("finished before") == len(STAGES)
     assert [result.name for result in outcome.results] == STAGES
+
+
+def test_a_token_that_is_missing_is_told_before_the_first_stage(start, monkeypatch):
+    """Not after hours, by the stage that publishes."""
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    fake = Fake()
+    with pytest.raises(HubError, match="hub:a/b: there is no Hub token here"):
+        start(fake, ["stages.release.hub=a/b"])
+    assert fake.calls == []
 
 
 def test_a_stage_sees_its_parent_and_the_earlier_folders(start):

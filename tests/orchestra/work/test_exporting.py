@@ -208,7 +208,7 @@ def test_what_a_user_put_beside_an_export_is_neither_published_nor_deleted(expor
 
 
 def test_two_exports_into_one_folder_do_not_mix(export, tmp_path):
-    with exporting._alone(tmp_path / "there"), pytest.raises(UserError, match="another export works on"):
+    with exporting._alone(tmp_path / "there"), pytest.raises(UserError, match="another export works in"):
         export(what="adapter")
 
 
