@@ -58,19 +58,21 @@ def run_command(
     if machine.gpus and here() > len(machine.gpus):
         raise UserError(f"{here()} processes for {len(machine.gpus)} GPUs; each needs one of its own")
     settled = experiment.each(lambda recipe: _settled(recipe, bool(machine.gpus)))
-    every = tuple(settled.arms.values()) or (settled.recipe,)
-    plans = {id(recipe): _fitting(recipe, scale, source, sets, machine, progress, force=force) for recipe in every}
+    plans = {
+        arm: _fitting(recipe, scale, source, sets, machine, progress, force=force)
+        for arm, recipe in settled.named.items()
+    }
     folder = runs / f"{settled.recipe.name}-{scale.name}"
     asked = Asked(scale.name, source, sets, progress, Processes.join())
     if settled.single:
         experiments.must_be_for(folder, single=True)
-        outcome = asked.run(settled.recipe, folder, plans[id(settled.recipe)]).start(restart_from)
+        (plan,) = plans.values()
+        outcome = asked.run(settled.recipe, folder, plan).start(restart_from)
         if asked.processes.first:
-            _finish(plans[id(settled.recipe)], outcome, progress)
+            _finish(plan, outcome, progress)
         no_go = outcome.verdict != gates.GO
     else:
-        no_go = _run_arms(settled, folder, asked, {arm: plans[id(one)] for arm, one in settled.arms.items()} or
-                          {settled.recipe.name: plans[id(settled.recipe)]}, restart_from)  # fmt: skip
+        no_go = _run_arms(settled, folder, asked, plans, restart_from)
     # at a process that ends with a gate's code the launcher ends the others
     asked.processes.wait()
     return GATE_EXIT if no_go else 0
@@ -121,11 +123,11 @@ def _run_arms(
             if first:
                 experiments.share_commits(folder, one.run_dir)
             shared = finder([other.run_dir for other in every], one.run_dir)
-            run = asked.run(one.recipe, one.run_dir, plans[one.arm], engines=engines, shared=shared)
+            run = asked.run(one.recipe, one.run_dir, plans[one.arm], engines=engines, shared=shared, arm=one.arm)
             try:
                 outcome = run.start(restarted.get(one))
-            except StageError as error:
-                raise StageError(f"{one}: {error}", error.exit_code) from error
+            except UserError as error:
+                raise StageError(f"{one}: {error}", getattr(error, "exit_code", 1)) from error
             if first:
                 experiments.keep_commits(folder, one.run_dir)
                 _report(one.run_dir, asked.progress)

@@ -44,14 +44,18 @@ class Experiment:
         arms = {arm: change(recipe) for arm, recipe in self.arms.items()}
         return replace(self, recipe=change(self.recipe), arms=arms)
 
+    @property
+    def named(self) -> Mapping[str, Recipe]:
+        """The arms; without any the recipe under its own name."""
+        return self.arms or {self.recipe.name: self.recipe}
+
     def runs(self) -> dict[tuple[str, int], Recipe]:
         """(arm, seed) -> its recipe, in the order in which they are run: seed by seed, so that there is something to
-        compare as early as can be. Without arms the recipe's own name stands for the one."""
-        arms = self.arms or {self.recipe.name: self.recipe}
+        compare as early as can be."""
         return {
             (arm, seed): recipe.model_copy(update={"seed": seed})
             for seed in self.seeds or (self.recipe.seed,)
-            for arm, recipe in arms.items()
+            for arm, recipe in self.named.items()
         }
 
 

@@ -62,6 +62,7 @@ class Run:
         processes: that run it together. The first one decides and writes; the others are told.
         engines: of the process, where other runs ask them too; they are left running then.
         shared: finds a stage that another run has finished just so; see orchestra/run/siblings.py.
+        arm: of the experiment that it is a run of, by which its stages are called on the command line.
     """
 
     recipe: Recipe
@@ -74,6 +75,7 @@ class Run:
     processes: Processes = field(default_factory=Processes)
     engines: Engines | None = None
     shared: Finder | None = None
+    arm: str = ""
     _resources: Resources | None = None
     _digests: tuple[str, ...] = ()
 
@@ -149,6 +151,9 @@ class Run:
                 break
             self._must_be_same(stage, place, ledger.entries[stage.name], now)
 
+    def _called(self, stage: Stage) -> str:
+        return f"{self.arm}/{stage.name}" if self.arm else stage.name
+
     # one stage
 
     def _stage(self, index: int, stage: Stage, ledger: Ledger) -> StageResult:
@@ -186,7 +191,7 @@ class Run:
 
     def _must_be_same(self, stage: Stage, place: Path, entry: LedgerEntry, now: Fingerprint) -> None:
         """A finished stage is as its ledger entry says, or the user is told what changed."""
-        remedy = f"run again with --restart-from {stage.name} (the old stages are set aside, not deleted)"
+        remedy = f"run again with --restart-from {self._called(stage)} (the old stages are set aside, not deleted)"
         changes = now.changes_since(entry.fingerprint)
         if entry.folder != place.name:
             changes.insert(0, f"its place in the recipe {entry.folder[:2]} -> {place.name[:2]}")
@@ -230,7 +235,7 @@ class Run:
             changes = now.changes_since(Fingerprint(old["config"], old["inputs"], old["code"]))
             raise UserError(
                 f"stage {stage.name!r} was begun, but since then changed: {_listed(changes)}; "
-                f"run again with --restart-from {stage.name} (what it has so far is set aside, not deleted)"
+                f"run again with --restart-from {self._called(stage)} (what it has so far is set aside, not deleted)"
             )
 
     def _execute(self, stage: Stage, place: Path, ledger: Ledger, now: Fingerprint) -> LedgerEntry:

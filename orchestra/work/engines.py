@@ -41,15 +41,13 @@ class Started:
 
 @dataclass
 class Engines:
-    """Those that are in use, and those whose memory was taken back.
+    """Those that are in use, and those whose memory was taken back. A run that asks for longer texts than the engine
+    has room for gets another one.
 
     Fields:
-        longest: model -> tokens of the longest prompt and completion together that any run will ask it for, where that
-            is known beforehand; an engine is started with room for them.
         kept: a later run may ask the same teachers: on a CPU their memory is not taken back.
     """
 
-    longest: dict[str, int] = field(default_factory=dict)
     kept: bool = False
     _awake: list[Started] = field(default_factory=list)
     _resting: list[Engine] = field(default_factory=list)

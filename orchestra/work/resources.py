@@ -180,13 +180,9 @@ class Resources:
         return start_engine(name, serving, capacity)
 
     def _capacity(self, name: str, *, lora_rank: int = 0, temporary: bool = False) -> Capacity:
-        """For the longest that a model is asked, in this run or another."""
-        room = max(self.room(name), self.engines.longest.get(name, 0))
+        """For the longest that a model is asked."""
+        room = self._prompt_budget(name) + self._completion_budget()
         return Capacity(min(context_length(name), room), max_num_seqs=256, lora_rank=lora_rank, temporary=temporary)
-
-    def room(self, model: str) -> int:
-        """Tokens of the longest prompt and completion that this run asks a model for."""
-        return self._prompt_budget(model) + self._completion_budget()
 
     @contextmanager
     def engine_apart(self, files: str, kind: EngineKind, dtype: str) -> Iterator[ApartEngine]:

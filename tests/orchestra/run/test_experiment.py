@@ -39,7 +39,9 @@ def start(tmp_path, monkeypatch):
             fake = Fake(fail=fail.get((one.arm, one.seed), {}) if fail else {}).instead(monkeypatch)
             ran[one.arm, one.seed] = fake.calls
             shared = finder([other.run_dir for other in every], one.run_dir)
-            Run(one.recipe, one.run_dir, progress=Progress(quiet=True), shared=shared).start(again.get(one))
+            Run(one.recipe, one.run_dir, progress=Progress(quiet=True), shared=shared, arm=one.arm).start(
+                again.get(one)
+            )
         return ran, folder
 
     return go
@@ -83,8 +85,8 @@ def test_editing_one_arm_touches_no_other(start):
     """Also where the one that is run again has files that others share."""
     _, folder = start()
     before = {arm: contents(folder / arm) for arm in ("flat", "short")}
-    edited = ARMS.replace("rising: {}", "rising: {stages: {explore: {steps: 9}}}").replace("rising:", "rising:", 1)
-    with pytest.raises(UserError, match="--restart-from explore"):
+    edited = ARMS.replace("rising: {}", "rising: {stages: {explore: {steps: 9}}}")
+    with pytest.raises(UserError, match="--restart-from rising/explore"):
         start(edited)
     ran, _ = start(edited, "rising/explore")
     assert ran["rising", 1] == ["explore", "consolidate", "polish", "release"]
