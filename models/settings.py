@@ -90,3 +90,9 @@ class TrainingSettings(Node):
     """Compute activations again instead of keeping them: slower, less memory. None: where a GPU has too little."""
     save_steps: Annotated[Count, SIZE, FREE] = 20
     """Steps between checkpoints, from which a killed run goes on."""
+    evaluate_every: Annotated[Count | None, SIZE] = None
+    """Steps between evaluations on `problems.validation` while it trains, and one after the last step; training is the
+    same with and without them. None: none."""
+    keep: Literal["last", "best"] = "last"
+    """The policy that is handed on: the last one, or the one that did best on `problems.validation` (of equal ones the
+    earlier), of those at `evaluate_every`."""

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from rewards.scoring import RewardError, check_weights
-from settings import SIZE, Count, Node, NotNegative, Refers, Share, Text, near
+from settings import FREE, SIZE, Count, CountOrName, Node, NotNegative, Refers, Share, Text, near
 
 
 class Problems(Node):
@@ -27,6 +27,20 @@ class Problems(Node):
     """Use at most this many training problems. None: all (of the generator: 4,000)."""
     test_limit: Annotated[Count | None, SIZE] = None
     """Evaluate on at most this many problems. None: all (of the generator: 500)."""
+    # counts in fingerprints by the problems themselves: where they are asked, and where they are not trained on
+    validation: Annotated[CountOrName | None, SIZE, FREE, Refers("problems")] = None
+    """Problems that a stage with `evaluate_every` is asked on the way, neither trained on by any stage nor tested: so
+    many of the training problems (the same ones whatever seed and order), or a source like `test`. None: none."""
+
+    @model_validator(mode="after")
+    def _validation_is_no_test(self) -> Self:
+        if self.validation is not None and self.validation == self.test:
+            message = (
+                "validation: {source} is what `test` names, and the step that is kept may not be chosen on test "
+                "problems; write a number (so many of the training problems) or another source"
+            )
+            raise PydanticCustomError("rule", message, {"source": repr(self.validation)})
+        return self
 
 
 class Reward(Node):

@@ -10,6 +10,7 @@ from models.adapters import POLICY
 from models.engines.serving import Served
 from models.reference import Reference
 from models.sizes import completion_tokens_at_once
+from models.sweep import Sweep
 from models.training import (
     MetricsFile,
     StepListener,
@@ -58,6 +59,7 @@ def train_grpo(
     seed: int,
     report_to: str,
     on_step: StepListener | None = None,
+    sweep: Sweep | None = None,
 ) -> GrpoOutcome:
     """Train the policy (the model's adapter `default`), resuming from the folder's last complete checkpoint.
 
@@ -67,6 +69,7 @@ def train_grpo(
         folder: gets metrics.jsonl and checkpoints/.
         reference: what `settings.reference` names.
         report_to: see models/training.py, `reporting`.
+        sweep: measures the policy on its way.
 
     Raises:
         TrainingError: NaN, a changed base or reference, a checkpoint that is not what its record says.
@@ -95,6 +98,7 @@ def train_grpo(
         callbacks=[
             MetricsFile(folder / "metrics.jsonl", METRIC_NAMES, {"beta": settings.beta}, on_step),
             *callbacks,
+            *([sweep] if sweep else []),
         ],
     )
     trainer.train_or_resume(settings.steps)

@@ -70,7 +70,9 @@ class Refers(Mark):
 
     def names_in(self, value: object) -> tuple[tuple[tuple[str, ...], object], ...]:
         """(further keys, name) of what stands for names in a value: the value itself, the items of a list, the keys of
-        a mapping or its values."""
+        a mapping or its values. A number, where one may stand instead, names nothing."""
+        if isinstance(value, int):
+            return ()
         if isinstance(value, Mapping) and not self.keys:
             return tuple(((str(key),), item) for key, item in value.items())
         return tuple(((), item) for item in (value if isinstance(value, list | tuple | Mapping) else (value,)))
@@ -149,6 +151,16 @@ def by_form(names: object, mapping: object) -> object:
     """A type of settings that are written in either of two forms; faults are those of the form that was meant."""
     forms = Annotated[names, Tag("[names]")] | Annotated[mapping, Tag("[mapping]")]
     return Annotated[forms, Discriminator(lambda value: "[mapping]" if isinstance(value, Mapping) else "[names]")]
+
+
+def _number_or_name(value: object) -> str:
+    return "[number]" if isinstance(value, int | float) else "[name]"
+
+
+CountOrName = Annotated[
+    Annotated[Count, Tag("[number]")] | Annotated[Text, Tag("[name]")], Discriminator(_number_or_name)
+]
+"""So many of something, or the name of something else; faults are those of the form that was meant."""
 
 
 class Node(BaseModel):

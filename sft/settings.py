@@ -86,3 +86,7 @@ class SftSettings(TrainingSettings, Band):
     """Longer examples (prompt and completion, tokens) are left out. None: what rollouts allow."""
     packing: Annotated[bool, SIZE] = False
     """Several traces in one row; saves padding where lengths differ much."""
+    memorisation_above: Annotated[float, Field(ge=1)] = 1.25
+    """With `evaluate_every`: warn where the perplexity of traces set aside (a tenth of the problems, at most 128) is
+    more than this many times that of traces trained on, and the interval of that ratio is above 1. A bound of this
+    project's, that of a preflight's `max_ratio`."""

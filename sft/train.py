@@ -11,6 +11,7 @@ from trl import SFTConfig, SFTTrainer
 from models.adapters import adapter_tensors
 from models.base import base_sha256
 from models.sizes import traces_at_once
+from models.sweep import Sweep
 from models.training import (
     AdapterTrainer,
     MetricsFile,
@@ -101,6 +102,7 @@ def train_sft(
     seed: int,
     report_to: str,
     on_step: StepListener | None = None,
+    sweep: Sweep | None = None,
 ) -> SftOutcome:
     """Train the policy on (prompt, completion) pairs, resuming from the folder's last complete checkpoint.
 
@@ -109,6 +111,7 @@ def train_sft(
         folder: gets metrics.jsonl and checkpoints/.
         max_length: tokens; `settings.max_length`, or what rollouts allow where that is None.
         report_to: see models/training.py, `reporting`.
+        sweep: measures the policy on its way.
 
     Raises:
         TrainingError: nothing to train on, NaN, a changed base.
@@ -128,7 +131,11 @@ def train_sft(
         dataset=Dataset.from_list(fitting),
         tokenizer=tokenizer,
         probe=probe,
-        callbacks=[MetricsFile(folder / "metrics.jsonl", METRIC_NAMES, on_step=on_step), *callbacks],
+        callbacks=[
+            MetricsFile(folder / "metrics.jsonl", METRIC_NAMES, on_step=on_step),
+            *callbacks,
+            *([sweep] if sweep else []),
+        ],
     )
     trainer.train_or_resume(settings.steps)
     if base_sha256(policy) != before:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
@@ -15,6 +16,9 @@ from orchestra.config.faults import Fault
 from orchestra.config.stage import Draft, Stage
 from orchestra.config.words import is_file
 from settings import FREE, Node, Refers, marked, near, node_in, reference_of
+
+if TYPE_CHECKING:
+    from models.settings import TrainingSettings
 
 RESERVED = ("base", "start", "previous", "self", "discarded")
 
@@ -126,6 +130,21 @@ def share_faults(batch: int, key: str, draft: Draft) -> Iterator[tuple[str, str]
         fitting = [n for n in (batch - batch % processes, batch + processes - batch % processes) if n]
         nearest = " and ".join(str(n) for n in fitting)
         yield key, f"{batch} cannot be shared out evenly over {processes} processes; {nearest} can"
+
+
+def sweep_faults(training: TrainingSettings, draft: Draft) -> Iterator[tuple[str, str]]:
+    """For a stage that trains: what `evaluate_every` and `keep` need."""
+    every, problems = training.evaluate_every, draft.sections.get("problems")
+    if every is None and training.keep == "best":
+        yield "keep", "'best' is chosen among evaluations on the way; say how often with `evaluate_every: n`"
+    if every is not None and every > training.steps:
+        yield "evaluate_every", f"{every} is more than the stage's {training.steps} steps; at most that many"
+    if every is not None and problems is not None and problems.validation is None:
+        yield (
+            "evaluate_every",
+            f"{every} needs problems that are neither trained on nor tested; write `validation: 100` under `problems` "
+            "(so many of the training problems, which then no stage trains on), or name a source there",
+        )
 
 
 def micro_batch_faults(micro: int | None, batch: int) -> Iterator[tuple[str, str]]:

@@ -109,6 +109,10 @@ class Stage(Node):
         """The problems that it trains on, or has traces made of: (source, how many at most)."""
         return ()
 
+    def asks_validation(self) -> bool:
+        """Whether it is asked the problems of `problems.validation` on the way."""
+        return False
+
     def other_models(self) -> tuple[str, ...]:
         """Models besides the base that it asks, each through an engine of its own."""
         return ()

@@ -209,6 +209,19 @@ class Estimator:
         more_tokens, more_seconds = self.evaluation(stage)
         return tokens + more_tokens, seconds + more_seconds
 
+    def with_sweep(self, stage: Stage, training: TrainingSettings, tokens: int, seconds: float) -> tuple[int, float]:
+        """Tokens and seconds of a stage's training, and of the evaluations on the way."""
+        validation = self.recipe.problems.validation
+        if training.evaluate_every is None or validation is None:
+            return tokens, seconds
+        problems = validation if isinstance(validation, int) else _count(validation, "test", None)
+        settings = stage.evaluation(self.recipe)
+        asked, taken = self.generate(
+            self.base, problems * (settings.samples + settings.greedy), settings.max_completion_tokens
+        )
+        times = math.ceil(training.steps / training.evaluate_every)
+        return tokens + times * asked, seconds + times * taken
+
     def row(
         self,
         stage: Stage,

@@ -41,7 +41,7 @@ class StageRecord:
         name, kind: as in the recipe; the base's evaluation is the stage `base` of kind `base`.
         config: the resolved stage config, empty where it has not started.
         result: None until the stage is finished.
-        metrics: the step metrics, one mapping a step.
+        metrics: the step metrics, one mapping a step; sweep: what was measured of the policy at some of the steps.
         statistics: of distillation.
         sets: evaluations by the name of the held-out problems, of a stage that was evaluated on several sets of them.
         outputs: what is in the JSON files that its kind names as its own.
@@ -53,6 +53,7 @@ class StageRecord:
     result: StageResult | None = None
     evaluation: Evaluation | None = None
     metrics: tuple[Row, ...] = ()
+    sweep: tuple[Row, ...] = ()
     statistics: Tree = field(default_factory=dict)
     sets: Mapping[str, Evaluation] = field(default_factory=dict)
     outputs: Mapping[str, Tree] = field(default_factory=dict)
@@ -223,6 +224,7 @@ def _stage(name: str, path: Path, planned: Tree, reader: _Reader) -> StageRecord
         result=result,
         evaluation=evaluation,
         metrics=reader.rows(path / "metrics.jsonl"),
+        sweep=reader.rows(path / "sweep.jsonl"),
         statistics=reader.tree(path / "statistics.json"),
         sets=sets,
         outputs={file: reader.tree(path / file) for file in _own_files(kind) if (path / file).is_file()},

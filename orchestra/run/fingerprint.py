@@ -15,7 +15,7 @@ from orchestra.config.stage import EVALUATION, OUTPUTS, Stage
 from orchestra.config.words import is_local
 from orchestra.run.code import closure, imported_by
 from orchestra.run.ledger import Fingerprint, LedgerEntry, sha256_of
-from orchestra.work.held_out import lost_to_other_evaluations
+from orchestra.work.held_out import lost_to_other_evaluations, lost_to_validation, validation_digest
 from settings import FREE, FrozenDict, FrozenSequence, Node, Refers, marked, reference_of
 
 WEIGHTS_LIMIT = 2**30
@@ -97,9 +97,15 @@ def _inputs(recipe: Recipe, stage: Stage, entries: Mapping[str, LedgerEntry]) ->
         elif refers.to_stage and value not in parents:
             yield from _given(value, refers.to, entries)
 
-    if lost := lost_to_other_evaluations(recipe, stage):
-        digest = hashlib.sha256("\n".join(lost).encode()).hexdigest()
-        yield "training problems left out because an evaluate stage asks them", digest
+    for lost, why in (
+        (lost_to_other_evaluations(recipe, stage), "an evaluate stage asks them"),
+        (lost_to_validation(recipe, stage), "they are validation problems"),
+    ):
+        if lost:
+            digest = hashlib.sha256("\n".join(lost).encode()).hexdigest()
+            yield f"training problems left out because {why}", digest
+    if stage.asks_validation():
+        yield "validation problems", validation_digest(recipe)
 
 
 def _given(name: str, what: str, entries: Mapping[str, LedgerEntry]) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from orchestra.config.checks import share_faults
+from orchestra.config.checks import share_faults, sweep_faults
 from orchestra.config.stage import Draft, Gives, Stage
 from rl.settings import GrpoSettings
 
@@ -48,6 +48,7 @@ class GrpoStage(Stage, GrpoSettings):
         before = self._grpo_before(draft)
         if before is not None and self.beta < before.beta:
             yield "beta", f"{self.beta:g} is less than {before.beta:g} in stage {before.name!r}; beta must not fall"
+        yield from sweep_faults(self, draft)
         if (rollouts := draft.sections.get("rollouts")) is not None:
             # problems, so that no group is split over two processes
             yield from share_faults(rollouts.overridden_by(self).prompts_per_step, "prompts_per_step", draft)
@@ -82,7 +83,8 @@ class GrpoStage(Stage, GrpoSettings):
         tokens = batch * estimator.prompt + generated
         own_passes = math.ceil(tokens / estimator.device.processes / at_once)
         optimising = estimator.train(tokens, self.num_iterations * own_passes, passes)
-        work = estimator.with_evaluation(self, self.steps * generated, self.steps * (sampling + optimising))
+        trained = self.steps * generated, self.steps * (sampling + optimising)
+        work = estimator.with_evaluation(self, *estimator.with_sweep(self, self, *trained))
         return estimator.row(
             self, work, memory, data=estimator.recipe.problems.train, steps=self.steps, beta=self.beta,
             reference=self.reference,
@@ -95,9 +97,11 @@ class GrpoStage(Stage, GrpoSettings):
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
         from orchestra.report.parts import Course
+        from orchestra.report.sweep import sweep_parts
 
         for key, title, note, share in COURSES:
             yield Course(key, title, note, share=share)
+        yield from sweep_parts(record)
 
     @classmethod
     def headline(cls, evaluated: Sequence[StageRecord]) -> Iterator[Tile]:
@@ -109,8 +113,19 @@ class GrpoStage(Stage, GrpoSettings):
         if before:
             yield from tile_of_gain("GRPO", before[-1], evaluated[last])
 
+    def asks_validation(self) -> bool:
+        return self.evaluate_every is not None
+
+    def ready(self, recipe: Recipe) -> None:
+        """Validation problems that may not be such are known before anything is trained."""
+        if self.asks_validation():
+            from orchestra.work.held_out import validation
+
+            validation(recipe)
+
     def run(self, context: StageContext) -> StageResult:
         from orchestra.work.policies import start_policy, steps_on, trained
+        from orchestra.work.sweeping import kept, sweep_of
         from rl.train import train_grpo
 
         recipe, resources = context.recipe, context.resources
@@ -131,13 +146,15 @@ class GrpoStage(Stage, GrpoSettings):
                 seed=context.seed,
                 report_to=recipe.report_to,
                 on_step=steps_on(bar, "reward"),
+                sweep=sweep_of(context, policy, self),
             )
+        swept = kept(context, policy, self)
         course = context.once(lambda: read_steps(context.folder / "metrics.jsonl"))
-        result = context.result(engine_mismatch=outcome.engine_mismatch, base_sha256=outcome.base_sha256)
+        result = context.result(engine_mismatch=outcome.engine_mismatch, base_sha256=outcome.base_sha256, **swept.extra)
         # a further iteration over the same rollouts has no tokens of its own
         tokens = int(max(line.get("num_tokens", 0) for line in course))
         result = replace(result, beta=self.beta, kl=last_quarter(course, "kl") if self.beta else None)
-        return trained(context, policy, result, steps=self.steps, tokens=tokens)
+        return trained(context, policy, result, steps=self.steps, tokens=tokens + swept.tokens)
 
     def _reference(self, context: StageContext, policy: PeftModel) -> Reference:
         """What `reference:` names: the base, this stage's start, or an earlier stage's policy."""

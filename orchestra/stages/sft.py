@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from orchestra.config.checks import micro_batch_faults, share_faults
+from orchestra.config.checks import micro_batch_faults, share_faults, sweep_faults
 from orchestra.config.stage import Draft, Gives, Stage
 from orchestra.config.words import is_file
 from settings import FrozenDict
@@ -34,6 +34,7 @@ class SftStage(Stage, SftSettings):
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         yield from micro_batch_faults(self.micro_batch_size, self.batch_size)
         yield from share_faults(self.batch_size, "batch_size", draft)
+        yield from sweep_faults(self, draft)
         files = [source for source in self.data if source not in draft.kinds and is_file(source)]
         if files and self.pass_rate != type(self).model_fields["pass_rate"].default:
             yield "pass_rate", f"{', '.join(map(repr, files))}: written solutions have no pass rate; only traces do"
@@ -66,7 +67,11 @@ class SftStage(Stage, SftSettings):
         passes = FLOPS_TRAIN + again * FLOPS_FORWARD
         seconds = estimator.train(tokens, self.steps * math.ceil(own / micro), passes)
         return estimator.row(
-            self, estimator.with_evaluation(self, tokens, seconds), memory, data=", ".join(self.data), steps=self.steps
+            self,
+            estimator.with_evaluation(self, *estimator.with_sweep(self, self, tokens, seconds)),
+            memory,
+            data=", ".join(self.data),
+            steps=self.steps,
         )
 
     def summary(self, recipe: Recipe) -> str:
@@ -83,12 +88,25 @@ class SftStage(Stage, SftSettings):
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
         from orchestra.report.parts import Course
+        from orchestra.report.sweep import sweep_parts
 
         yield Course("loss", f"Loss of {record.name}", "nats per token", joined=False)
+        yield from sweep_parts(record)
+
+    def asks_validation(self) -> bool:
+        return self.evaluate_every is not None
+
+    def ready(self, recipe: Recipe) -> None:
+        """Validation problems that may not be such are known before anything is trained."""
+        if self.asks_validation():
+            from orchestra.work.held_out import validation
+
+            validation(recipe)
 
     def run(self, context: StageContext) -> StageResult:
         from models.prompts import render_prompt
         from orchestra.work.policies import start_policy, steps_on, trained
+        from orchestra.work.sweeping import kept, set_aside, sweep_of
         from orchestra.work.traces import traces_of
         from sft.mixing import mixed
         from sft.train import train_sft
@@ -100,6 +118,8 @@ class SftStage(Stage, SftSettings):
         traces, taken = mixed([(source, traces) for source, traces, _ in found], self, context.seed)
         if len(taken) > 1 or taken[0].taken < taken[0].there:
             context.progress.say(f"    trains on {', '.join(map(str, taken))}")
+        max_length = self.max_length or rollouts.max_prompt_tokens + rollouts.max_completion_tokens
+        traces, texts = set_aside(context, traces, self, max_length)
         policy = start_policy(context)
         with context.progress.bar(f"{self.name}: imitate", self.steps, "steps") as bar:
             outcome = train_sft(
@@ -109,11 +129,13 @@ class SftStage(Stage, SftSettings):
                 [trace.completion for trace in traces],
                 self,
                 context.folder,
-                max_length=self.max_length or rollouts.max_prompt_tokens + rollouts.max_completion_tokens,
+                max_length=max_length,
                 seed=context.seed,
                 report_to=context.recipe.report_to,
                 on_step=steps_on(bar, "loss"),
+                sweep=sweep_of(context, policy, self, texts),
             )
+        swept = kept(context, policy, self)
         passes = self.steps * self.batch_size / outcome.examples
         tokens = round(outcome.completion_tokens * passes)
         result = context.result(
@@ -122,5 +144,6 @@ class SftStage(Stage, SftSettings):
             too_long=outcome.too_long,
             epochs=passes,
             base_sha256=outcome.base_sha256,
+            **swept.extra,
         )
-        return trained(context, policy, result, steps=self.steps, tokens=tokens)
+        return trained(context, policy, result, steps=self.steps, tokens=tokens + swept.tokens)

@@ -23,7 +23,7 @@ from models.sizes import GENERATED_AT_ONCE
 from models.training import Probe
 from orchestra.config.faults import UserError
 from orchestra.work.engines import Engines
-from orchestra.work.held_out import held_out, load
+from orchestra.work.held_out import held_out, load, validation
 from rewards.domain import Domain, get_domain
 from rewards.formats import Format
 from rewards.problems import Asked, Problem, Split, overlapping
@@ -116,10 +116,20 @@ class Resources:
             raise UserError(f"{model}: its tokenizer or chat template asks problems otherwise than in training")
         return asked
 
+    @cached_property
+    def _validation(self) -> list[Problem]:
+        return validation(self.recipe)
+
+    def validation(self) -> Asked:
+        """The problems of `problems.validation`, as test problems are asked."""
+        base = self.recipe.model.base
+        budget = context_length(base) - self._completion_budget()
+        return self._asked(self._validation, base, budget, f"validation problems ({self.recipe.problems.validation})")
+
     def apart(self, problems: Sequence[Problem]) -> list[Problem]:
-        """Those that share no 13 words with a problem of any evaluation in the recipe."""
+        """Those that share no 13 words with a problem of any evaluation in the recipe, or a validation problem."""
         asked = [problem for source, limit in held_out(self.recipe) for problem in self.problems(source, "test", limit)]
-        overlap = overlapping(problems, asked)
+        overlap = overlapping(problems, [*asked, *self._validation])
         return [problem for problem in problems if problem.id not in overlap]
 
     def train(self, model: str | None = None, count: int | None = None) -> Asked:
@@ -128,6 +138,11 @@ class Resources:
         problems = self.problems(own.train, "train", own.train_limit)
         clean = self.apart(problems)
         overlap = len(problems) - len(clean)
+        if not clean:
+            raise UserError(
+                f"all {overlap} training problems ({own.train}) overlap with test or validation problems; "
+                "take others, or fewer of those"
+            )
         budget = self.recipe.rollouts.max_prompt_tokens
         return self._asked(
             clean[:count], model or self.recipe.model.base, budget, f"training problems ({own.train})", overlap
@@ -245,6 +260,8 @@ class Resources:
                 for prompt in formats
                 for ids in self.test(stage, prompt, name).tokens
             ]
+            if any(stage.asks_validation() for stage in self.recipe.stages):
+                longest += map(len, self.validation().tokens)
         return max(longest)
 
 
