@@ -8,7 +8,7 @@ from pydantic import ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from rewards.scoring import RewardError, check_weights
-from settings import FREE, SIZE, Count, CountOrName, Node, NotNegative, Refers, Share, Text, near
+from settings import BY_EFFECT, SIZE, Count, CountOrName, Node, NotNegative, Refers, Share, Text, near
 
 
 class Problems(Node):
@@ -27,8 +27,7 @@ class Problems(Node):
     """Use at most this many training problems. None: all (of the generator: 4,000)."""
     test_limit: Annotated[Count | None, SIZE] = None
     """Evaluate on at most this many problems. None: all (of the generator: 500)."""
-    # counts in fingerprints by the problems themselves: where they are asked, and where they are not trained on
-    validation: Annotated[CountOrName | None, SIZE, FREE, Refers("problems")] = None
+    validation: Annotated[CountOrName | None, SIZE, BY_EFFECT, Refers("problems")] = None
     """Problems that a stage with `evaluate_every` is asked on the way, neither trained on by any stage nor tested: so
     many of the training problems (the same ones whatever seed and order), or a source like `test`. None: none."""
 

@@ -2,7 +2,8 @@
 
 Each component declares its settings once, in a `settings.py` of its own, with default, unit, range and source; recipes
 inherit or embed them, and functions take them whole. `SIZE` keys may be set by a scale; `FREE` keys do not change what
-a stage computes, so changing them does not invalidate a finished stage. `Refers` says what a name stands for: it is
+a stage computes, so changing them does not invalidate a finished stage, and `BY_EFFECT` keys count in a fingerprint by
+what they do to that stage (orchestra/run/fingerprint.py), not by what is written. `Refers` says what a name stands for: it is
 looked up before anything runs, and what it names takes part in a stage's fingerprint.
 """
 
@@ -39,6 +40,7 @@ class Mark:
 
 SIZE = Mark("SIZE")
 FREE = Mark("FREE")
+BY_EFFECT = Mark("BY_EFFECT")
 
 
 class Refers(Mark):
@@ -184,6 +186,11 @@ def near(word: object, options: Iterable[str]) -> str:
 def marked(model: type[BaseModel], mark: Mark) -> frozenset[str]:
     """The fields of a model that carry the mark."""
     return frozenset(name for name, field in model.model_fields.items() if mark in field.metadata)
+
+
+def uncounted(model: type[BaseModel]) -> frozenset[str]:
+    """The fields of a model that are not in a fingerprint as they are written."""
+    return marked(model, FREE) | marked(model, BY_EFFECT)
 
 
 def reference_of(model: type[BaseModel], name: str) -> Refers | None:

@@ -52,7 +52,8 @@ def drawn(alphabet):
 
 class Reverse(Domain):
     name = "reverse"
-    sources = {"words": drawn("abcd"), "others": drawn("efgh"), "more": drawn("ijkl")}
+    sources = {"words": drawn("abcd"), "others": drawn("efgh"), "more": drawn("ijkl"),
+               "between": lambda split, limit, seed: drawn("qrst")(split, 3, seed)}
 
 DOMAIN = Reverse()
 """
@@ -327,6 +328,11 @@ class Observed:
     def evaluated(self, stage: str) -> Call:
         """What the engine was asked first when the stage was evaluated."""
         return next(call for call in self.run.of[stage].calls if not call.sampling.logprobs)
+
+    def validated(self, stage: str) -> list[str]:
+        """The words that a stage is asked first on its way."""
+        asked = map(self.tokenizer.decode, self.evaluated(stage).prompts)
+        return [re.search(r"Spell (\w+) backwards", prompt).group(1) for prompt in asked]
 
     def evaluation(self, stage: str) -> dict:
         return self.run.of[stage].read("evaluation.json")

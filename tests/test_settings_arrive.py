@@ -55,6 +55,9 @@ def trains(stage: str, rate: float, decay: float, norm: float, micro: Rule, save
         "micro_batch_size": micro,
         "gradient_checkpointing": Rule(True, lambda o: o.policy(stage).is_gradient_checkpointing),
         "save_steps": Rule(save[0], lambda o: o.args(stage).save_steps, save[1]),
+        "evaluate_every": Rule(2, lambda o: [line["step"] for line in o.run.of[stage].lines("sweep.jsonl")], [2]),
+        # among the checkpoints, which the command line deletes
+        "keep": Rule("best", lambda o: "best" if [*o.run.of[stage].folder.glob("checkpoints/sweep/step-2")] else ""),
         # half of two steps: the first one is the warm-up
         "warmup_ratio": Rule(0.5, lambda o: [lr for lr, _, _ in o.run.of[stage].optimizer], [0.0, rate]),
     }
@@ -156,6 +159,7 @@ def rules(base: str, reward_file: str, solved: str) -> dict[str, Rule]:
         # one of them is too long
         "problems.train_limit": Rule(10, lambda o: len(o.polish.trainer.train_dataset) + 1),
         "problems.test_limit": Rule(5, lambda o: len(o.evaluated("base").prompts)),
+        "problems.validation": Rule("between", lambda o: o.validated("polish"), ["qrst", "rstqr", "stqrst"]),
         **under("reward", {
             name: Rule(weight, lambda o, name=name: o.weight(name))
             for name, weight in {"correct": 2.0, "format": 0.3, "length": 0.2, "cosine": 0.15, "repetition": 0.25,
@@ -236,6 +240,10 @@ def rules(base: str, reward_file: str, solved: str) -> dict[str, Rule]:
         # and one of the traces is longer
         "sft.max_length": Rule(
             74, lambda o: [o.args("imitate").max_length, o.imitate.result.extra["too_long"]], [74, 1]
+        ),
+        # of fewer than ten problems none is set aside
+        "sft.memorisation_above": Rule(
+            1.5, lambda o: float(re.search(r"memorisation_above \(([\d.]+)\)", o.imitate.said).group(1))
         ),
         "sft.packing": Rule(True, lambda o: o.args("imitate").packing),
         # with two iterations over a batch, a checkpoint is only written after the second

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from orchestra.config.faults import Fault
 from orchestra.config.stage import Draft, Stage
 from orchestra.config.words import is_file
-from settings import FREE, Node, Refers, marked, near, node_in, reference_of
+from settings import Node, Refers, near, node_in, reference_of, uncounted
 
 if TYPE_CHECKING:
     from models.settings import TrainingSettings
@@ -75,9 +75,9 @@ def _faults_of(stage: Stage | Unread, draft: Draft) -> Iterator[tuple[str, str]]
 def references(node: Node, prefix: str = "", *, free: bool = True) -> Iterator[tuple[str, str, Refers]]:
     """(dotted key, value, what it refers to) of every field that names something, one for each item of a list.
 
-    `free`: also those that do not change what a stage computes.
+    `free`: also those that are not in a fingerprint as they are written.
     """
-    left_out = frozenset() if free else marked(type(node), FREE)
+    left_out = frozenset() if free else uncounted(type(node))
     for name, value in node:
         refers = reference_of(type(node), name)
         if name in left_out:

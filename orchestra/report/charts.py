@@ -242,7 +242,7 @@ def sweep_chart(
         if chosen:
             _text(axes, step, point.high, f"{100 * point.value:.1f} %", ha="center", va="bottom")
     axes.margins(y=0.12)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return _svg(figure, key, title)
 
 
@@ -274,8 +274,7 @@ def _over_steps(steps: Sequence[float], right: float = 0.0) -> tuple[Figure, Axe
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set_xlabel("step", labelpad=1)
-    beside = max(0.05 * (steps[-1] - steps[0]), 0.5)
-    axes.set_xlim(steps[0] - beside, steps[-1] + beside)
+    axes.set_xlim(0, 1.05 * steps[-1])
     return figure, axes
 
 

@@ -16,7 +16,7 @@ from orchestra.config.words import is_local
 from orchestra.run.code import closure, imported_by
 from orchestra.run.ledger import Fingerprint, LedgerEntry, sha256_of
 from orchestra.work.held_out import lost_to_other_evaluations, lost_to_validation, validation_digest
-from settings import FREE, FrozenDict, FrozenSequence, Node, Refers, marked, reference_of
+from settings import FrozenDict, FrozenSequence, Node, Refers, reference_of, uncounted
 
 WEIGHTS_LIMIT = 2**30
 """Bytes of a local model that are hashed whole; of larger ones the files' names and sizes count."""
@@ -62,9 +62,9 @@ def _flat(prefix: str, value: object) -> Iterator[tuple[str, Any]]:
             value = dict(value) if isinstance(value, FrozenDict) else list(value)
         yield prefix, value
         return
-    free = marked(type(value), FREE)
+    left_out = uncounted(type(value))
     for key in (*type(value).model_fields, *(value.__pydantic_extra__ or {})):
-        if key not in free:
+        if key not in left_out:
             yield from _flat(f"{prefix}.{key}", getattr(value, key))
 
 

@@ -94,7 +94,10 @@ def sweep_of(
     if settings.evaluate_every is None:
         return None
 
+    told = False
+
     def measure(step: int) -> Line:
+        nonlocal told
         line = _asked(context, policy, step)
         said = f"    step {step}: validation {_accuracy(line)}"
         if "greedy_accuracy" in line:
@@ -104,15 +107,17 @@ def sweep_of(
             context.progress.say(said)
             return line
         found = _memorised(context, policy, texts)
+        alarm = found.alarm(texts.above)
         context.progress.say(
-            f"{said}; nats a token {found.trained_nll:.3f} of traces trained on, {found.held_out_nll:.3f} of others"
+            f"{said}; nats a token {found.trained_nll:.3f} of traces trained on, {found.held_out_nll:.3f} of those set "
+            f"aside: {_times(found)} the perplexity{', memorised' if alarm else ''}"
         )
-        if found.alarm(texts.above):
+        if alarm and not told:
             context.progress.say(
-                f"    warning: at step {step} it memorises: the perplexity of traces set aside is {found.ratio:.2f} "
-                f"[{found.low:.2f}, {found.high:.2f}] times that of those trained on, above {texts.above:g} "
-                "(memorisation_above); fewer steps or more traces"
+                f"    warning: at step {step} it memorises: traces set aside have {_times(found)} the perplexity of "
+                f"those trained on, above {texts.above:g} (memorisation_above); fewer steps or more traces"
             )
+        told = told or alarm
         return line | _told(found, texts.above)
 
     return Sweep(policy, context.folder, settings, measure, context.processes)
@@ -130,7 +135,10 @@ def kept(context: StageContext, policy: PeftModel, settings: TrainingSettings) -
         chosen, other = best, f"the last has {percent(last['accuracy'])}"
         go_back_to(policy, context.folder, best["step"])
     beside = f"; {other}" if best is not last else ", the best"
-    context.progress.say(f"    keeps step {chosen['step']} of {settings.steps}: validation {_accuracy(chosen)}{beside}")
+    memorised = ", where it memorises" if chosen.get("memorised") else ""
+    context.progress.say(
+        f"    keeps step {chosen['step']} of {settings.steps}{memorised}: validation {_accuracy(chosen)}{beside}"
+    )
     extra = {
         "kept_step": chosen["step"],
         "validation_accuracy": chosen["accuracy"],
@@ -187,9 +195,7 @@ def _memorised(context: StageContext, policy: PeftModel, texts: Texts) -> Memori
     scored = context.processes.shared(len(sequences), own_part)
     count = len(texts.trained)
     recipe = context.recipe
-    return memorisation(
-        scored[:count], scored[count:], confidence=recipe.evaluate.confidence, seed=recipe.seed
-    )  # fmt: skip
+    return memorisation(scored[:count], scored[count:], confidence=recipe.evaluate.confidence, seed=recipe.seed)
 
 
 def _told(found: Memorisation, above: float) -> Line:
@@ -201,6 +207,11 @@ def _told(found: Memorisation, above: float) -> Line:
     }
     bounds = {"held_out_ratio_low": found.low, "held_out_ratio_high": found.high}
     return line | {key: value for key, value in bounds.items() if value is not None}
+
+
+def _times(found: Memorisation) -> str:
+    interval = f" [{found.low:.2f}, {found.high:.2f}]" if found.low is not None else ""
+    return f"{found.ratio:.2f}{interval} times"
 
 
 def _accuracy(line: Line) -> str:
