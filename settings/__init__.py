@@ -3,8 +3,8 @@
 Each component declares its settings once, in a `settings.py` of its own, with default, unit, range and source; recipes
 inherit or embed them, and functions take them whole. `SIZE` keys may be set by a scale; `FREE` keys do not change what
 a stage computes, so changing them does not invalidate a finished stage, and `BY_EFFECT` keys count in a fingerprint by
-what they do to that stage (orchestra/run/fingerprint.py), not by what is written. `Refers` says what a name stands for: it is
-looked up before anything runs, and what it names takes part in a stage's fingerprint.
+what they do to that stage (orchestra/run/fingerprint.py), not by what is written. `Refers` says what a name stands for:
+it is looked up before anything runs, and what it names takes part in a stage's fingerprint.
 """
 
 from __future__ import annotations

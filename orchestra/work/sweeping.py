@@ -194,8 +194,7 @@ def _memorised(context: StageContext, policy: PeftModel, texts: Texts) -> Memori
 
     scored = context.processes.shared(len(sequences), own_part)
     count = len(texts.trained)
-    recipe = context.recipe
-    return memorisation(scored[:count], scored[count:], confidence=recipe.evaluate.confidence, seed=recipe.seed)
+    return memorisation(scored[:count], scored[count:], confidence=context.recipe.evaluate.confidence)
 
 
 def _told(found: Memorisation, above: float) -> Line:
