@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, log
+from sys import float_info
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,8 +60,8 @@ def memorisation(trained: Sequence[Scored], held_out: Sequence[Scored], *, confi
         raise ValueError("memorisation: no completion tokens to measure")
     nlls = [float(_nll(texts_N2)) for texts_N2 in sets]
     log_ratio, reach = nlls[1] - nlls[0], _reach(*sets, confidence)
-    bounds = (None, None) if reach is None else (exp(log_ratio - reach), exp(log_ratio + reach))
-    return Memorisation(*nlls, exp(log_ratio), *bounds, confidence)
+    bounds = (None, None) if reach is None else (_exp(log_ratio - reach), _exp(log_ratio + reach))
+    return Memorisation(*nlls, _exp(log_ratio), *bounds, confidence)
 
 
 def _nll(texts_N2: np.ndarray) -> np.ndarray:
@@ -88,3 +89,8 @@ def _variance(texts_N2: np.ndarray) -> float:
     count = len(texts_N2)
     without_N2 = texts_N2.sum(0) - texts_N2
     return float((count - 1) * (without_N2[:, 0] / without_N2[:, 1]).var())
+
+
+def _exp(nats: float) -> float:
+    """The largest number there is in the place of a larger one."""
+    return exp(min(nats, log(float_info.max)))

@@ -80,6 +80,7 @@ class Stage:
     Fields:
         settings: of `GrpoSettings`, in the place of `DEFAULTS`.
         wild: the same, but beyond what a recipe may ask for.
+        sweep: (policy, served, settings) -> what asks the policy on its way.
     """
 
     checkpoint: Path
@@ -95,6 +96,7 @@ class Stage:
     dropout: float = 0.0
     settings: dict = field(default_factory=dict)
     wild: dict = field(default_factory=dict)
+    sweep: object = None
 
     def _reference(self, model) -> Reference:
         if self.reference == "base":
@@ -125,13 +127,14 @@ class Stage:
             mask_zero_variance_kl=self.mask_zero_variance_kl,
             **DEFAULTS | self.settings,
         ).model_copy(update=self.wild)
+        served = Served(self.engine, "folded", Probe.of_prompts(posed.tokens))
         rollouts = Rollouts(dynamic_sampling=DynamicSampling(max_resamples=self.max_resamples))
         outcome = train_grpo(
             model,
             tokenizer,
             posed,
             RewardSet([self.reward], ["even"], [1.0]),
-            Served(self.engine, "folded", Probe.of_prompts(posed.tokens)),
+            served,
             settings,
             rollouts.overridden_by(settings),
             folder,
@@ -139,5 +142,6 @@ class Stage:
             seed=3,
             report_to="none",
             on_step=on_step,
+            sweep=self.sweep(model, served, settings) if self.sweep else None,
         )
         return Trained(outcome, model, seen, folder)

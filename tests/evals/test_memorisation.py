@@ -49,6 +49,11 @@ def test_sets_that_do_not_vary_and_sets_of_one():
     assert memorisation(texts([0.2]), texts([0.5, 0.6]), confidence=0.95).low is None
 
 
+def test_a_policy_that_is_far_gone_still_has_numbers():
+    found = memorisation(texts([0.1, 0.2]), texts([900.0, 1900.0]), confidence=0.95)
+    assert math.isfinite(found.ratio) and math.isfinite(found.high) and found.low == 0.0
+
+
 @pytest.mark.parametrize(
     "ratio, low, rings",
     [(1.3, 1.1, True), (1.3, 0.99, False), (1.2, 1.1, False), (1.25, 1.1, False), (9.0, None, False)],
@@ -75,9 +80,9 @@ def covered(simulations, trained, held_out, gap, seed):
 
 @pytest.mark.parametrize("trained, held_out", [(20, 20), (60, 60), (128, 40)])
 def test_the_interval_covers_what_it_says(trained, held_out):
-    """Of 4000 experiments 90 % within 2 points (the simulation's own error is 0.5); and of policies that know nothing
+    """Of 1500 experiments 90 % within 2 points (and the simulation's own error); and of policies that know nothing
     by heart the alarm rings in next to none, of those whose ratio is 1.49 in nearly all."""
-    share, alarms = covered(4000, trained, held_out, 0.0, seed=trained)
-    assert abs(share - 0.9) < 0.02 and alarms < 0.001
-    share, alarms = covered(4000, trained, held_out, 0.4, seed=held_out)
-    assert abs(share - 0.9) < 0.02 and alarms > 0.8
+    share, alarms = covered(1500, trained, held_out, 0.0, seed=trained)
+    assert abs(share - 0.9) < 0.028 and alarms < 0.002
+    share, alarms = covered(1500, trained, held_out, 0.4, seed=held_out)
+    assert abs(share - 0.9) < 0.028 and alarms > 0.8
