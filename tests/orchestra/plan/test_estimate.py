@@ -141,6 +141,18 @@ def test_tokens_by_hand():
     assert traces.tokens == 100 * 3 * 50 * planning.EMBEDDED_LENGTH_SHARE
 
 
+@pytest.mark.parametrize("stage", ["imitate", "explore"])
+def test_evaluations_on_the_way_by_hand(stage):
+    """60 or 30 steps, every 8 and the last, so 8 or 4 times 50 problems, with 4 samples and a greedy answer each."""
+    alone = load_recipe("40d", "embedded", ["problems.validation=50"])
+    asked = load_recipe("40d", "embedded", ["problems.validation=50", f"stages.{stage}.evaluate_every=8"])
+    before, after = (recipe.stage(stage).plan(Estimator(recipe, device_of(LAPTOP, "embedded")))
+                     for recipe in (alone, asked))  # fmt: skip
+    times = {"imitate": 8, "explore": 4}[stage]
+    assert after.tokens - before.tokens == times * int(50 * 5 * 96 * planning.EMBEDDED_LENGTH_SHARE)
+    assert after.seconds > before.seconds and after.memory == before.memory
+
+
 def test_logits_by_hand():
     recipe = load_recipe("40d", "gpu", ["stages.explore.micro_batch_size=2"])
     parts = recipe.stage("explore").plan(Estimator(recipe, device_of(H100, "gpu"))).memory
