@@ -131,17 +131,32 @@ def run(
 
 @app.command()
 def show(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
-    """Print the stage table of a run."""
+    """Print the stage table of a run, finished or in progress; of an experiment, where each of its runs is."""
+    from orchestra.run import overview
     from orchestra.run import show as showing
+    from orchestra.run.experiment import find_experiment
     from orchestra.run.folder import find_run
+    from orchestra.run.state import stages_of
 
+    console = _console()
+    if (experiment := find_experiment(run)) is not None:
+        found = overview.overview_of(experiment)
+        if as_json:
+            typer.echo(overview.as_json(found))
+            return
+        console.print(overview.table(found))
+        for line in overview.sentences(found):
+            console.print(line, markup=False, highlight=False)
+        return
     run_dir = find_run(run)
     results = showing.results_of(run_dir)
+    current = showing.current_of(run_dir, results)
     if as_json:
-        typer.echo(showing.as_json(results))
+        typer.echo(showing.as_json(results, current))
         return
-    console = _console()
     console.print(showing.table(results, console.width))
+    for line in showing.sentences(current, stages_of(run_dir)) if current is not None else ():
+        console.print(line, markup=False, highlight=False)
     best = max(
         (result for result in results if result.accuracy is not None), key=lambda one: one.accuracy, default=None
     )

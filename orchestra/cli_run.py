@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from orchestra.plan.table import beside
 from orchestra.run import experiment as experiments
 from orchestra.run import gates, processes
 from orchestra.run.disk import StageError
+from orchestra.run.live import LiveReport
 from orchestra.run.progress import Progress, chatter_to
 from orchestra.run.runner import Outcome, Run
 from orchestra.run.show import table
@@ -67,7 +68,7 @@ def run_command(
     if settled.single:
         experiments.must_be_for(folder, single=True)
         (plan,) = plans.values()
-        outcome = asked.run(settled.recipe, folder, plan).start(restart_from)
+        outcome = asked.start(asked.run(settled.recipe, folder, plan), restart_from)
         if asked.processes.first:
             _finish(plan, outcome, progress)
         no_go = outcome.verdict != gates.GO
@@ -102,6 +103,20 @@ class Asked:
             **more,
         )
 
+    def start(self, run: Run, restart_from: str | None) -> Outcome:
+        """Run it, with a page that is kept up to date; where it stops early the last page says so."""
+        if not self.processes.first:
+            return run.start(restart_from)
+        live = LiveReport(run.run_dir, self.progress)
+        try:
+            with live:
+                run.on_begin = live.begin
+                return run.start(restart_from)
+        except BaseException:
+            if live.began:
+                _report(run.run_dir, self.progress)
+            raise
+
 
 def _run_arms(
     experiment: Experiment, folder: Path, asked: Asked, plans: Mapping[str, planning.Plan], restart_from: str | None
@@ -125,12 +140,13 @@ def _run_arms(
             shared = finder([other.run_dir for other in every], one.run_dir)
             run = asked.run(one.recipe, one.run_dir, plans[one.arm], engines=engines, shared=shared, arm=one.arm)
             try:
-                outcome = run.start(restarted.get(one))
+                outcome = asked.start(run, restarted.get(one))
             except UserError as error:
                 raise StageError(f"{one}: {error}", getattr(error, "exit_code", 1)) from error
             if first:
                 experiments.keep_commits(folder, one.run_dir)
                 _report(one.run_dir, asked.progress)
+                # the experiment's own page, of the runs that are finished so far, is written here, by _write_page
             if outcome.verdict != gates.GO:
                 stopped.append(str(one))
     finally:
@@ -202,17 +218,26 @@ def _peak_memory(outcome: Outcome) -> int | None:
 
 
 def _report(run_dir: Path, progress: Progress) -> None:
-    """Write the report; a run is not lost because its report is."""
-    log = run_dir / "log.txt"
+    """Write a run's report for good, when no process works on it any more."""
+
+    def write(folder: Path) -> Path:
+        from orchestra.report.page import write_report
+
+        return write_report(folder)
+
+    _write_page(write, run_dir, progress)
+
+
+def _write_page(write: Callable[[Path], Path], folder: Path, progress: Progress) -> None:
+    """A page of a folder; a run is not lost because its report is."""
+    log = folder / "log.txt"
     try:
         with chatter_to(log):
-            from orchestra.report.page import write_report
-
-            path = write_report(run_dir)
+            path = write(folder)
     except Exception as error:  # noqa: BLE001  (said to the user, and the traceback is kept)
-        with open(log, "a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:  # the disk may be full
             traceback.print_exc(file=file)
         reason = error if is_user_error(error) else f"{type(error).__name__}: {error}"
-        progress.say(f"the report could not be written ({reason}; see {log}); try: orchestra report {run_dir}")
+        progress.say(f"the report could not be written ({reason}; see {log}); try: orchestra report {folder}")
         return
     progress.say(f"report: {path}")

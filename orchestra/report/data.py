@@ -173,10 +173,10 @@ class _Reader:
         self.notes: list[str] = []
 
     def parsed(self, path: Path, parse: Callable[[bytes], T]) -> T | None:
-        if not path.is_file():
-            return None
         try:
             return parse(path.read_bytes())
+        except FileNotFoundError:  # of a run that goes on a file may also go
+            return None
         except ValueError as error:
             first = str(error).strip().splitlines()[0]
             self.notes.append(f"{path.parent.name}/{path.name} could not be read: {first}")

@@ -1,8 +1,9 @@
-"""The stage table: for people, and as JSON for scripts."""
+"""The stage table, and the stage in progress: for people, and as JSON for scripts."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from orchestra.run.ledger import Ledger, StageResult
-from orchestra.text import clock
+from orchestra.run.state import COURSE, Current, current_stage
+from orchestra.text import clock, number
 
 WIDE = 96
 """Columns from which on the table shows the kinds too."""
@@ -23,10 +25,44 @@ def results_of(run_dir: Path) -> list[StageResult]:
     return [entry.result for entry in entries]
 
 
-def as_json(results: Iterable[StageResult]) -> str:
-    """A list of stages; keys as in StageResult."""
-    rows: list[dict[str, Any]] = [result.to_json() for result in results]
-    return json.dumps(rows, indent=1, allow_nan=False)
+def current_of(run_dir: Path, results: Iterable[StageResult]) -> Current | None:
+    """The stage in which a run is, or was stopped."""
+    return current_stage(run_dir, frozenset(result.name for result in results))
+
+
+def rows_of(results: Iterable[StageResult], current: Current | None = None) -> list[dict[str, Any]]:
+    """Keys as in StageResult. A stage that is not finished comes last, with `status` (`in progress` or `stopped`), which
+    finished ones do not have, and `progress`."""
+    rows = [result.to_json() for result in results]
+    if current is not None:
+        begun = StageResult(current.name, current.kind, seconds=seconds_in(current)).to_json()
+        rows.append(begun | {"status": current.status, "progress": current.to_json()})
+    return rows
+
+
+def as_json(results: Iterable[StageResult], current: Current | None = None) -> str:
+    """A list of stages; see `rows_of`."""
+    return json.dumps(rows_of(results, current), indent=1, allow_nan=False)
+
+
+def seconds_in(current: Current) -> float:
+    """For how long a process has been in the stage; 0 where none is."""
+    return max(0.0, time.time() - current.began) if current.running else 0.0
+
+
+def sentences(current: Current, stages: int | None) -> list[str]:
+    """`in progress: explore (grpo), stage 4 of 7, for 4:12`, and how far it is, a line each."""
+    of = f", stage {current.number + 1} of {stages}" if stages else ""
+    step = f"step {current.step}" + (f" of {current.steps}" if current.steps else "") if current.step else ""
+    if not current.running:
+        at = f", at {step}" if step else ""
+        return [f"stopped in {current.name} ({current.kind}){of}{at}; the same command goes on"]
+    lines = [f"in progress: {current.name} ({current.kind}){of}, for {clock(seconds_in(current))}"]
+    lines += [f"  {bar.text()}" for bar in current.bars]
+    last = [f"{name} {number(current.last[key], 3)}" for key, name in COURSE.items() if key in current.last]
+    if step:
+        lines.append("  " + ", ".join([step, *last]))
+    return lines
 
 
 def table(results: Iterable[StageResult], width: int = WIDE) -> Table:

@@ -1,0 +1,15 @@
+"use strict";
+const card = document.getElementById("live");
+const said = seconds => {
+  for (const [size, unit] of [[86400, "day"], [3600, "hour"], [60, "minute"]])
+    if (seconds >= 2 * size) return `${Math.floor(seconds / size)} ${unit}s`;
+  return seconds < 1.5 ? "a second" : `${Math.round(seconds)} seconds`;
+};
+const tick = () => {
+  const now = Date.now() / 1000;
+  for (const one of card.querySelectorAll("[data-since]")) one.textContent = said(Math.max(0, now - one.dataset.since));
+  card.classList.toggle("old", now - card.dataset.written > card.dataset.old);
+};
+card.classList.add("ticks");
+tick();
+setInterval(tick, 1000);
