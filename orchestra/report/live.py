@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 RELOAD_SECONDS = 30
 """Between two reloads of an open page: half of what lies between two pages, so that a new one is seen soon."""
 MISSED = 5
-"""Where so many pages in a row did not come, the run is said to be gone. One may be late: on a busy machine a page at
-the lowest priority takes a minute or two."""
+"""Where so many pages in a row did not come, the run is said to be gone. One may be late: on a busy machine a page,
+which is made at a low priority, takes a minute or two."""
 
 
 @dataclass(frozen=True)

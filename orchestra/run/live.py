@@ -1,6 +1,6 @@
 """A run's page while it goes on: rewritten when a stage begins, and every minute, by a process of its own.
 
-The run pays for it with a timer thread that sleeps. The page is made by another process at the lowest priority
+The run pays for it with a timer thread that sleeps. The page is made by another process at a low priority
 (orchestra/report/rewrite.py), one at a time, which reads files alone: it can neither change what is trained nor fail
 it, and ends with the run, however that ends. What the files do not say, how far the bars are, is written down beside
 them every few seconds.

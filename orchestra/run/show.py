@@ -31,8 +31,8 @@ def current_of(run_dir: Path, results: Iterable[StageResult]) -> Current | None:
 
 
 def rows_of(results: Iterable[StageResult], current: Current | None = None) -> list[dict[str, Any]]:
-    """Keys as in StageResult. A stage that is not finished comes last, with `status` (`in progress` or `stopped`), which
-    finished ones do not have, and `progress`."""
+    """Keys as in StageResult. A stage that has begun and is not finished comes last, with two more that finished ones
+    do not have: `status` (`in progress` or `stopped`), and `progress`."""
     rows = [result.to_json() for result in results]
     if current is not None:
         begun = StageResult(current.name, current.kind, seconds=seconds_in(current)).to_json()

@@ -93,7 +93,9 @@ def current_stage(run_dir: Path, finished: frozenset[str]) -> Current | None:
             continue
         last = last_line(place / "metrics.jsonl")
         bars = _bars(run_dir / BARS, match[1], began) if running else ()
-        counted = [bar.done for bar in bars if bar.unit == STEPS] + [int(last["step"])] * ("step" in last)
+        counted = [bar.done for bar in bars if bar.unit == STEPS]
+        if "step" in last:
+            counted.append(int(last["step"]))
         steps = config.get("steps")
         return Current(
             name=match[1],
@@ -129,9 +131,7 @@ def last_line(path: Path) -> dict[str, float]:
         except ValueError:  # the line that is being written, or the first one read, cut in two
             continue
         if "step" in values:
-            return {
-                key: value for key, value in values.items() if isinstance(value, int | float) and value is not True
-            }
+            return {key: value for key, value in values.items() if isinstance(value, int | float) and value is not True}
     return {}
 
 
