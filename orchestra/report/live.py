@@ -5,15 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from orchestra.run.folder import in_progress
-from orchestra.run.state import COURSE, Current, current_stage
-from orchestra.text import number
+from orchestra.run.state import Current, current_stage
 
 if TYPE_CHECKING:
     from orchestra.report.data import RunRecord
@@ -50,14 +48,6 @@ class Live:
     def old_after(self) -> int:
         """Seconds after which a page without a successor is that of a run which ended without a word."""
         return round(MISSED * self.every)
-
-    @property
-    def last(self) -> Iterator[tuple[str, str]]:
-        """Numbers of the last step, as people read them."""
-        if self.current is not None:
-            for key, name in COURSE.items():
-                if key in self.current.last:
-                    yield name, number(self.current.last[key], 3)
 
     @staticmethod
     def moment(seconds: float) -> str:

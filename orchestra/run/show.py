@@ -12,8 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from orchestra.run.ledger import Ledger, StageResult
-from orchestra.run.state import COURSE, Current, current_stage
-from orchestra.text import clock, number
+from orchestra.run.state import Current, current_stage
+from orchestra.text import clock
 
 WIDE = 96
 """Columns from which on the table shows the kinds too."""
@@ -53,16 +53,12 @@ def seconds_in(current: Current) -> float:
 def sentences(current: Current, stages: int | None) -> list[str]:
     """`in progress: explore (grpo), stage 4 of 7, for 4:12`, and how far it is, a line each."""
     of = f", stage {current.number + 1} of {stages}" if stages else ""
-    step = f"step {current.step}" + (f" of {current.steps}" if current.steps else "") if current.step else ""
     if not current.running:
-        at = f", at {step}" if step else ""
+        at = f", at {current.last_step[0]}" if current.step is not None else ""
         return [f"stopped in {current.name} ({current.kind}){of}{at}; the same command goes on"]
     lines = [f"in progress: {current.name} ({current.kind}){of}, for {clock(seconds_in(current))}"]
-    lines += [f"  {bar.text()}" for bar in current.bars]
-    last = [f"{name} {number(current.last[key], 3)}" for key, name in COURSE.items() if key in current.last]
-    if step:
-        lines.append("  " + ", ".join([step, *last]))
-    return lines
+    lines += [f"  {text}" for text in current.doing]
+    return lines + [f"  {', '.join(current.last_step)}"] * bool(current.last_step)
 
 
 def table(results: Iterable[StageResult], width: int = WIDE) -> Table:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from orchestra.run.folder import in_progress
 from orchestra.run.progress import Done
+from orchestra.text import number
 
 BARS = "progress.json"
 """In a run's folder while it is run: how far the long steps are that are being done. See orchestra/run/live.py."""
@@ -55,6 +56,19 @@ class Current:
     def bar(self) -> Done | None:
         """The long step that tells most: the optimizer's, or else the innermost."""
         return next((bar for bar in self.bars if bar.unit == STEPS), self.bars[-1] if self.bars else None)
+
+    @property
+    def doing(self) -> tuple[str, ...]:
+        """The long steps, a phrase each; what a bar notes of the last step is in `last_step`, if anything is."""
+        return tuple((replace(bar, note="") if self.last else bar).text() for bar in self.bars)
+
+    @property
+    def last_step(self) -> tuple[str, ...]:
+        """Of the last step, a phrase each: `step 12 of 40`, unless a bar says so, then `reward 0.41` and the like."""
+        counted = any(bar.unit == STEPS for bar in self.bars) or self.step is None
+        of = f" of {self.steps:,}" if self.steps else ""
+        first = () if counted else (f"step {self.step:,}{of}",)
+        return first + tuple(f"{name} {number(self.last[key], 3)}" for key, name in COURSE.items() if key in self.last)
 
     @property
     def status(self) -> str:
