@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,8 @@ def last_line(path: Path) -> dict[str, float]:
         except ValueError:  # the line that is being written, or the first one read, cut in two
             continue
         if "step" in values:
-            return {key: value for key, value in values.items() if isinstance(value, int | float) and value is not True}
+            numbers = {key: value for key, value in values.items() if type(value) in (int, float)}
+            return {key: value for key, value in numbers.items() if isfinite(value)}
     return {}
 
 
