@@ -18,12 +18,14 @@ from orchestra.run import live
 
 
 class Standing(Fake):
+    """`explore` stands still until `go()`."""
+
     def __init__(self, go):
         super().__init__()
         self.go = go
 
     def __call__(self, context):
-        if context.stage.name == "explore" and not self.go.exists():
+        if context.stage.name == "explore" and not self.go():
             with (
                 context.progress.bar("explore: optimise", 30, "steps") as bar,
                 (context.folder / "metrics.jsonl").open("a") as file,
@@ -35,14 +37,14 @@ class Standing(Fake):
                     file.write(json.dumps({"step": step, "reward": step / 8, "kl": 0.001, "beta": 0.0}) + "\n")
                 file.write('{"step": 4, "rew')
                 file.flush()
-                while not self.go.exists():
+                while not self.go():
                     time.sleep(0.05)
         return super().__call__(context)
 
 
 def main():
     go, seconds = sys.argv[1:3]
-    Standing(Path(go)).instead(pytest.MonkeyPatch())
+    Standing(Path(go).exists).instead(pytest.MonkeyPatch())
     live.PAGE_SECONDS, live.TICK_SECONDS = float(seconds), 0.1
     live.SHARE = live.SHARE if live.PAGE_SECONDS else 1e9
     sys.argv = ["orchestra", *sys.argv[3:]]

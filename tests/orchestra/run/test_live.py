@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from fake_stages import STAGES, Fake
+from live_run import Standing
 from rich.console import Console
 
 from orchestra import cli
@@ -85,7 +86,7 @@ def shown(capfd, monkeypatch, *arguments):
     return capfd.readouterr().out
 
 
-def test_a_run_from_its_first_page_over_ctrl_c_and_kill_to_its_last(tmp_path, capfd, monkeypatch):
+def test_a_run_from_its_first_page_over_a_kill_to_its_last(tmp_path, capfd, monkeypatch):
     # 1. in progress
     run = Started(tmp_path)
     html = run.page("<strong>explore</strong> is in progress", "explore: optimise: 3/30 steps")
@@ -100,17 +101,7 @@ def test_a_run_from_its_first_page_over_ctrl_c_and_kill_to_its_last(tmp_path, ca
     assert rows[-1]["status"] == "in progress" and rows[-1]["accuracy"] is None
     assert (bar["done"], bar["total"], rows[-1]["progress"]["last"]["step"]) == (3, 30, 3)
     assert bar["seconds_left"] == pytest.approx(27 / bar["rate"]), "27 steps to go"
-    # 2. stopped by Ctrl-C while a page is being made: the run says so on its last one
-    until(run.children)
-    run.process.send_signal(signal.SIGINT)
-    code, said = run.end()
-    assert code == 130 and "stopped in stage 'explore'" in said and "could not be rewritten" not in said, said
-    stopped = read(run.run_dir / "report.html")
-    assert "no process works on it" in stopped and "refresh" not in stopped and "<script" not in stopped
-    assert not run.children() and not (run.run_dir / "progress.json").exists()
-    # 3. killed while a page is being made: nothing is left running, and `show` knows
-    run = Started(tmp_path)
-    html = run.page("explore: optimise: 3/30 steps")
+    # 2. killed while a page is being made: nothing is left running, and `show` knows
     until(run.children)
     run.process.kill()
     assert run.end()[0] == -signal.SIGKILL
@@ -119,7 +110,7 @@ def test_a_run_from_its_first_page_over_ctrl_c_and_kill_to_its_last(tmp_path, ca
     assert "stopped in explore (grpo), stage 4 of 7, at step 3 of 30; the same command goes on" in said
     assert json.loads(shown(capfd, monkeypatch, run.run_dir, "--json"))[-1]["status"] == "stopped"
     assert_a_browser_says_that_it_is_old(html, tmp_path)
-    # 4. the same command to the end: the last page is its files' alone
+    # 3. the same command to the end: the last page is its files' alone
     (tmp_path / "go").touch()
     run = Started(tmp_path)
     code, said = run.end()
@@ -139,32 +130,61 @@ def assert_a_browser_says_that_it_is_old(html, folder):
     assert f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'\"" in html
     if CHROMIUM is None:
         return
-    for age, old in ((1, False), (10**6, True)):
-        page = re.sub(
-            r'data-written="[\d.]+" data-old="\d+"', f'data-written="{time.time() - age}" data-old="300"', html
-        )
-        (folder / "old.html").write_text(page.replace('http-equiv="refresh"', ""))
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"]
-        command = [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", (folder / "old.html").as_uri()]
-        dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-        assert ('class="card live ticks old"' in dom) == old and "ticks" in dom
-    assert re.search(r"This page is <span[^>]*>\d+ (minutes|seconds|days)</span> old", dom)
+    written = re.search(r'data-written="([\d.]+)"', html)[1]
+    page = html.replace(written, str(time.time() - 301))
+    (folder / "old.html").write_text(page.replace('http-equiv="refresh"', "").replace('data-old="0"', 'data-old="300"'))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"]
+    command = [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", (folder / "old.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert 'class="card live ticks old"' in dom
+    assert re.search(
+        r"This page is <span[^>]*>5 minutes</span> old, and there is no newer one: the run has stopped", dom
+    )
 
 
-def test_a_report_that_cannot_be_written_changes_nothing_else(tmp_path, start):
+@pytest.fixture
+def run_here(tmp_path, capfd, monkeypatch):
+    """run_here(fake): exit code and output of the command line in this process, with pages as fast as can be."""
+    monkeypatch.setattr(live, "PAGE_SECONDS", 0.0)
+    monkeypatch.setattr(live, "TICK_SECONDS", 0.1)
+    command = ["orchestra", "run", "40d", "--scale", "embedded", "--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", command)
+
+    def run(fake):
+        fake.instead(monkeypatch)
+        code = cli.main()
+        return code, "".join(capfd.readouterr())
+
+    run.run_dir = tmp_path / "runs" / "40d-embedded"
+    return run
+
+
+def test_a_run_that_is_stopped_says_so_on_its_last_page(run_here):
+    """Ctrl-C, a polite kill, and an error, each while a page is being made."""
+    page = run_here.run_dir / "report.html"
+    ends = ((KeyboardInterrupt(), 130, "stopped in stage 'explore'"), (ValueError("no"), 1, "ValueError: no"))
+    for error, wanted, words in ends:
+        code, said = run_here(Fake(fail={"explore": error}))
+        assert code == wanted and words in said and "could not be rewritten" not in said, said
+        html = read(page)
+        assert "no process works on it" in html and "refresh" not in html and "<script" not in html
+        assert not processes_about(run_here.run_dir)
+        assert not [path.name for path in run_here.run_dir.iterdir() if "progress" in path.name or ".tmp" in path.name]
+        page.unlink()
+
+
+def test_a_report_that_cannot_be_written_changes_nothing_else(run_here, start):
     """Where the page should be is a folder. It is said once while the run goes on, and once at its end."""
-    folder = tmp_path / "broken"
-    (folder / "runs" / "40d-embedded" / "report.html").mkdir(parents=True)
-    run = Started(folder)
+    (run_here.run_dir / "report.html").mkdir(parents=True)
     # the second one is started when it was seen how the first one ended
-    until(lambda: read(run.run_dir / "log.txt").count("\nIsADirectoryError") > 1)
-    (folder / "go").touch()
-    code, said = run.end()
-    assert code == 0 and not run.children(), said
+    code, said = run_here(Standing(lambda: read(run_here.run_dir / "log.txt").count("\nIsADirectoryError") > 1))
+    assert code == 0 and not processes_about(run_here.run_dir), said
     assert said.count("the report could not be rewritten (exit code 1;") == 1, said
     assert said.count("the report could not be written (IsADirectoryError") == 1
+    broken = Ledger(run_here.run_dir).entries
+    shutil.rmtree(run_here.run_dir)
     start(Fake())
-    whole, broken = (Ledger(one).entries for one in (start.run_dir, run.run_dir))
+    whole = Ledger(start.run_dir).entries
     assert list(broken) == STAGES
     assert {name: entry.outputs for name, entry in broken.items()} == {n: e.outputs for n, e in whole.items()}
 
