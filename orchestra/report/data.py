@@ -173,9 +173,11 @@ class _Reader:
         self.notes: list[str] = []
 
     def parsed(self, path: Path, parse: Callable[[bytes], T]) -> T | None:
+        if not path.is_file():
+            return None
         try:
             return parse(path.read_bytes())
-        except FileNotFoundError:  # of a run that goes on a file may also go
+        except FileNotFoundError:  # gone since: the run goes on
             return None
         except ValueError as error:
             first = str(error).strip().splitlines()[0]

@@ -93,7 +93,7 @@ def test_a_run_from_its_first_page_over_a_kill_to_its_last(tmp_path, capfd, monk
     assert 'http-equiv="refresh"' in html and "3 of 7 stages" in html and "reward 0.375" in html
     assert "could not be read" not in html, "the line that is being written"
     said = shown(capfd, monkeypatch, run.run_dir)
-    assert "in progress: explore (grpo), stage 4 of 7, for 0:0" in said and "3/30 steps" in said, said
+    assert "in progress: explore (grpo), stage 4 of 7, for " in said and "3/30 steps" in said, said
     assert "reward 0.375, KL 0.001" in said
     rows = json.loads(shown(capfd, monkeypatch, run.run_dir, "--json"))
     assert [row["name"] for row in rows] == STAGES[:4] and ["status" in row for row in rows] == [False] * 3 + [True]
@@ -240,3 +240,15 @@ def test_what_makes_a_page_is_light(tmp_path):
         seconds, more = process.stdout.read().splitlines()
     assert float(seconds) < live.PAGE_SECONDS * live.SHARE * 2
     assert more == f"{min(19, os.nice(0) + 10)} []" and "<title>small" in (tmp_path / "report.html").read_text()
+
+
+def test_a_page_that_hangs_ends_with_a_killed_run(tmp_path):
+    """Of a killed run nothing is left but the end of a pipe."""
+    hang = "import time; from orchestra.report import page; page.write_report = lambda *_: print(1) or time.sleep(600)"
+    begin, _, end = live.START.partition("; from orchestra")
+    command = [sys.executable, "-u", "-P", "-c", f"{begin}; {hang}; from orchestra{end}"]
+    command += [str(tmp_path), "60", json.dumps(sys.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"1\n" and process.poll() is None, "it hangs"
+        process.stdin.close()
+        assert process.wait(10) == 1
