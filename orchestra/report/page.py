@@ -67,11 +67,11 @@ class Gate:
     measured: str
 
 
-def write_report(run_dir: Path, every: float = PAGE_SECONDS) -> Path:
+def write_report(run_dir: Path, next_in: float = PAGE_SECONDS) -> Path:
     """Write `run_dir/report.html` from the files in the run folder and return its path.
 
     Args:
-        every: seconds until the next page, where the run goes on.
+        next_in: seconds until the next page, where the run goes on.
 
     Raises:
         FileNotFoundError: `run_dir` is not a run folder.
@@ -80,7 +80,7 @@ def write_report(run_dir: Path, every: float = PAGE_SECONDS) -> Path:
     run = read_run(run_dir)
     path = run_dir / "report.html"
     # a lone surrogate in a completion cannot be written as UTF-8
-    page = render(run, live_of(run, every)).encode("utf-8", errors="replace")
+    page = render(run, live_of(run, next_in)).encode("utf-8", errors="replace")
     partial = run_dir / f".report-{os.getpid()}.tmp"
     try:
         partial.write_bytes(page)
