@@ -22,7 +22,7 @@ from orchestra.report import charts
 from orchestra.report.data import RunRecord, StageRecord, compared, read_run
 from orchestra.report.live import Live, live_of, settled_notes
 from orchestra.report.parts import Chart, Counts, Course
-from orchestra.run.live import PAGE_SECONDS
+from orchestra.run.live import PAGE_SECONDS, partial_page
 from orchestra.stages import all_kinds
 from orchestra.text import FILTERS, points
 
@@ -81,7 +81,7 @@ def write_report(run_dir: Path, next_in: float = PAGE_SECONDS) -> Path:
     path = run_dir / "report.html"
     # a lone surrogate in a completion cannot be written as UTF-8
     page = render(run, live_of(run, next_in)).encode("utf-8", errors="replace")
-    partial = run_dir / f".report-{os.getpid()}.tmp"
+    partial = partial_page(run_dir, os.getpid())
     try:
         partial.write_bytes(page)
         os.replace(partial, path)

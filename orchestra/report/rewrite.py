@@ -13,6 +13,8 @@ import threading
 import time
 from pathlib import Path
 
+from orchestra.run.live import partial_page
+
 NICE = 10
 """Added to the run's own: it gets a tenth of what the run gets where both want the same core. At the lowest priority a
 page that costs 2 seconds would take minutes beside a run that leaves no core idle."""
@@ -36,4 +38,5 @@ def main() -> None:
 def _end_with_the_run() -> None:
     """Standard input is a pipe in which nothing ever comes, until the process at the other end is gone."""
     os.read(sys.stdin.fileno(), 1)
+    partial_page(Path(sys.argv[1]), os.getpid()).unlink(missing_ok=True)
     os._exit(1)

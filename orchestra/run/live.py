@@ -41,6 +41,11 @@ START = "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); from orches
 """The packages are looked for where this process found them, whatever else is called so where the user works."""
 
 
+def partial_page(run_dir: Path, pid: int) -> Path:
+    """Where a process writes a page, until it is whole."""
+    return run_dir / f".report-{pid}.tmp"
+
+
 class LiveReport:
     """Keeps `report.html` of a run up to date from `begin` until the end of the `with` block."""
 
@@ -153,7 +158,7 @@ class LiveReport:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(END_SECONDS)
             self._close(process)
-            (self.run_dir / f".report-{process.pid}.tmp").unlink(missing_ok=True)
+            partial_page(self.run_dir, process.pid).unlink(missing_ok=True)
         (self.run_dir / BARS).unlink(missing_ok=True)
 
     @staticmethod

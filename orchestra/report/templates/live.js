@@ -9,7 +9,7 @@ const title = fold => fold.querySelector("summary").textContent;
 const tick = () => {
   const now = Date.now() / 1000;
   for (const one of card.querySelectorAll("[data-since]")) one.textContent = said(Math.max(0, now - one.dataset.since));
-  card.classList.toggle("old", now - card.dataset.written > card.dataset.old);
+  document.documentElement.classList.toggle("old", now - card.dataset.written > card.dataset.old);
 };
 // what the reader has unfolded stays so over a reload; where the browser stands on the page it keeps itself
 addEventListener("DOMContentLoaded", () => {

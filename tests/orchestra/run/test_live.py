@@ -50,6 +50,14 @@ class Started:
         """Processes of this program that have to do with the run's folder, without the run itself."""
         return [pid for pid in processes_about(self.run_dir) if pid != self.process.pid]
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait(30)
+        self.process.stdout.close()
+
     def end(self):
         said, _ = self.process.communicate(timeout=60)
         return self.process.returncode, said
@@ -88,32 +96,32 @@ def shown(capfd, monkeypatch, *arguments):
 
 def test_a_run_from_its_first_page_over_a_kill_to_its_last(tmp_path, capfd, monkeypatch):
     # 1. in progress
-    run = Started(tmp_path)
-    html = run.page("<strong>explore</strong> is in progress", "explore: optimise: 3/30 steps")
-    assert 'http-equiv="refresh"' in html and "3 of 7 stages" in html and "reward 0.375" in html
-    assert "could not be read" not in html, "the line that is being written"
-    said = shown(capfd, monkeypatch, run.run_dir)
-    assert "in progress: explore (grpo), stage 4 of 7, for " in said and "3/30 steps" in said, said
-    assert "reward 0.375, KL 0.001" in said
-    rows = json.loads(shown(capfd, monkeypatch, run.run_dir, "--json"))
-    assert [row["name"] for row in rows] == STAGES[:4] and ["status" in row for row in rows] == [False] * 3 + [True]
-    (bar,) = rows[-1]["progress"]["doing"]
-    assert rows[-1]["status"] == "in progress" and rows[-1]["accuracy"] is None
-    assert (bar["done"], bar["total"], rows[-1]["progress"]["last"]["step"]) == (3, 30, 3)
-    assert bar["seconds_left"] == pytest.approx(27 / bar["rate"]), "27 steps to go"
-    # 2. killed while a page is being made: nothing is left running, and `show` knows
-    until(run.children)
-    run.process.kill()
-    assert run.end()[0] == -signal.SIGKILL
-    until(lambda: not run.children(), 10)
-    said = shown(capfd, monkeypatch, run.run_dir)
-    assert "stopped in explore (grpo), stage 4 of 7, at step 3 of 30; the same command goes on" in said
-    assert json.loads(shown(capfd, monkeypatch, run.run_dir, "--json"))[-1]["status"] == "stopped"
-    assert_a_browser_says_that_it_is_old(html, tmp_path)
+    with Started(tmp_path) as run:
+        html = run.page("<strong>explore</strong> is in progress", "explore: optimise: 3/30 steps")
+        assert 'http-equiv="refresh"' in html and "3 of 7 stages" in html and "reward 0.375" in html
+        assert "could not be read" not in html, "the line that is being written"
+        said = shown(capfd, monkeypatch, run.run_dir)
+        assert "in progress: explore (grpo), stage 4 of 7, for " in said and "3/30 steps" in said, said
+        assert "reward 0.375, KL 0.001" in said
+        rows = json.loads(shown(capfd, monkeypatch, run.run_dir, "--json"))
+        assert [row["name"] for row in rows] == STAGES[:4] and ["status" in row for row in rows] == [False] * 3 + [True]
+        (bar,) = rows[-1]["progress"]["doing"]
+        assert rows[-1]["status"] == "in progress" and rows[-1]["accuracy"] is None
+        assert (bar["done"], bar["total"], rows[-1]["progress"]["last"]["step"]) == (3, 30, 3)
+        assert bar["seconds_left"] == pytest.approx(27 / bar["rate"]), "27 steps to go"
+        # 2. killed while a page is being made: nothing is left running, and `show` knows
+        until(run.children)
+        run.process.kill()
+        assert run.end()[0] == -signal.SIGKILL
+        until(lambda: not run.children(), 10)
+        said = shown(capfd, monkeypatch, run.run_dir)
+        assert "stopped in explore (grpo), stage 4 of 7, at step 3 of 30; the same command goes on" in said
+        assert json.loads(shown(capfd, monkeypatch, run.run_dir, "--json"))[-1]["status"] == "stopped"
+        assert_a_browser_says_that_it_is_old(html, tmp_path)
     # 3. the same command to the end: the last page is its files' alone
     (tmp_path / "go").touch()
-    run = Started(tmp_path)
-    code, said = run.end()
+    with Started(tmp_path) as run:
+        code, said = run.end()
     assert code == 0 and "report:" in said and not run.children(), said
     last = (run.run_dir / "report.html").read_bytes()
     assert b"refresh" not in last and b"<script" not in last and b"7 of 7 stages" in last
@@ -136,7 +144,7 @@ def assert_a_browser_says_that_it_is_old(html, folder):
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"]
     command = [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", (folder / "old.html").as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert 'class="card live ticks old"' in dom
+    assert '<html lang="en" class="old">' in dom and 'class="card live ticks"' in dom
     assert re.search(
         r"This page is <span[^>]*>5 minutes</span> old, and there is no newer one: the run has stopped", dom
     )
