@@ -45,14 +45,17 @@ def forest_chart(key: str, title: str, effects: Sequence[Effect], *, second: boo
     color, rows = SECOND if second else MAIN, np.arange(len(effects))[::-1]
     panel, (axes,) = figure(height=0.5 + 0.42 * len(effects), left=_left(one.name for one in effects), bottom=0.38,
                             top=0.06)  # fmt: skip
-    shown = [x for one in effects for x in (one.low, one.high, -(one.detectable or 0), one.detectable or 0)]
+    ends = [x for one in effects for x in (one.low, one.high)]
+    # a design that could have seen next to nothing does not make the intervals invisible
+    widest = 1.3 * max(abs(x) for x in ends)
+    shown = [*ends, *(sign * min(one.detectable or 1.0, widest) for one in effects for sign in (-1, 1))]
     room = max(max(shown) - min(shown), 0.02)
     low, high = min(shown) - 0.06 * room, max(shown) + 0.06 * room
     for row, one in zip(rows, effects, strict=True):
         # what could not have been seen at all is as wide as the panel
         least = one.detectable if one.detectable is not None else 1.0
-        ends = [max(-least, low), min(least, high)]
-        axes.fill_betweenx([row - 0.36, row + 0.36], *ends, color=MUTED, alpha=0.16, linewidth=0, zorder=1)
+        band = [max(-least, low), min(least, high)]
+        axes.fill_betweenx([row - 0.36, row + 0.36], *band, color=MUTED, alpha=0.16, linewidth=0, zorder=1)
         axes.plot([one.low, one.high], [row, row], color=color, linewidth=2.2, solid_capstyle="round", alpha=0.55)
         face = color if one.resolved else PAGE
         axes.plot(one.difference, row, "o", markersize=5.5, markerfacecolor=face, markeredgecolor=color, zorder=4)
@@ -64,7 +67,9 @@ def forest_chart(key: str, title: str, effects: Sequence[Effect], *, second: boo
     axes.set_xlim(low, high + 0.16 * (high - low))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= high])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.3g}".replace("-", "−")))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{100 * value:+.3g}".replace("-", "−") if value else "0")
+    )
     axes.set_xlabel("points", labelpad=1)
     row_names(axes, rows, [one.name for one in effects], LONGEST)
     axes.grid(axis="x")
@@ -77,7 +82,7 @@ def seeds_chart(key: str, title: str, arms: Mapping[str, Mapping[int, float]], *
     Args:
         arms: by name, at least one, the accuracies by seed.
     """
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     color, rows = SECOND if second else MAIN, np.arange(len(arms))[::-1]
     panel, (axes,) = figure(height=0.36 + 0.46 * len(arms), left=_left(arms), bottom=0.25, top=0.06)
@@ -97,7 +102,7 @@ def seeds_chart(key: str, title: str, arms: Mapping[str, Mapping[int, float]], *
     axes.set_xlim(low, high + 0.2 * (high - low))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= high])
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
     row_names(axes, rows, list(arms), LONGEST)
     axes.grid(axis="x")
     return svg(panel, key, title)

@@ -25,6 +25,7 @@ from orchestra.run import gates
 from orchestra.run.experiment import FILE
 from orchestra.run.folder import read_json
 
+LEGEND = "points; grey: could not have been seen; hollow: not resolved"
 PASSES: tuple[Of, ...] = ("sampled", "greedy")
 
 
@@ -34,7 +35,7 @@ class RunCell:
 
     Fields:
         status: in words; done: whether nothing is to come.
-        accuracy: by which it is compared, sampled; None: not yet.
+        accuracy: in the first table, on the problems that are compared; None: not yet.
         link: its own report, from the experiment's folder; None where it has none.
     """
 
@@ -79,10 +80,10 @@ def write_comparison(folder: Path) -> Path:
 def render(folder: Path) -> str:
     """The page as HTML text."""
     about, gathered = read_json(folder / FILE), gather([folder])
-    arms = _arms(folder, about, gathered)
     compared, notes = _compared(gathered)
     transfers = {of: one.transfer for of, one in compared.items() if one.transfer is not None}
     rows = {row.arm: row for one in list(compared.values())[:1] for row in one.comparison.rows}
+    arms = _arms(folder, about, gathered, rows)
     runs = [run for arm in arms for run in arm.runs]
     return rendered(
         "comparison.html.j2",
@@ -124,30 +125,26 @@ def _compared(gathered: Gathered) -> tuple[dict[Of, Compared], list[str]]:
     return found, list(notes)
 
 
-def _arms(folder: Path, about: Mapping[str, object], gathered: Gathered) -> list[ArmEntry]:
+def _arms(folder: Path, about: Mapping[str, object], gathered: Gathered, rows: Mapping[str, Row]) -> list[ArmEntry]:
     told = about.get("changes") or {}
+    accuracies = {arm: dict(zip(row.seeds, row.by_seed, strict=True)) for arm, row in rows.items()}
     return [
         ArmEntry(
             arm,
             tuple(Change(**one) for one in told.get(arm, ())),
-            tuple(_run(folder, arm, seed, gathered) for seed in about["seeds"]),
+            tuple(
+                _run(folder, arm, seed, gathered.runs.get((arm, seed)), accuracies.get(arm, {}).get(seed))
+                for seed in about["seeds"]
+            ),
         )
         for arm in about["arms"]
     ]
 
 
-def _run(folder: Path, arm: str, seed: int, gathered: Gathered) -> RunCell:
-    run = gathered.runs.get((arm, seed))
-    answer = gathered.answers.get(arm, {}).get(seed)
+def _run(folder: Path, arm: str, seed: int, run: RunRecord | None, accuracy: float | None) -> RunCell:
     link = f"{arm}/seed-{seed}/{PAGE}"
     status, done = _status(run)
-    return RunCell(
-        seed,
-        status,
-        done,
-        answer.sampled.accuracy.estimate if answer is not None else None,
-        link if (folder / link).is_file() else None,
-    )
+    return RunCell(seed, status, done, accuracy, link if (folder / link).is_file() else None)
 
 
 def _status(run: RunRecord | None) -> tuple[str, bool]:
@@ -179,7 +176,9 @@ def _charts(compared: Mapping[Of, Compared]) -> list[Chart]:
         if effects:
             title = f"Difference to {rows[0].arm}, {of}"
             svg = arm_charts.forest_chart(f"forest-{of}", title, effects, second=second)
-            made.append(Chart(title, "points; grey could not have been seen, hollow is not resolved", svg))
+            made.append(Chart(title, LEGEND, svg))
+        if sum(len(row.seeds) for row in rows) < 2:
+            continue
         by_seed = {row.arm: dict(zip(row.seeds, row.by_seed, strict=True)) for row in rows}
         svg = arm_charts.seeds_chart(f"seeds-{of}", f"Accuracy of every run, {of}", by_seed, second=second)
         made.append(Chart(f"Accuracy by seed, {of}", "a dot is a run, lines join the same seed, bars are means", svg))
@@ -193,7 +192,7 @@ def _transfer_charts(transfers: Mapping[Of, Transfer]) -> list[Chart]:
         if effects:
             title = f"Differences on every set, {of}"
             svg = arm_charts.forest_chart(f"transfer-{of}", title, effects, second=of == "greedy")
-            made.append(Chart(title, "points; grey could not have been seen, hollow is not resolved", svg))
+            made.append(Chart(title, LEGEND, svg))
     return made
 
 

@@ -2,8 +2,9 @@
 
 A run is compared by one evaluation: the last one, on `problems.test`, of the policy that it ends with. That policy is
 the one of the last stage that trains, or the base where none does; its evaluation is that stage's own, or that of a
-later stage which asks the same policy the same problems once more (with other decoding, say). So an arm may train
-nothing, or only decode otherwise. Tables name the stage.
+later stage which asks the same policy these problems alone once more (with other decoding, say). So an arm may train
+nothing, or only decode otherwise. Tables name the stage. A later stage that asks it several sets of problems is for the
+table of sets.
 """
 
 from __future__ import annotations
@@ -127,9 +128,10 @@ def _compared_by(run: RunRecord | None, stage: str | None) -> tuple[str | None, 
     if recipe is None:  # of another version: what is known without its recipe
         trained = [one.name for one in run.stages if one.gives("policy")]
         return (trained[-1] if trained else None), None
-    asking, test = _of_the_last_policy(recipe), recipe.all_stages[0].held_out(recipe)
-    counting = [one.name for one in asking if one.held_out(recipe) == test]
-    several = [one.name for one in asking if len(one.held_out_sets(recipe)) > 1]
+    test = recipe.all_stages[0].held_out(recipe)
+    asked = {one.name: tuple(one.held_out_sets(recipe).values()) for one in _of_the_last_policy(recipe)}
+    counting = [name for name, sets in asked.items() if sets == (test,)]
+    several = [name for name, sets in asked.items() if len(sets) > 1]
     return (counting[-1] if counting else None), (several[-1] if several else None)
 
 
