@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from orchestra.text import FILTERS
@@ -29,11 +28,11 @@ def rendered(template: str, **values: object) -> str:
 
 def write_page(folder: Path, page: str) -> Path:
     """Write report.html into a folder so that a reader sees the old page or the new one; returns its path."""
-    path = folder / PAGE
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".report-")
-    with os.fdopen(handle, "wb") as file:
+    path, partial = folder / PAGE, folder / f".report-{os.getpid()}.tmp"
+    try:
         # a lone surrogate in a completion cannot be written as UTF-8
-        file.write(page.encode("utf-8", errors="replace"))
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+        partial.write_bytes(page.encode("utf-8", errors="replace"))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
