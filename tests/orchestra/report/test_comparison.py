@@ -181,6 +181,7 @@ def test_greedy_where_not_all_were_asked_so(tmp_path):
         return written.evaluation(found.sampled.correct, None if arm == "b" else [1] * 80)
 
     text = page_of(written.write(experiment, tmp_path / "x", answers)).text
+    assert "--greedy" not in text
     assert "Not all runs were evaluated greedy." in text and "Arm, greedy" not in text and "Arm, sampled" in text
 
 
