@@ -8,7 +8,6 @@ script of a few lines that tells its age (orchestra/report/live.py).
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -20,11 +19,12 @@ from evals.evaluate import Evaluation, Pass, Sample, compare
 from evals.statistics import PairedDifference
 from orchestra.report import charts
 from orchestra.report.data import RunRecord, StageRecord, compared, read_run
+from orchestra.report.html import rendered, write_page
 from orchestra.report.live import Live, live_of, settled_notes
 from orchestra.report.parts import Chart, Counts, Course
-from orchestra.run.live import PAGE_SECONDS, partial_page
+from orchestra.run.live import PAGE_SECONDS
 from orchestra.stages import all_kinds
-from orchestra.text import FILTERS, points
+from orchestra.text import points
 
 SHOWN_LAST, SHOWN_OTHER = 3, 1  # samples of each kind, of the last stage and of the others
 SIDE_BY_SIDE = 2  # problems followed through the stages
@@ -78,34 +78,15 @@ def write_report(run_dir: Path, next_in: float = PAGE_SECONDS) -> Path:
     """
     run_dir = Path(run_dir)
     run = read_run(run_dir)
-    path = run_dir / "report.html"
-    # a lone surrogate in a completion cannot be written as UTF-8
-    page = render(run, live_of(run, next_in)).encode("utf-8", errors="replace")
-    partial = partial_page(run_dir, os.getpid())
-    try:
-        partial.write_bytes(page)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return write_page(run_dir, render(run, live_of(run, next_in)))
 
 
 def render(run: RunRecord, live: Live | None = None) -> str:
     """The page as HTML text; of a run that goes on with what it is doing."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("orchestra.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS, svg=Markup)
     evaluated = run.evaluated
     headline = _headline(evaluated)
-    return environment.get_template("report.html.j2").render(
+    return rendered(
+        "report.html.j2",
         run=replace(run, notes=settled_notes(run.notes, live)),
         live=live,
         headline=headline,

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from orchestra.run.live import partial_page
+from orchestra.report.html import partial_page
 
 NICE = 10
 """Added to the run's own: it gets a tenth of what the run gets where both want the same core. At the lowest priority a

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from orchestra.report.html import partial_page
 from orchestra.run.state import BARS, bars_json
 
 if TYPE_CHECKING:
@@ -39,11 +40,6 @@ END_SECONDS = 5.0
 """For a killed process to be gone: it is only waited for where it hangs in the kernel, on a dead network disk."""
 START = "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); from orchestra.report.rewrite import main; main()"
 """The packages are looked for where this process found them, whatever else is called so where the user works."""
-
-
-def partial_page(run_dir: Path, pid: int) -> Path:
-    """Where a process writes a page, until it is whole."""
-    return run_dir / f".report-{pid}.tmp"
 
 
 class LiveReport:
