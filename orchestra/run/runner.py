@@ -11,7 +11,7 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,7 @@ class Run:
         engines: of the process, where other runs ask them too; they are left running then.
         shared: finds a stage that another run has finished just so; see orchestra/run/siblings.py.
         arm: of the experiment that it is a run of, by which its stages are called on the command line.
+        on_begin: called with each stage that is run, when its folder is there and all before it are recorded.
     """
 
     recipe: Recipe
@@ -76,6 +77,7 @@ class Run:
     engines: Engines | None = None
     shared: Finder | None = None
     arm: str = ""
+    on_begin: Callable[[Stage], None] | None = None
     _resources: Resources | None = None
     _digests: tuple[str, ...] = ()
 
@@ -172,6 +174,8 @@ class Run:
                     entry = self.processes.once(lambda: self._taken_over(place, label))
                 if entry is None:
                     self._begin(stage, place, now)
+                    if self.on_begin is not None:
+                        self.on_begin(stage)
                     self.progress.say(f"{label}: {stage.summary(self.recipe)}")
                     entry = self._execute(stage, place, ledger, now)
                     self.progress.say(f"    {gates.sentence(entry.result)}")

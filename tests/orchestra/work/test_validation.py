@@ -9,7 +9,7 @@ import tiny
 from orchestra.config.faults import RecipeError, UserError
 from orchestra.config.loading import load_recipe
 from orchestra.config.recipe import Recipe
-from orchestra.run.fingerprint import fingerprint
+from orchestra.run.fingerprint import fingerprint, known_beforehand
 from orchestra.run.ledger import Fingerprint, LedgerEntry, StageResult
 from orchestra.work.held_out import validation, validation_digest
 from orchestra.work.resources import Resources
@@ -151,6 +151,18 @@ def test_whoever_asks_them_depends_on_them(recipe, tmp_path):
     write(tmp_path / "own.jsonl", ["What is new?", "What else is new?"])
     assert changed(before, prints(recipe(own, every=1))) == {"explore": ["validation problems is another"]}
     assert validation_digest(recipe(own)) != validation_digest(recipe(moved))
+
+
+def test_a_plan_tells_arms_with_other_validation_problems_apart(recipe):
+    """Where it is shared is told without reading problems."""
+
+    def known(number):
+        made = recipe(number, every=1 if number else None)
+        return {stage.name: known_beforehand(made, stage) for stage in made.all_stages}
+
+    (one, other), alone = (known(5), known(6)), known(None)
+    assert [name for name in one if one[name] != other[name]] == ["traces", "imitate", "explore"]
+    assert one["base"] == alone["base"]
 
 
 # in a recipe
