@@ -20,7 +20,8 @@ from evals.evaluate import Evaluation, Pass, Sample, compare
 from evals.statistics import PairedDifference
 from orchestra.report import charts
 from orchestra.report.data import RunRecord, StageRecord, compared, read_run
-from orchestra.report.parts import Chart, Counts, Course
+from orchestra.report.modelled import perplexity_charts
+from orchestra.report.parts import Chart, Counts, Course, Notice
 from orchestra.stages import all_kinds
 from orchestra.text import FILTERS, points
 
@@ -103,7 +104,9 @@ def render(run: RunRecord) -> str:
         headline=_headline(evaluated),
         tiles=[tile for kind in all_kinds().values() for tile in kind.headline(evaluated)],
         differences=_differences(evaluated),
+        notices=[part for stage in run.stages for part in stage.parts if isinstance(part, Notice)],
         results=_accuracy_charts(evaluated),
+        perplexities=list(perplexity_charts(run.stages, [stage.name for stage in evaluated])),
         courses=_joined_courses(run.stages),
         charts=_own_charts(run.stages),
         counts=_counts(run.stages),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestra.config.checks import share_faults
 from orchestra.config.stage import Draft, Gives, Stage
+from orchestra.work.settings import PERPLEXITY
 from rl.settings import GrpoSettings
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class GrpoStage(Stage, GrpoSettings):
 
     gives: ClassVar[frozenset[Gives]] = frozenset({"policy", "evaluation"})
     reads: ClassVar[tuple[str, ...]] = ("model", "problems", "reward", "rollouts")
+    outputs: ClassVar[tuple[str, ...]] = (PERPLEXITY,)
 
     kind: Literal["grpo"]
     """grpo"""
@@ -94,8 +96,10 @@ class GrpoStage(Stage, GrpoSettings):
 
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
+        from orchestra.report.modelled import notices_of
         from orchestra.report.parts import Course
 
+        yield from notices_of(record)
         for key, title, note, share in COURSES:
             yield Course(key, title, note, share=share)
 

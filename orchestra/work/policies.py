@@ -182,9 +182,23 @@ def trained(context: StageContext, policy: PeftModel, result: StageResult, *, st
     sha256 = context.once(lambda: save_adapter(policy, context.folder / ADAPTER))
     serve(context, policy)
     evaluation, asked = evaluated(context)
-    extra = result.extra | divergences(context, policy, asked)
+    extra = result.extra | divergences(context, policy, asked) | _modelled(context, policy, evaluation)
     result = replace(result, extra=extra, steps=steps, tokens=tokens, adapter_sha256=sha256)
     return measured(context, evaluation, result)
+
+
+def _modelled(context: StageContext, policy: PeftModel, evaluation: Evaluation) -> dict[str, float]:
+    """Perplexities beside accuracy, said and kept (orchestra/work/perplexity.py)."""
+    from orchestra.work.perplexity import measure
+
+    found = measure(context, policy, evaluation)
+    if found is None:
+        return {}
+    warnings = found.warnings()
+    for line in (found.line(), *(f"warning: {warning}" for warning in warnings.values())):
+        context.progress.say(f"    {line}")
+    told = {f"perplexity_{name}": one.after.perplexity for name, one in found.sources.items()}
+    return told | {"perplexity_warnings": len(warnings)}
 
 
 def divergences(context: StageContext, policy: PeftModel, asked: Asked) -> dict[str, float]:
