@@ -114,7 +114,8 @@ class GrpoStage(Stage, GrpoSettings):
             yield from tile_of_gain("GRPO", before[-1], evaluated[last])
 
     def run(self, context: StageContext) -> StageResult:
-        from orchestra.work.policies import start_policy, steps_on, trained
+        from orchestra.work.policies import start_policy, steps_on
+        from orchestra.work.training import trained
         from rl.train import train_grpo
 
         recipe, resources = context.recipe, context.resources

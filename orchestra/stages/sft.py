@@ -121,8 +121,9 @@ class SftStage(Stage, SftSettings):
 
     def run(self, context: StageContext) -> StageResult:
         from models.prompts import render_prompt
-        from orchestra.work.policies import start_policy, steps_on, trained
+        from orchestra.work.policies import start_policy, steps_on
         from orchestra.work.traces import traces_of
+        from orchestra.work.training import trained
         from sft.mixing import mixed
         from sft.train import train_sft
 

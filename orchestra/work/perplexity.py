@@ -84,13 +84,10 @@ def _chosen(context: StageContext, count: int) -> Iterator[tuple[str, list[Text]
             yield name, texts
     problems = resources.test(context.stage).problems
     solved = [problem for problem in problems if problem.solution]
-    source, _ = context.stage.held_out(recipe)
+    source = Path(context.stage.held_out(recipe)[0]).name
     if len(solved) < len(problems):
-        left = f"of {len(solved):,} held-out problems alone" if solved else "not of held-out text"
-        context.progress.say(
-            f"    perplexity is measured {left}: {len(problems) - len(solved):,} of {len(problems):,} in {source} "
-            "have no written solution"
-        )
+        there = f"{len(solved):,} of the {len(problems):,}" if solved else f"none of the {len(problems):,}"
+        context.progress.say(f"    held-out text: {there} problems in {source} has a written solution")
     if solved:
         traces = traces_of_solutions(solved, resources.format, resources.tokenizer(), source)
         limit = recipe.rollouts.max_prompt_tokens + recipe.rollouts.max_completion_tokens

@@ -64,7 +64,7 @@ def changed(copy: Path, before: dict, file: str, more: str = "\nADDED = 1\n") ->
         ("rl/trainer.py", ["grpo"]),
         ("rl/batches.py", ["grpo"]),
         ("sft/train.py", ["sft"]),
-        ("sft/distill.py", ["distill", "preflight", "sft"]),
+        ("sft/distill.py", ["distill", "grpo", "preflight", "sft"]),
         ("evals/statistics.py", STAGES),
         ("models/checkpoint.py", ["export"]),
         ("rewards/math/domain.py", STAGES),
