@@ -132,7 +132,7 @@ def perplexity_chart(
         axes.plot([point.low, point.high], [y, y], color=color, linewidth=2.2, solid_capstyle="round", alpha=0.45)
         axes.plot(point.value, y, "o", markersize=5, color=color, zorder=3, clip_on=False)
         said = f"{point.value:.3g}{' ⚠' if fell else ''}"
-        _text(axes, point.high, y + 0.12, f" {said}", va="bottom")
+        _text(axes, point.high, y, f"  {said}", va="center")
     shown = [point for point in points if point is not None]
     low, high = min(point.low for point in shown), max(point.high for point in shown)
     # policies before and after training may be far apart

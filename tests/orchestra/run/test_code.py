@@ -102,9 +102,7 @@ def test_a_helper_counts_as_soon_as_it_is_imported(copy, before):
 
 
 def test_what_only_type_checkers_import_does_not_count(copy, before):
-    more = (
-        "\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sft.distill\nelse:\n    import sft.train\n"
-    )
+    more = "\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sft.mixing\nelse:\n    import sft.train\n"
     path = copy / "rl" / "kl.py"
     text = path.read_text()
     path.write_text(text + more)
@@ -112,7 +110,7 @@ def test_what_only_type_checkers_import_does_not_count(copy, before):
         found = set(closures(copy)["grpo"])
     finally:
         path.write_text(text)
-    assert "sft.train" in found and "sft.distill" not in found
+    assert "sft.train" in found and "sft.mixing" not in found
 
 
 def test_the_children_that_compare_formulas_count(before):

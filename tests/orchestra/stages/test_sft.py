@@ -163,7 +163,8 @@ def planned(tmp_path, *stages, scale=None):
     (tmp_path / "other.jsonl").write_text(json.dumps(solved.rows(1)[0]) + "\n")
     lines = [
         "name: looks", "model: {base: embedded/student}", "problems: {train: embedded, test: embedded}", "stages:",
-        "  - {name: traces, kind: distill, teacher: embedded/teacher}", *(f"  - {json.dumps(stage)}" for stage in stages),
+        "  - {name: traces, kind: distill, teacher: embedded/teacher}", 
+        *(f"  - {json.dumps(stage)}" for stage in stages),
     ]  # fmt: skip
     (tmp_path / "looks.yaml").write_text("\n".join(lines))
     return load_recipe(str(tmp_path / "looks.yaml"), scale)
@@ -235,7 +236,7 @@ def test_a_plan_has_it(tmp_path):
     [
         (
             True,
-            "preflight: true is a truth value; a mapping (`key: value`) is needed with problems, template, mismatch",
+            "preflight: True is a truth value; a mapping (`key: value`) is needed with problems, template, mismatch",
         ),
         (None, "preflight: has no value; a mapping (`key: value`) is needed"),
         ({"problms": 3}, "preflight.problms: unknown key; did you mean 'problems'?"),
