@@ -95,7 +95,7 @@ def modelled_better_solved_worse(ratio: PerplexityRatio, accuracy: PairedDiffere
 def _warning(source: str, ratio: PerplexityRatio, accuracy: PairedDifference) -> str:
     lost, least, most = (-100 * value for value in (accuracy.difference, accuracy.high, accuracy.low))
     return (
-        f"perplexity of {source} fell to {ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] of what it was and "
+        f"perplexity of {source} fell to {ratio.ratio:.3g} [{ratio.low:.3g}, {ratio.high:.3g}] of what it was and "
         f"accuracy fell by {lost:.1f} points [{least:.1f}, {most:.1f}]: text is modelled better, problems are solved "
         "worse"
     )

@@ -60,7 +60,7 @@ def test_from_pairs_of_texts_and_problems():
     (warning,) = found.warnings().values()
     change = found.sources["raw"].ratio
     assert change.ratio == pytest.approx(np.exp(-0.1)) and found.accuracy.difference == pytest.approx(-0.2)
-    assert warning.startswith(f"perplexity of raw fell to 0.90 [{change.low:.2f}, {change.high:.2f}] of what it was")
+    assert warning.startswith(f"perplexity of raw fell to 0.905 [{change.low:.3g}, {change.high:.3g}] of what it was")
     bounds = f"[{-100 * found.accuracy.high:.1f}, {-100 * found.accuracy.low:.1f}]"
     assert f"accuracy fell by 20.0 points {bounds}: text is modelled better, problems are solved worse" in warning
     assert found.line() == "perplexity: raw 2.46 (from 2.718)"

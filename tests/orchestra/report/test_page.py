@@ -452,7 +452,7 @@ def test_a_chart_for_each_source_and_a_notice(modelled):
     for value, times in (("2.72", 1), ("2.23", 1), ("1.82 ⚠", 1), ("1.65", 3)):
         assert page.text.count(value) == times, value
     assert "explore, from imitate:" in page.text and "imitate, from base:" not in page.text
-    assert "perplexity of traces fell to 0.82 [" in page.text and "accuracy fell by 30.0 points [" in page.text
+    assert "perplexity of traces fell to 0.819 [" in page.text and "accuracy fell by 30.0 points [" in page.text
     assert page.text.count("text is modelled better, problems are solved worse") == 1
     assert len(page.ids) == len(set(page.ids))
 
