@@ -450,7 +450,7 @@ def test_a_chart_for_each_source_and_a_notice(modelled):
     )
     # exp(1), exp(0.8), exp(0.6), the last with the mark; exp(0.5) in three stages
     for value, times in (("2.72", 1), ("2.23", 1), ("1.82 ⚠", 1), ("1.65", 3)):
-        assert page.text.count(value) == times, value
+        assert page.text.count(f"  {value}") == times, value
     assert "explore, from imitate:" in page.text and "imitate, from base:" not in page.text
     assert "perplexity of traces fell to 0.819 [" in page.text and "accuracy fell by 30.0 points [" in page.text
     assert page.text.count("text is modelled better, problems are solved worse") == 1
