@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from evals.settings import Evaluate
     from models.engines.protocol import Completion, Engine, Sampling
     from rewards.domain import Judge
+
+T = TypeVar("T")
 
 SHOWN = 4  # sample completions kept of each kind
 
@@ -45,6 +47,8 @@ class Pass:
         format_rate: share that keep the answer contract (`Format.follows`).
         ungradable: completions the judge could not judge.
         tokens, seconds: generated in all, and the time the engine took.
+        lengths, cut_off: problems x samples of the completions' tokens, and of whether the limit cut them off; empty in
+            evaluations that were made without.
     """
 
     temperature: float
@@ -56,6 +60,8 @@ class Pass:
     ungradable: int
     tokens: int
     seconds: float
+    lengths: tuple[tuple[int, ...], ...] = ()
+    cut_off: tuple[tuple[bool, ...], ...] = ()
 
     @property
     def correct_PS(self) -> np.ndarray:
@@ -249,20 +255,26 @@ def _summed(
     format: Format,
 ) -> Pass:
     """A pass in numbers; the `sampling.n` completions of a problem stand in a row."""
+
+    def by_problem(values: Sequence[T]) -> tuple[tuple[T, ...], ...]:
+        return tuple(tuple(values[at : at + sampling.n]) for at in range(0, len(values), sampling.n))
+
     grades = [GRADES[judgement.verdict] for judgement in judgements]
-    correct = tuple(tuple(grades[at : at + sampling.n]) for at in range(0, len(grades), sampling.n))
-    tokens = sum(len(completion.token_ids) for completion in completions)
-    truncated = sum(completion.finish == "length" for completion in completions)
+    correct = by_problem(grades)
+    lengths = [len(completion.token_ids) for completion in completions]
+    cut_off = [completion.finish == "length" for completion in completions]
     return Pass(
         temperature=sampling.temperature,
         correct=correct,
         accuracy=accuracy(np.array(correct, dtype=float), confidence),
-        mean_length=tokens / len(completions),
-        truncation_rate=truncated / len(completions),
+        mean_length=sum(lengths) / len(completions),
+        truncation_rate=sum(cut_off) / len(completions),
         format_rate=sum(format.follows(completion.text) for completion in completions) / len(completions),
         ungradable=grades.count(None),
-        tokens=tokens,
+        tokens=sum(lengths),
         seconds=seconds,
+        lengths=by_problem(lengths),
+        cut_off=by_problem(cut_off),
     )
 
 

@@ -18,9 +18,8 @@ from orchestra import RECIPES
 from orchestra.cli_diff import diff
 from orchestra.cli_verify import verify
 from orchestra.config import loading
-from orchestra.config.arms import ExperimentKeys
 from orchestra.config.faults import RecipeError, UserError, is_user_error
-from orchestra.config.recipe import Recipe
+from orchestra.config.schema import json_schema
 from orchestra.run.progress import PLAIN_WIDTH
 
 app = typer.Typer(
@@ -70,7 +69,7 @@ def check(
                 arms = f", {len(experiment.arms)} arms" if experiment.arms else ""
                 typer.echo(f"{name} at scale {one}: {len(experiment.recipe.stages)} stages{arms}, valid")
     if not recipes:
-        messages.update(dict.fromkeys(loading.unused_scale_stages()))
+        messages.update(dict.fromkeys(loading.unknown_in_scales()))
     if messages:
         raise UserError("\n".join(messages))
 
@@ -212,17 +211,6 @@ def schema(
     """Write the JSON Schema by which editors complete and check recipes."""
     to.write_text(json_schema(), encoding="utf-8")
     typer.echo(to)
-
-
-def json_schema() -> str:
-    """The JSON Schema of a recipe file."""
-    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
-    more = ExperimentKeys.model_json_schema()
-    made["properties"] |= more["properties"]
-    made["$defs"] |= more.get("$defs", {})
-    # a file that extends another need not say what that one does
-    made["anyOf"] = [{"required": made.pop("required")}, {"required": ["extends"]}]
-    return json.dumps(made, indent=1) + "\n"
 
 
 app.command()(diff)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from models.processes import Processes
-from rewards.formats import Format, split_completion
+from rewards.formats import CLOSE, Format, split_completion
 from rewards.problems import Asked, Problem
 from rewards.verdict import Verdict
 
@@ -56,11 +56,19 @@ class Trace:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What became of the samples: `sampled` = `kept` + the sum of `dropped`; `tokens` is a trace's mean length."""
+    """What became of the samples: `sampled` = `kept` + the sum of `dropped`; `tokens` is a trace's mean length.
+
+    Fields:
+        correct, answered, closed, cut_off: samples with the right answer, with any, whose think block is closed, and
+            that the limit of tokens cut off. Dropping these last favours short traces, so it must be seen.
+    """
 
     problems: int
     sampled: int
     correct: int
+    answered: int
+    closed: int
+    cut_off: int
     dropped: dict[str, int]
     kept: int
     tokens: float
@@ -146,8 +154,9 @@ def choose_traces(
     """Decide over samples.jsonl; writes traces.jsonl and statistics.json.
 
     A sample is kept where its answer equals the gold (`keep: correct`) or where it has one (`keep: all`), and in either
-    case only where, rewritten, it keeps the student's format and its length lies between `min_tokens` and `max_tokens`,
-    both inclusive, in student tokens.
+    case only where, rewritten, it keeps the student's format; or just as it is (`keep: raw`). None is kept that is cut
+    off, which would teach to end in the middle, and its length lies between `min_tokens` and `max_tokens`, both
+    inclusive, in student tokens.
 
     Args:
         domain: finds and judges the answers.
@@ -160,7 +169,7 @@ def choose_traces(
     known = {problem.id: problem for problem in problems}
     kept: list[Trace] = []
     dropped: Counter[str] = Counter()
-    correct = sampled = tokens = 0
+    correct = sampled = tokens = answered = closed = cut_off = 0
     for sample in _complete_lines(folder / SAMPLES):
         if sample["id"] not in known:
             continue
@@ -171,6 +180,9 @@ def choose_traces(
         sampled += len(completions)
         tokens += sum(c["tokens"] for c in completions)
         correct += right
+        answered += sum(bool(domain.answer(c["text"])) for c in completions)
+        closed += sum(CLOSE in c["text"] for c in completions)
+        cut_off += sum(c["finish"] == "length" for c in completions)
         low, high = settings.pass_rate
         rate = right / len(completions)
         if not low <= rate <= high:
@@ -182,6 +194,9 @@ def choose_traces(
         problems=len(known),
         sampled=sampled,
         correct=correct,
+        answered=answered,
+        closed=closed,
+        cut_off=cut_off,
         dropped=dict(sorted(dropped.items())),
         kept=len(kept),
         tokens=sum(trace.tokens for trace in kept) / max(len(kept), 1),
@@ -194,8 +209,13 @@ def choose_traces(
             f"no trace is left of {sampled} samples ({correct} correct; dropped: {reasons}). Look into "
             f"{folder / SAMPLES}; a stronger teacher, a larger max_tokens, or `keep: all` would leave some"
         )
-    (folder / TRACES).write_text("".join(json.dumps(asdict(trace)) + "\n" for trace in kept))
+    write_traces(folder / TRACES, kept)
     return statistics
+
+
+def write_traces(path: Path, traces: Sequence[Trace]) -> None:
+    """One a line; `read_traces` reads them back."""
+    path.write_text("".join(json.dumps(asdict(trace)) + "\n" for trace in traces))
 
 
 def _of_problem(
@@ -210,7 +230,8 @@ def _of_problem(
 ) -> Iterator[Trace]:
     seen: set[str] = set()
     for completion, verdict in zip(completions, verdicts, strict=True):
-        text = rewritten(completion["text"], domain, format)
+        raw = settings.keep == "raw"
+        text = completion["text"] if raw else rewritten(completion["text"], domain, format)
         tokens = len(tokenizer(text, add_special_tokens=False).input_ids) if text else 0
         reason = None
         if completion["finish"] == "length":
@@ -219,7 +240,9 @@ def _of_problem(
             reason = str(verdict)
         elif text is None:
             reason = "no_answer"
-        elif not format.follows(text):
+        elif not text.strip():
+            reason = "empty"
+        elif not raw and not format.follows(text):
             # a bare answer, say: it would teach an empty think block
             reason = "off_format"
         elif tokens < settings.min_tokens:

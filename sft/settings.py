@@ -41,8 +41,9 @@ class DistillSettings(TopK, Band):
     """Sampling temperature (0.6 is DeepSeek-R1's own advice)."""
     top_p: TopP = 0.95
     """Nucleus."""
-    keep: Literal["correct", "all"] = "correct"
-    """Keep traces whose answer equals the gold, or all that are not cut off."""
+    keep: Literal["correct", "all", "raw"] = "correct"
+    """Keep traces whose answer equals the gold; or all that have an answer and are not cut off; or, without any check,
+    the samples just as they are, but for those that are empty or cut off (SSD, arXiv 2604.01193)."""
     max_per_problem: Annotated[Count | None, SIZE] = None
     """Keep at most this many traces per problem. None: all."""
     max_tokens: Annotated[Count, SIZE] = 2048
@@ -56,6 +57,14 @@ class DistillSettings(TopK, Band):
             message = "min_tokens: {low} must be less than max_tokens ({high})"
             raise PydanticCustomError("rule", message, {"low": self.min_tokens, "high": self.max_tokens})
         return self
+
+
+class SolutionsSettings(Node):
+    """The training problems' own written solutions as traces (sft/distill.py, `traces_of_solutions`)."""
+
+    same_problems_as: Annotated[Text | None, Refers("traces")] = None
+    """An earlier stage that gives traces: only problems of which it has one, so that both have the same problems. None:
+    all training problems."""
 
 
 class SftSettings(TrainingSettings, Band):

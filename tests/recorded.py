@@ -47,7 +47,7 @@ def drawn(alphabet):
         # words of 4 to 13 letters and again, but the eighth is longer than all others
         lengths = [40 if i == 7 else 4 + i % 10 for i in range(limit or 20)]
         words = ["".join(alphabet[(i + k) % 4] for k in range(length)) for i, length in enumerate(lengths)]
-        return [Problem(word, f"Spell {word} backwards.", word[::-1]) for word in words]
+        return [Problem(word, f"Spell {word} backwards.", word[::-1], f"turned round: {word}") for word in words]
     return draw
 
 class Reverse(Domain):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # of the stages below
 STAGE_OF = {"distill": "traces", "preflight": "fit", "sft": "imitate", "grpo": "polish", "evaluate": "look",
-            "export": "release", "probe": "moved"}  # fmt: skip
+            "export": "release", "probe": "moved", "solutions": "written"}  # fmt: skip
 SAME = object()
 
 
@@ -210,6 +210,14 @@ def rules(base: str, reward_file: str, solved: str) -> dict[str, Rule]:
         "distill.max_per_problem": Rule(2, lambda o: o.dropped("enough_for_problem"), 5),
         "distill.min_tokens": Rule(7, lambda o: o.dropped("too_short"), 5),
         "distill.pass_rate": Rule([0.3, 0.9], lambda o: o.dropped("pass_rate"), 10),
+        # no policy has a part in it
+        "solutions.parent": Rule(None, lambda o: None),
+        "solutions.same_problems_as": Rule(
+            "traces",
+            lambda o: {one["problem_id"] for one in o.written.lines("traces.jsonl")}
+            == {one["problem_id"] for one in o.kept()},
+            True,
+        ),
         # after a stage whose policy it would take otherwise
         "preflight.parent": Rule("base", lambda o: o.parent(o.fit.pushed[0][1])),
         "preflight.data": Rule(
@@ -353,6 +361,7 @@ def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
     alone = {"name": "alone", "kind": "export", "parent": "imitate", "what": stages["export"].pop("what")}
     order = [
         stages["distill"],
+        stages["solutions"],
         explore,
         stages["preflight"],
         stages["sft"],

@@ -16,10 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rewards.formats import FORMATS
-from rewards.generator.families import OPERATIONS
+from rewards.generator.families import OPERATIONS, STEP
 from rewards.problems import Problem
-
-STEP = re.compile(r"(-?\d+)([-+*/%])(-?\d+)=(-?\d+)")
 
 Writer = Callable[[Problem, random.Random], str]
 

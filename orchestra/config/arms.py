@@ -82,7 +82,7 @@ class ExperimentKeys(Node):
         Field(default_factory=dict)
     )
     """Named differences: keys of the recipe, and of its stages by name (null takes a stage out, `kind` and `after` or
-    `before` put one in). `{}` is the recipe as it stands."""
+    `before` put one in; where no other is left there is no place to say). `{}` is the recipe as it stands."""
     reported: Reported | None = None
     """Others' numbers."""
 
@@ -183,6 +183,9 @@ class _Writer:
             )  # fmt: skip
             return
         places = [word for word in POSITION if word in change]
+        if not stages and not places:
+            stages.append({"name": name})
+            return
         if len(places) != 1:
             self._fault(made, (name,), "a stage that is added stands `after` or `before` another: say which")
             return

@@ -75,6 +75,9 @@ def load_experiment(
     path, sets = loading.find(name), tuple(sets)
     written = read_mapping(path)
     keys = _keys(written, path)
+    if keys.extends is not None and "name" not in written:
+        message = f"is missing; a recipe that extends {keys.extends} has a name, and so a folder, of its own"
+        raise RecipeError([Fault(("name",), message, where=shown(path))])
     base = _extended({key: value for key, value in written.items() if key not in KEYS}, keys.extends, path)
     recipe = loading.recipe_of(base.raw, path, scale, sets, files=files, origins=base.origins, faults=base.faults)
     arms: dict[str, Recipe] = {}

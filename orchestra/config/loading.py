@@ -188,8 +188,8 @@ def _read(model: type[Node], raw: object) -> Node | None:
         return None
 
 
-def unused_scale_stages() -> list[str]:
-    """Stage names in scale files that no recipe has, which would otherwise be ignored without a word."""
+def unknown_in_scales() -> list[str]:
+    """Names of recipes and stages in scale files that there are not, which would else be ignored without a word."""
     names = set()
     for path in available().values():
         stages = read_mapping(path).get("stages")
@@ -198,8 +198,16 @@ def unused_scale_stages() -> list[str]:
         }
     messages = []
     for path in available("scales").values():
-        settings = read_mapping(path).get("stages")
-        for name in settings if isinstance(settings, dict) else ():
-            if str(name) not in names:
-                messages.append(f"{shown(path)}: stages.{name}: no recipe has a stage of that name{near(name, names)}")
+        scale = read_mapping(path)
+        own = scale.get("recipes") if isinstance(scale.get("recipes"), dict) else {}
+        for name in own:
+            if str(name) not in available():
+                messages.append(f"{shown(path)}: recipes.{name}: no recipe has that name{near(name, available())}")
+        for at, values in {"": scale, **{f"recipes.{name}.": values for name, values in own.items()}}.items():
+            settings = values.get("stages") if isinstance(values, dict) else None
+            for name in settings if isinstance(settings, dict) else ():
+                if str(name) not in names:
+                    messages.append(
+                        f"{shown(path)}: {at}stages.{name}: no recipe has a stage of that name{near(name, names)}"
+                    )
     return messages

@@ -1,8 +1,10 @@
 """Scales: the same recipe on other hardware. A scale says how big, never what is learned.
 
 A scale file has the recipe's own sections (`model`, `problems`, `rollouts`, `evaluate`), then `kinds` (settings for
-every stage of a kind) and `stages` (settings for a stage by name, where the recipe has one). It may set only the
-keys that the schema marks with `SIZE`. A value such as `x 0.4` is that part of the recipe's own number.
+every stage of a kind), `stages` (settings for a stage by name, where the recipe has one), `instead` (what stands for a
+model or a data set of the Hub here, wherever the recipe names it) and `recipes` (all of these again, for a recipe by
+name). It may set only the keys that the schema marks with `SIZE`. A value such as `x 0.4` is that part of the recipe's
+own number. What a recipe says by a word of the project (`teacher: self`) or has in a file is not the scale's to change.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,11 +21,12 @@ from pydantic import BaseModel
 from evals.settings import Evaluate
 from models.settings import Model
 from orchestra.config.faults import Fault, brief, dotted
+from orchestra.config.words import domain_of, is_problem_file
 from orchestra.config.yamlfile import line_of, shown
 from orchestra.stages import kinds
 from rewards.settings import Problems
 from rl.settings import Rollouts
-from settings import SIZE, marked, near
+from settings import SIZE, marked, near, reference_of
 
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "model": Model,
@@ -30,6 +34,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "rollouts": Rollouts,
     "evaluate": Evaluate,
 }
+BESIDE = ("kinds", "stages", "instead", "recipes")
 FACTOR = re.compile(r"^x\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)$")
 
 Where = tuple[str | int, ...]
@@ -37,57 +42,118 @@ Where = tuple[str | int, ...]
 
 def apply(raw: dict[str, Any], scale: Mapping[str, Any], path: Path, origins: dict[Where, str]) -> list[Fault]:
     """Write the scale's values into the raw recipe and note their origin; the faults of the scale file itself."""
-    faults: list[Fault] = []
-    recipes_own = copy.deepcopy(raw)
+    writer = _Writer(raw, copy.deepcopy(raw), path, origins, [])
+    recipes = writer.mapping(scale.get("recipes"), ("recipes",))
+    own = writer.mapping(recipes.get(str(raw.get("name"))), ("recipes", str(raw.get("name"))))
+    names = writer.names(scale, ()) | writer.names(own, ("recipes", str(raw.get("name"))))
+    writer.rename(names)
+    writer.write_all({key: value for key, value in scale.items() if key != "recipes"}, ())
+    writer.write_all(own, ("recipes", str(raw.get("name"))))
+    return list(dict.fromkeys(writer.faults))
 
-    def fault(keys: Where, message: str) -> None:
-        line = line_of(path, keys)
-        faults.append(Fault(keys, message, where=f"{shown(path)}:{line}" if line else shown(path)))
 
-    def write(target: dict[str, Any], values: object, model: type[BaseModel], keys: Where, at: Where) -> None:
-        if not isinstance(values, Mapping):
-            fault(keys, f"{brief(values)} is not a mapping (`key: value`)")
-            return
+@dataclass
+class _Writer:
+    """Fields: raw is written to; own: the same before any scale."""
+
+    raw: dict[str, Any]
+    own: Mapping[str, Any]
+    path: Path
+    origins: dict[Where, str]
+    faults: list[Fault]
+    renamed: frozenset[Where] = frozenset()
+
+    def fault(self, keys: Where, message: str) -> None:
+        line = line_of(self.path, keys)
+        self.faults.append(Fault(keys, message, where=f"{shown(self.path)}:{line}" if line else shown(self.path)))
+
+    def mapping(self, value: object, keys: Where) -> Mapping[str, Any]:
+        """What stands at these keys of the scale; nothing, and a fault, where it is none."""
+        if value is None or isinstance(value, Mapping):
+            return value or {}
+        self.fault(keys, f"{brief(value)} is not a mapping (`key: value`)")
+        return {}
+
+    def names(self, values: Mapping[str, Any], keys: Where) -> dict[str, tuple[str, Where]]:
+        """Name -> what stands for it, and where that is said."""
+        found = {}
+        for name, other in self.mapping(values.get("instead"), (*keys, "instead")).items():
+            if isinstance(other, str) and other:
+                found[str(name)] = (other, (*keys, "instead", name))
+            else:
+                self.fault((*keys, "instead", name), f"{brief(other)} is not a name")
+        return found
+
+    def rename(self, names: Mapping[str, tuple[str, Where]]) -> None:
+        """Put what stands for a name in its place, wherever the recipe names a model or problems."""
+        sections = [((key,), self.raw.get(key), model) for key, model in SECTIONS.items()]
+        stages = [(("stages", i), stage, kinds()[stage["kind"]]) for i, stage in _stages(self.raw)]
+        renamed = set()
+        for at, target, model in (one for one in (*sections, *stages) if isinstance(one[1], dict)):
+            for key in set(target) & marked(model, SIZE):
+                refers = reference_of(model, key)
+                if refers is None or refers.to not in ("model", "problems"):
+                    continue
+                said = [name for _, name in refers.names_in(target[key]) if isinstance(name, str) and name in names]
+                if said:
+                    target[key] = refers.renamed(target[key], lambda name: _instead(name, names))
+                    self.origins[(*at, key)] = f"{shown(self.path)} ({dotted(names[said[0]][1])})"
+                    renamed.add((*at, key))
+        self.renamed = frozenset(renamed)
+
+    def write_all(self, values: Mapping[str, Any], keys: Where) -> None:
+        """The sections, then what is said of kinds and of stages."""
         for key, value in values.items():
+            if key in SECTIONS:
+                if not isinstance(self.raw.get(key), dict):
+                    self.raw[key] = {} if self.raw.get(key) is None else self.raw[key]
+                if isinstance(self.raw[key], dict):
+                    self.write(self.raw[key], value, SECTIONS[key], (*keys, key), (key,))
+            elif key not in BESIDE or (key == "recipes" and keys):
+                options = [*SECTIONS, *(word for word in BESIDE if not keys or word != "recipes")]
+                self.fault((*keys, key), f"a scale has the sections {', '.join(options)}{near(key, options)}")
+        for key in ("kinds", "stages"):
+            for name, settings in self.mapping(values.get(key), (*keys, key)).items():
+                if key == "kinds" and name not in kinds():
+                    known = f"one of {', '.join(kinds())}{near(name, kinds())}"
+                    self.fault((*keys, key, name), f"not a kind of stage; {known}")
+                    continue
+                for i, stage in _stages(self.raw):
+                    if name == stage.get("kind" if key == "kinds" else "name"):
+                        self.write(stage, settings, kinds()[stage["kind"]], (*keys, key, name), ("stages", i))
+
+    def write(self, target: dict[str, Any], values: object, model: type[BaseModel], keys: Where, at: Where) -> None:
+        for key, value in self.mapping(values, keys).items():
             field, inner = model.model_fields.get(str(key)), _node(model, str(key))
             if field is None:
-                fault((*keys, key), f"unknown key{near(key, marked(model, SIZE))}")
+                self.fault((*keys, key), f"unknown key{near(key, marked(model, SIZE))}")
             elif inner is not None:
                 if not isinstance(target.get(key), dict):
                     target[key] = {}
-                write(target[key], value, inner, (*keys, key), (*at, key))
+                self.write(target[key], value, inner, (*keys, key), (*at, key))
             elif key not in marked(model, SIZE):
                 possible = ", ".join(sorted(marked(model, SIZE)))
-                fault((*keys, key), f"a scale says how big, never what is learned (it may set: {possible})")
-            else:
+                self.fault((*keys, key), f"a scale says how big, never what is learned (it may set: {possible})")
+            elif not self._stays(target, str(key), model, (*at, key)):
+                own = _own(self.own, (*at, key), field.default)
                 try:
-                    target[key] = _scaled(value, _own(recipes_own, (*at, key), field.default), field.annotation)
+                    target[key] = _scaled(value, own, field.annotation)
                 except ValueError as error:
-                    fault((*keys, key), str(error))
-                origins[(*at, key)] = f"{shown(path)} ({dotted((*keys, key))})"
+                    self.fault((*keys, key), str(error))
+                self.origins[(*at, key)] = f"{shown(self.path)} ({dotted((*keys, key))})"
 
-    for key, values in scale.items():
-        if key in SECTIONS:
-            if not isinstance(raw.get(key), dict):
-                raw[key] = {} if raw.get(key) is None else raw[key]
-            if isinstance(raw[key], dict):
-                write(raw[key], values, SECTIONS[key], (key,), (key,))
-        elif key not in ("kinds", "stages"):
-            options = [*SECTIONS, "kinds", "stages"]
-            fault((key,), f"a scale has the sections {', '.join(options)}{near(key, options)}")
-    for key in ("kinds", "stages"):
-        settings = scale.get(key) or {}
-        if not isinstance(settings, Mapping):
-            fault((key,), f"{brief(settings)} is not a mapping (`key: value`)")
-            continue
-        for name, values in settings.items():
-            if key == "kinds" and name not in kinds():
-                fault((key, name), f"not a kind of stage; one of {', '.join(kinds())}{near(name, kinds())}")
-                continue
-            for i, stage in _stages(raw):
-                if name == stage.get("kind" if key == "kinds" else "name"):
-                    write(stage, values, kinds()[stage["kind"]], (key, name), ("stages", i))
-    return list(dict.fromkeys(faults))
+    def _stays(self, target: Mapping[str, Any], key: str, model: type[BaseModel], at: Where) -> bool:
+        """Whether a name is not the scale's to change: a word of the project, a file, or what it has renamed itself."""
+        refers, name = reference_of(model, key), target.get(key)
+        if refers is None or not isinstance(name, str):
+            return False
+        domain = domain_of(self.raw.get("problems"), [])
+        made = refers.to == "problems" and (is_problem_file(name) or (domain is not None and name in domain.sources))
+        return at in self.renamed or name in refers.also or made
+
+
+def _instead(name: object, names: Mapping[str, tuple[str, Where]]) -> object:
+    return names[name][0] if isinstance(name, str) and name in names else name
 
 
 def _stages(raw: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:

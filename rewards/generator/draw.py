@@ -4,22 +4,25 @@ Every family draws its numbers at a difficulty of 1 to 4 and words them in one o
 split is a hash of the family and the numbers alone, so a test problem is never a reworded train problem:
 disjoint by construction, whatever the seeds and counts.
 
-A solution is a chain of single steps, one a line: `6*7=42`, then `42+5=47`.
+A solution is a chain of single steps, one a line: `6*7=42`, then `42+5=47`. `told` puts it as people would.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from rewards.generator.families import DIFFICULTIES, FAMILIES, Family
+from rewards.generator.families import DIFFICULTIES, FAMILIES, STEP, Family
 from rewards.problems import Problem, ProblemError, Split
 
 TEST_SHARE = 5  # one problem in five belongs to the test split
 MAX_REPEATS = 5000
 
+DOMAINS = tuple(dict.fromkeys(family.domain for family in FAMILIES))
+
 NAMES = ("Tom", "Ann", "Ben", "Mia", "Sam", "Eva", "Leo", "Zoe")
+WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by", "%": "modulo"}
 THINGS = ("apples", "books", "coins", "cards", "eggs", "pens", "shells", "cakes")
 
 
@@ -42,10 +45,11 @@ def draw_problem(family: Family, difficulty: int, rng: random.Random) -> tuple[P
     return problem, split
 
 
-def stream(split: Split, seed: int) -> Iterator[Problem]:
-    """Endless problems of a split; every block holds each family at each difficulty once, shuffled."""
+def stream(split: Split, seed: int, domains: Sequence[str] = DOMAINS) -> Iterator[Problem]:
+    """Endless problems of a split; every block holds each family of these domains at each difficulty once, shuffled."""
     rng = random.Random(f"{split}/{seed}")
-    block = [(family, difficulty) for family in FAMILIES for difficulty in DIFFICULTIES]
+    families = [family for family in FAMILIES if family.domain in domains]
+    block = [(family, difficulty) for family in families for difficulty in DIFFICULTIES]
     while True:
         rng.shuffle(block)
         for family, difficulty in block:
@@ -55,7 +59,7 @@ def stream(split: Split, seed: int) -> Iterator[Problem]:
             yield problem
 
 
-def generate(split: Split, count: int, seed: int) -> list[Problem]:
+def generate(split: Split, count: int, seed: int, domains: Sequence[str] = DOMAINS) -> list[Problem]:
     """Generate `count` problems of a split, no question twice.
 
     The same seed gives the same problems, and a larger count the same ones and more behind them.
@@ -65,13 +69,30 @@ def generate(split: Split, count: int, seed: int) -> list[Problem]:
     """
     problems: dict[str, Problem] = {}
     repeats = 0
-    for problem in stream(split, seed):
+    for problem in stream(split, seed, domains):
         if problem.id in problems:
             repeats += 1
             if repeats > MAX_REPEATS + count:
-                raise ProblemError(f"problems: the generator has no {count} different {split} questions; ask for fewer")
+                of = "" if domains == DOMAINS else f" of {', '.join(domains)}"
+                raise ProblemError(
+                    f"problems: the generator has no {count} different {split} questions{of}; ask for fewer"
+                )
             continue
         problems[problem.id] = problem
         if len(problems) == count:
             break
     return list(problems.values())
+
+
+def told(solution: str) -> str:
+    """A chain of steps in words, as a person writes a solution down and no model here does.
+
+    >>> told("6*7=42\\n42+5=47")
+    'First we see that 6 times 7 is 42.\\nSo in the end 42 plus 5 is 47.'
+    """
+    steps = [STEP.fullmatch(step).groups() for step in solution.split("\n")]
+    openings = ["First we see that", *["Then"] * (len(steps) - 2), "So in the end"][-len(steps) :]
+    return "\n".join(
+        f"{opening} {left} {WORDS[sign]} {right} is {result}."
+        for opening, (left, sign, right, result) in zip(openings, steps, strict=True)
+    )

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import operator
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
 
 DIFFICULTIES = (1, 2, 3, 4)
+STEP = re.compile(r"(-?\d+)([-+*/%])(-?\d+)=(-?\d+)")
 OPERATIONS = {
     "+": operator.add,
     "-": operator.sub,

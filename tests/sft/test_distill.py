@@ -216,6 +216,24 @@ def test_a_teacher_with_nothing_right_is_told_with_numbers(tmp_path, tokenizer):
     assert json.loads((tmp_path / STATISTICS).read_text())["kept"] == 0
 
 
+def test_raw_keeps_samples_as_they_are(tmp_path, tokenizer):
+    """Wrong, without an answer and in no format; not what is empty or cut off. What there was of each is counted."""
+    texts = [
+        ("<think>\n2+2=5\n</think>\n\\boxed{5}", "stop"),
+        ("well, 4 I think ", "stop"),
+        ("  \n", "stop"),
+        ("<think>\n2+2=4\n</think>\n\\boxed{4}", "length"),
+        ("\\boxed{4}", "stop"),
+    ]
+    written(tmp_path, {"p0": texts})
+    found = choose(problems(), tmp_path, changed(keep="raw"), tokenizer)
+    assert [trace.completion for trace in read_traces(tmp_path / TRACES)] == [texts[i][0] for i in (0, 1, 4)]
+    assert found.dropped == {"empty": 1, "truncated": 1} and found.kept == 3
+    # boxes in 0, 3 and 4, closed thoughts in 0 and 3
+    assert (found.sampled, found.correct, found.closed, found.cut_off) == (5, 2, 2, 1)
+    assert found.answered == sum(bool(MATH.answer(text)) for text, _ in texts)
+
+
 def test_all_keeps_wrong_answers_and_no_bare_ones(tmp_path, tokenizer):
     """An empty think block is what the format reward pays nothing for: no trace may teach it."""
     written(tmp_path, {"p0": [(THINK.completion("2+2=5", "5"), "stop"), ("\\boxed{4}", "stop"), ("No idea.", "stop")]})

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orchestra.config import loading as load
 from orchestra.config.faults import RecipeError, UserError
-from orchestra.config.loading import choose_scale, load_recipe, unused_scale_stages
+from orchestra.config.loading import choose_scale, load_recipe, unknown_in_scales
 from orchestra.config.recipe import Recipe
 from orchestra.config.yamlfile import parse
 from orchestra.plan import machine
@@ -106,8 +106,8 @@ def test_what_is_not_a_recipe_is_one_message(written, text, said):
         ("steps: 200", "steps: 0", "0 must be more than 0"),
         ("steps: 200", "steps: [200]", "[200] is a list; a whole number is needed"),
         ("steps: 200", "steps: 99999999999999999999", "must be at most"),
-        ("kind: grpo", "kind: gpro", "'gpro' is not one of distill, evaluate, export, grpo, preflight, probe, sft; "
-                                     "did you mean 'grpo'?"),
+        ("kind: grpo", "kind: gpro", "'gpro' is not one of distill, evaluate, export, grpo, preflight, probe, sft, "
+                                     "solutions; did you mean 'grpo'?"),
         ("kind: grpo, ", "", "kind: missing; one of"),
         ("kind: grpo", "kind: [grpo]", "is not one of distill"),
         ("name: explore", "name: Explore", "use lower-case letters"),
@@ -119,7 +119,7 @@ def test_what_is_not_a_recipe_is_one_message(written, text, said):
         ("model: {base: embedded/student}", "model: {base: ''}", "model.base: must not be empty"),
         ("  - {name: traces", "  - 5\n  - {name: traces", "stage number 1: 5 is a whole number; a mapping"),
         ("train: embedded", "train: nowhere.jsonl", "problems.train: 'nowhere.jsonl': no such file"),
-        ("train: embedded", "train: embeded", "problems.train: 'embeded' is neither embedded nor a .jsonl file"),
+        ("train: embedded", "train: embeded", "problems.train: 'embeded' is neither embedded nor embedded:stories"),
         ("test: embedded", "test: embedded, format: think-boxd", "is not a format (known: think-boxed"),
         ("base: embedded/student", "base: embedded/studnt", "did you mean 'embedded/student'?"),
         ("base: embedded/student", "base: /nowhere/at/all", "is not a folder with a model"),
@@ -171,7 +171,7 @@ def test_sources_with_shares_are_found_like_others(written, tmp_path):
 @pytest.mark.parametrize(
     ("problems", "said"),
     [
-        ("{gsm8k: embeded}", "problems.gsm8k: 'embeded' is neither embedded nor a .jsonl file"),
+        ("{gsm8k: embeded}", "problems.gsm8k: 'embeded' is neither embedded nor embedded:stories"),
         ("{gsm8k: nowhere.jsonl}", "problems: 'nowhere.jsonl': no such file"),
         ("{GSM 8K: embedded}", "'GSM 8K': use lower-case letters"),
         ("{gsm8k: 5}", "problems.gsm8k: 5 is a whole number; text is needed"),
@@ -414,7 +414,7 @@ def test_a_part_of_a_number_keeps_six_digits(written):
         ("kinds: {grpo: {beta: 0.1}}", "tiny.yaml:1: kinds.grpo.beta: a scale says how big, never what is learned"),
         ("kinds: {grpo: {bta: 0.1}}", "kinds.grpo.bta: unknown key"),
         ("kinds: {gpro: {steps: 1}}", "kinds.gpro: not a kind of stage; one of distill, evaluate, export, grpo, "
-                                      "preflight, probe, sft; did you mean 'grpo'?"),
+                                      "preflight, probe, sft, solutions; did you mean 'grpo'?"),
         ("reward: {format: 0.5}", "a scale has the sections model, problems, rollouts, evaluate, kinds, stages"),
         ("seed: 3", "a scale has the sections"),
         ("problems: {format: boxed}", "never what is learned"),
@@ -447,9 +447,12 @@ def test_no_gpu_where_none_is_visible(monkeypatch):
 
 
 def test_shipped_scales_name_only_stages_that_exist(written):
-    assert unused_scale_stages() == []
+    assert unknown_in_scales() == []
     written("stages: {nowhere: {steps: 3}}", "recipes/x.yaml")
     (load.Path.cwd() / "recipes" / "scales").mkdir()
     written("stages: {explor: {steps: 3}}", "recipes/scales/odd.yaml")
     (load.Path.cwd() / "recipes" / "x.yaml").write_text(TEXT)
-    assert any("stages.explor: no recipe has a stage of that name" in line for line in unused_scale_stages())
+    assert any("stages.explor: no recipe has a stage of that name" in line for line in unknown_in_scales())
+    written("recipes: {y: {}, x: {stages: {explor: {steps: 3}}}}", "recipes/scales/odd.yaml")
+    assert any("recipes.y: no recipe has that name" in line for line in unknown_in_scales())
+    assert any("recipes.x.stages.explor: no recipe has a stage" in line for line in unknown_in_scales())

@@ -9,9 +9,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from orchestra import RECIPES
-from orchestra.cli import json_schema
 from orchestra.config.loading import load_recipe
 from orchestra.config.recipe import Recipe
+from orchestra.config.schema import json_schema
 from orchestra.config.yamlfile import read_mapping
 from orchestra.stages import kinds
 from rewards.settings import Reward
@@ -104,6 +104,23 @@ def test_the_json_schema_is_up_to_date():
 def test_the_json_schema_catches_a_typo():
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(small(polish={"betaa": 1}), json.loads(json_schema()))
+
+
+@pytest.mark.parametrize(
+    "text, right",
+    [
+        ({"extends": "40d", "name": "mine", "problems": {"train_limit": 5}}, True),
+        ({"extends": "40d", "name": "mine", "stages": {"polish": None, "explore": {"steps": 5}}}, True),
+        ({"extends": "40d", "name": "mine", "arms": {"a": {}}, "seeds": 3}, True),
+        ({"extends": "40d", "name": "mine", "problems": {"train_limt": 5}}, False),
+        ({"extends": "40d", "problems": {"train_limit": 5}}, False),
+        ({"name": "mine", "problems": {"train_limit": 5}}, False),
+    ],
+)
+def test_the_json_schema_of_a_file_that_extends_another(text, right):
+    """Such a file need say only what is different, but nothing misspelt, and a name of its own."""
+    found = list(jsonschema.Draft202012Validator(json.loads(json_schema())).iter_errors(text))
+    assert (not found) == right
 
 
 def test_the_main_recipe_is_what_it_says():
