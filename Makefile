@@ -20,7 +20,7 @@ BACKEND_cpu = $(if $(LINKS),,--torch-backend cpu)
 COMPILE  = $(UV) compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_39 --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all check report export lint lock bench bench-minutes bench-grpo bench-exports bench-rewards embedded-models $(addprefix recipe-,$(RECIPES))
+.PHONY: help setup test test-all check report export lint lock experiments bench bench-minutes bench-grpo bench-exports bench-rewards embedded-models $(addprefix recipe-,$(RECIPES))
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -71,6 +71,9 @@ lint: $(READY) ## ruff
 bench: $(READY) ## three seeds of the main recipe at the embedded scale, and minutes to stock TRL's accuracy -> benchmarks/
 	@$(BIN)/python -m benchmarks.recipe_seeds $(ARGS)
 	@$(BIN)/python -m benchmarks.minutes $(ARGS)
+
+experiments: $(READY) ## every experiment of recipes/ under 3 training seeds, one table -> benchmarks/experiments.md (ARGS='--seeds 1' in a third of the time)
+	@$(BIN)/python -m benchmarks.experiments $(ARGS)
 
 bench-minutes: $(READY) ## the second half of bench: ours against stock TRL from the same SFT policies -> benchmarks/minutes.md
 	@$(BIN)/python -m benchmarks.minutes $(ARGS)

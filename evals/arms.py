@@ -11,12 +11,13 @@ and the row's scope says so:
     difference, one run to several problem by problem, of these runs
 
 All rows are about the same problems: those of every run, graded in every run. The arms' p-values are Holm-corrected
-(statsmodels), and a verdict goes by these; the intervals are each on its own.
+(statsmodels), and a verdict goes by these; the intervals are each on its own. Where arms are compared on several sets
+of problems, each set is a table of its own, and the correction is over the differences of all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -62,9 +63,9 @@ class Difference:
         difference: of accuracies, between -1 and 1.
         low, high: its interval, not corrected for the number of arms.
         p_value: two-sided, of no difference.
-        p_holm: the same, corrected for all arms compared.
-        smallest_detectable: the true difference that this design sees with a power of 80 % at the level that an arm
-            must pass on its own, (1 - confidence) / arms compared; None where even 1 could not be seen.
+        p_holm: the same, corrected for all differences that are told together: of all arms, on all sets of problems.
+        smallest_detectable: the true difference that this design sees with a power of 80 % at the level that one
+            must pass on its own, (1 - confidence) / differences told; None where even 1 could not be seen.
         scope: what it is a claim about; "runs" are these very training runs.
         by_seed: whether runs of the same seed were paired.
     """
@@ -82,12 +83,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """An arm. `scope` is of its accuracy; `difference` is None in the first row; `problems` is how many counted."""
+    """An arm. `scope` is of its accuracy; `difference` is None in the first row; `problems` is how many counted.
+
+    `by_seed` has the accuracy of each run, in the order of `seeds`, on these very problems.
+    """
 
     arm: str
     seeds: tuple[int, ...]
     problems: int
     accuracy: Interval
+    by_seed: tuple[float, ...]
     scope: Scope
     difference: Difference | None
     verdict: str
@@ -140,42 +145,100 @@ def compare_arms(arms: Sequence[Arm], confidence: float, seed: int = 0) -> Compa
         ValueError: no arms, an arm without runs, a name, a seed or a problem twice, matrices that are none, or no
             problem that every run was asked and is graded in.
     """
-    statistics.check_confidence(confidence)
+    return _corrected({"": _compared(_selected(arms), confidence, max(1, len(arms) - 1), seed)}, confidence)[""]
+
+
+def compare_sets(
+    sets: Mapping[str, Sequence[Arm]], confidence: float, seed: int = 0
+) -> tuple[dict[str, Comparison], dict[str, str]]:
+    """The same of several sets of problems at once: p-values and verdicts are corrected over all of their differences.
+
+    Args:
+        sets: by name, the arms as they did on these problems; an arm that was not asked them is not among them.
+
+    Returns:
+        The comparisons by set, and why a set could not be compared.
+    """
+    selected, refused = {}, {}
+    for name, arms in sets.items():
+        try:
+            selected[name] = _selected(arms)
+        except ValueError as error:
+            refused[name] = str(error)
+    claims = max(1, sum(len(one.arms) - 1 for one in selected.values()))
+    found = {name: _compared(one, confidence, claims, seed) for name, one in selected.items()}
+    return _corrected(found, confidence), refused
+
+
+@dataclass(frozen=True, eq=False)
+class _Selected:
+    """Arms on the problems that count.
+
+    Fields:
+        arms: name -> seeds in order, and their runs' problems x samples.
+        asked: problems of any run; common: of every run; problems: of these, graded in every run.
+    """
+
+    arms: Mapping[str, tuple[tuple[int, ...], list[np.ndarray]]]
+    asked: int
+    common: int
+    problems: int
+
+
+def _selected(arms: Sequence[Arm]) -> _Selected:
     _check(arms)
     common, asked = _common(arms)
-    seeds = {arm.name: tuple(sorted(run.seed for run in arm.runs)) for arm in arms}
-    runs = {arm.name: [_rows(run, common) for run in sorted(arm.runs, key=lambda run: run.seed)] for arm in arms}
+    ordered = {arm.name: sorted(arm.runs, key=lambda run: run.seed) for arm in arms}
+    rows = {name: [(run.seed, _rows(run, common)) for run in runs] for name, runs in ordered.items()}
     graded_P = np.ones(len(common), dtype=bool)
-    for name, matrices in runs.items():
-        for run_seed, matrix_PS in zip(seeds[name], matrices, strict=True):
+    for name, runs in rows.items():
+        for seed, matrix_PS in runs:
             graded_P &= ~np.isnan(matrix_PS).all(axis=1)
             if not graded_P.any():
-                where = f"arm {name!r}, seed {run_seed} leaves none"
+                where = f"arm {name!r}, seed {seed} leaves none"
                 raise ValueError(f"compare: none of {len(common)} problems has a graded sample in every run: {where}")
-    runs = {name: [matrix_PS[graded_P] for matrix_PS in matrices] for name, matrices in runs.items()}
-    first, *others = (arm.name for arm in arms)
-    level = (1 - confidence) / max(1, len(others))
-    found = {
-        name: _difference(runs[name], runs[first], seeds[name] == seeds[first], confidence, level, seed)
-        for name in others
+    kept = {
+        name: (tuple(seed for seed, _ in runs), [matrix_PS[graded_P] for _, matrix_PS in runs])
+        for name, runs in rows.items()
     }
-    corrected = dict(zip(found, _holm([one.p_value for one in found.values()], 1 - confidence), strict=True))
+    return _Selected(kept, len(asked), len(common), int(graded_P.sum()))
+
+
+def _compared(of: _Selected, confidence: float, claims: int, seed: int) -> Comparison:
+    """As if each difference were the only one; the smallest that could have been seen is at the level of `claims`."""
+    statistics.check_confidence(confidence)
+    first_seeds, first = next(iter(of.arms.values()))
     rows = []
-    for arm in arms:
-        one = replace(found[arm.name], p_holm=corrected[arm.name]) if arm.name in found else None
-        several = len(arm.runs) > 1
+    for at, (name, (seeds, runs)) in enumerate(of.arms.items()):
+        level = (1 - confidence) / claims
+        one = _difference(runs, first, seeds == first_seeds, confidence, level, seed) if at else None
         rows.append(
             Row(
-                arm=arm.name,
-                seeds=seeds[arm.name],
-                problems=int(graded_P.sum()),
-                accuracy=_accuracy(runs[arm.name], confidence),
-                scope="recipe" if several else "runs",
+                arm=name,
+                seeds=seeds,
+                problems=of.problems,
+                accuracy=_accuracy(runs, confidence),
+                by_seed=tuple(float(mean) for mean in _means(runs).mean(axis=0)),
+                scope="recipe" if len(runs) > 1 else "runs",
                 difference=one,
                 verdict=_verdict(one),
             )
         )
-    return Comparison(tuple(rows), int(graded_P.sum()), len(asked) - len(common), int((~graded_P).sum()))
+    return Comparison(tuple(rows), of.problems, of.asked - of.common, of.common - of.problems)
+
+
+def _corrected(sets: Mapping[str, Comparison], confidence: float) -> dict[str, Comparison]:
+    """With p-values and verdicts corrected over the differences of all sets."""
+    told = [row.difference for one in sets.values() for row in one.rows if row.difference is not None]
+    corrected = iter(_holm([one.p_value for one in told], 1 - confidence))
+
+    def row(old: Row) -> Row:
+        if old.difference is None:
+            return old
+        one = replace(old.difference, p_holm=next(corrected))
+        return replace(old, difference=one, verdict=_verdict(one))
+
+    return {name: replace(one, rows=tuple(row(old) for old in one.rows)) for name, one in sets.items()}
 
 
 def _check(arms: Sequence[Arm]) -> None:

@@ -36,6 +36,9 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a key: --set stages.polish.beta=0.02. Repeatable.", show_default=False),
 ]
+SeedCount = Annotated[
+    int | None, typer.Option("--seeds", min=1, max=1000, help="Training seeds 1 to this, each a run of its own.")
+]
 RunName = Annotated[str, typer.Argument(help="A run's folder, or its name below runs/.", show_default=False)]
 
 
@@ -43,6 +46,11 @@ def _console() -> Console:
     """Standard output; wide enough for a table where it is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def _seeds(count: int | None) -> tuple[int, ...]:
+    """Those of the command line; none where the recipe file has its own."""
+    return tuple(range(1, count + 1)) if count is not None else ()
 
 
 @app.command()
@@ -76,30 +84,32 @@ def check(
 
 @app.command()
 def plan(recipe: RecipeName, scale: ScaleName = "auto", sets: Sets = None,
-         as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:  # fmt: skip
-    """Show what a run would do, take and need, without running it."""
+         as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+         seeds: SeedCount = None) -> None:  # fmt: skip
+    """Show what a run, or all runs of an experiment, would do, take and need, without running them."""
     from orchestra.config.experiment import load_experiment
-    from orchestra.plan.estimate import estimate as make_plan
+    from orchestra.plan import table
+    from orchestra.plan.estimate import estimate
+    from orchestra.plan.experiment import plan_experiment
     from orchestra.plan.machine import this_machine
-    from orchestra.plan.table import show as show_plan
+    from orchestra.run.experiment import settled
 
-    chosen = loading.choose_scale(scale)
-    experiment = load_experiment(recipe, chosen.name if chosen.path is None else str(chosen.path), sets or ())
-    estimate = make_plan(experiment.recipe, this_machine(), chosen.name)
+    chosen, machine = loading.choose_scale(scale), this_machine()
+    name = chosen.name if chosen.path is None else str(chosen.path)
+    experiment = load_experiment(recipe, name, sets or (), _seeds(seeds))
+    if experiment.single:
+        made, show_plan = estimate(experiment.recipe, machine, chosen.name), table.show
+    else:
+        # as a run would have it: arms that differ in `auto` and what it means here are the same
+        here = experiment.each(lambda one: settled(one, bool(machine.gpus)))
+        made, show_plan = plan_experiment(here, machine, chosen.name), table.show_experiment
     if as_json:
-        typer.echo(json.dumps(estimate.to_json(), indent=1))
+        typer.echo(json.dumps(made.to_json(), indent=1))
         return
     console = _console()
     if chosen.why:
         console.print(chosen.why, highlight=False)
-    show_plan(estimate, console)
-    if not experiment.single:
-        told = f"arms {', '.join(experiment.arms)}; " if experiment.arms else ""
-        console.print(
-            f"this is one run of {len(experiment.runs())} ({told}seeds: {len(experiment.seeds) or 1}); what they agree "
-            "on up to a stage is run once",
-            highlight=False,
-        )
+    show_plan(made, console)
 
 
 @app.command()
@@ -112,17 +122,15 @@ def run(
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs.")] = Path("runs"),
     force: Annotated[bool, typer.Option("--force", help="Also where the plan says that it does not fit.")] = False,
-    seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, max=1000, help="Training seeds 1 to this, each a run of its own.")
-    ] = None,
+    seeds: SeedCount = None,
 ) -> None:
     """Run a recipe, with all its arms and seeds; finished stages are skipped."""
     from orchestra.cli_run import run_command
     from orchestra.config.experiment import load_experiment
 
     chosen = loading.choose_scale(scale)
-    under = tuple(range(1, seeds + 1)) if seeds is not None else ()
-    loaded = load_experiment(recipe, chosen.name if chosen.path is None else str(chosen.path), sets or (), under)
+    name = chosen.name if chosen.path is None else str(chosen.path)
+    loaded = load_experiment(recipe, name, sets or (), _seeds(seeds))
     code = run_command(loaded, chosen, str(loading.find(recipe)), tuple(sets or ()), restart_from, runs, force=force)
     if code:
         raise typer.Exit(code)
@@ -151,7 +159,12 @@ def show(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="For
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Experiments, or runs on the same problems.", show_default=False)],
-    stage: Annotated[str | None, typer.Option("--stage", help="Whose policy; default: the last one.")] = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="Whose evaluation; default: the last one of the last trained policy.")
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option("--set", help="One of several sets of problems that a stage has asked.")
+    ] = None,
     decoded: Annotated[bool, typer.Option("--greedy", help="Greedy answers instead of sampled ones.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
@@ -161,23 +174,21 @@ def compare(
     from orchestra.run.folder import find_run
 
     folders = [find_experiment(run) or find_run(run) for run in runs]
-    compared = arms.compare_runs(folders, stage, "greedy" if decoded else "sampled")
+    compared = arms.compare_runs(folders, stage, "greedy" if decoded else "sampled", on)
     if as_json:
         typer.echo(arms.as_json(compared))
         return
-    console = _console()
-    console.print(arms.table(compared))
-    for line in arms.notes(compared):
-        console.print(line, highlight=False)
+    arms.show(compared, _console())
 
 
 @app.command()
 def report(run: RunName) -> None:
-    """Write report.html of a run again."""
-    from orchestra.report.page import write_report
+    """Write report.html of a run, or of an experiment, again."""
+    from orchestra.report.comparison import write_any
+    from orchestra.run.experiment import find_experiment
     from orchestra.run.folder import find_run
 
-    typer.echo(write_report(find_run(run)))
+    typer.echo(write_any(find_experiment(run) or find_run(run)))
 
 
 @app.command()

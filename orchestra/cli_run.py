@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.processes import Processes, here, rank
-from models.sizes import arithmetic_name
 from orchestra.config import loading
 from orchestra.config.experiment import Experiment
 from orchestra.config.faults import UserError, is_user_error
@@ -57,7 +56,7 @@ def run_command(
         raise UserError(f"{unusable} ({machine})")
     if machine.gpus and here() > len(machine.gpus):
         raise UserError(f"{here()} processes for {len(machine.gpus)} GPUs; each needs one of its own")
-    settled = experiment.each(lambda recipe: _settled(recipe, bool(machine.gpus)))
+    settled = experiment.each(lambda recipe: experiments.settled(recipe, bool(machine.gpus)))
     plans = {
         arm: _fitting(recipe, scale, source, sets, machine, progress, force=force)
         for arm, recipe in settled.named.items()
@@ -107,7 +106,7 @@ def _run_arms(
     experiment: Experiment, folder: Path, asked: Asked, plans: Mapping[str, planning.Plan], restart_from: str | None
 ) -> bool:
     """Every arm under every seed; returns whether a gate stopped one. The others go on."""
-    from orchestra.report.arms import compare_runs, notes, table
+    from orchestra.report.arms import compare_runs, show
     from orchestra.work.engines import Engines
 
     every = experiments.runs_of(experiment, folder)
@@ -131,6 +130,7 @@ def _run_arms(
             if first:
                 experiments.keep_commits(folder, one.run_dir)
                 _report(one.run_dir, asked.progress)
+                _report(folder, asked.progress)
             if outcome.verdict != gates.GO:
                 stopped.append(str(one))
     finally:
@@ -138,10 +138,7 @@ def _run_arms(
             with chatter_to(folder / "log.txt"):
                 engines.close()
     if first:
-        compared = compare_runs([folder])
-        asked.progress.console.print(table(compared))
-        for line in notes(compared):
-            say(line)
+        show(compare_runs([folder]), asked.progress.console)
         if stopped:
             say(f"stopped by a gate: {'; '.join(stopped)}")
     return bool(stopped)
@@ -175,16 +172,6 @@ def _scales_that_fit(source: str, refused: Scale, sets: tuple[str, ...], machine
     return f"; at scale {' or '.join(fitting)} it fits" if fitting else ""
 
 
-def _settled(recipe: Recipe, cuda: bool) -> Recipe:
-    """With `dtype: auto` replaced by what it means here. A base cast to another arithmetic quantises to other codes, so
-    a run that goes on, or is exported, on another machine must know what it was trained in."""
-    settled = {
-        name: node.model_copy(update={"dtype": arithmetic_name(node.dtype, cuda=cuda)})
-        for name, node in (("model", recipe.model), ("rollouts", recipe.rollouts))
-    }
-    return recipe.model_copy(update=settled)
-
-
 def _finish(plan: planning.Plan, outcome: Outcome, progress: Progress) -> None:
     """Table, planned against measured, report."""
     console = progress.console
@@ -206,9 +193,9 @@ def _report(run_dir: Path, progress: Progress) -> None:
     log = run_dir / "log.txt"
     try:
         with chatter_to(log):
-            from orchestra.report.page import write_report
+            from orchestra.report.comparison import write_any
 
-            path = write_report(run_dir)
+            path = write_any(run_dir)
     except Exception as error:  # noqa: BLE001  (said to the user, and the traceback is kept)
         with open(log, "a", encoding="utf-8") as file:
             traceback.print_exc(file=file)

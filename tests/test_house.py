@@ -89,7 +89,10 @@ def test_no_kind_is_known_outside_its_file(path):
 HEAVY = ("torch", "transformers", "vllm", "trl", "peft", "datasets", "sympy", "scipy", "matplotlib", "numpy")
 
 
-@pytest.mark.parametrize("command", [["check"], ["plan", "40d"], ["plan", "40d", "--scale", "gpu"], ["--help"]])
+@pytest.mark.parametrize(
+    "command",
+    [["check"], ["plan", "40d"], ["plan", "40d", "--scale", "gpu"], ["plan", "40d-beta", "--seeds", "3"], ["--help"]],
+)
 def test_what_answers_at_once_imports_nothing_heavy(command):
     text = f"""
 import sys

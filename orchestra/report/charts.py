@@ -1,51 +1,24 @@
-"""The report's charts: matplotlib drawings as inline SVG whose colours and font come from the page's style sheet.
-
-Colours are drawn as stand-ins (`#000001` ...) and exchanged for CSS variables afterwards, so that one drawing serves
-light and dark; text stays text, so that it can be read aloud, searched and copied.
-"""
+"""The charts of a run's report; see `drawing` for how they are made."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from orchestra.report.drawing import MAIN, MUTED, PAGE, SECOND
+from orchestra.report.drawing import figure as _figure
+from orchestra.report.drawing import row_names as _row_names
+from orchestra.report.drawing import short as _short
+from orchestra.report.drawing import svg as _svg
+from orchestra.report.drawing import write as _text
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-INK, MUTED, GRID, MAIN, SECOND, BAND, PAGE = (f"#00000{number}" for number in range(1, 8))
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", MAIN: "main", SECOND: "second", BAND: "band", PAGE: "card"}
-
-WIDTH = 4.6  # inches; on the page a chart is as wide as its column
 POINTS = 320  # drawn per line; more cannot be told apart
-
-STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.facecolor": "none",
-    "axes.labelcolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-}
 
 
 @dataclass(frozen=True)
@@ -261,11 +234,6 @@ def loss_chart(key: str, title: str, steps_N: np.ndarray, values_N: np.ndarray) 
     return _svg(figure, key, title)
 
 
-def _text(axes: Axes, x: float, y: float, text: str, color: str = INK, fontsize: float = 8, **where: object) -> None:
-    # names are plain text, never mathtext
-    axes.text(x, y, text, color=color, fontsize=fontsize, parse_math=False, **where)
-
-
 def _few_ticks(axes: Axes) -> None:
     """Plain numbers below, also on a logarithmic scale."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -274,12 +242,6 @@ def _few_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8) if logarithmic else MaxNLocator(nbins=5))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _row_names(axes: Axes, rows: Sequence[float], names: Sequence[str]) -> None:
-    axes.set_yticks(rows, [""] * len(names))
-    for row, name in zip(rows, names, strict=True):
-        _text(axes, -0.02, row, _short(name, 16), transform=axes.get_yaxis_transform(), ha="right", va="center")
 
 
 def _line(axes: Axes, steps_N: np.ndarray, values_N: np.ndarray) -> None:
@@ -331,45 +293,3 @@ def _beta(strip: Axes, segments: Sequence[Segment]) -> None:
 
 def _span(segments: Sequence[Segment]) -> float:
     return max(segments[-1].last - segments[0].first, 1.0)
-
-
-def _figure(
-    height: float, left: float, bottom: float, top: float = 0.2, ratios: tuple[float, ...] = (1,)
-) -> tuple[Figure, Sequence[Axes]]:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), facecolor="none")
-        figure.subplots_adjust(left=left / WIDTH, right=1 - 0.12 / WIDTH, bottom=bottom / height, top=1 - top / height)
-        grid = figure.subplots(len(ratios), 1, height_ratios=ratios, gridspec_kw={"hspace": 0.12}, squeeze=False)
-        return figure, grid[:, 0]
-
-
-def _svg(figure: Figure, key: str, title: str) -> str:
-    """The figure as an SVG element: no prolog, no metadata, ids of its own, CSS variables for colours."""
-    import matplotlib
-
-    out = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": key}):
-        figure.savefig(out, format="svg", metadata=nothing)
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
-    used = set(re.findall(r"(?:href=\"#|url\(#)([^\")]+)", svg))
-    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{key}-", svg)
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--font)", svg)
-    for color, name in VARIABLES.items():
-        svg = svg.replace(color, f"var(--{name})")
-    # two decimals are a hundredth of a point; only inside attributes, for text has numbers of its own
-    svg = re.sub(r'="[^"]*"', lambda m: re.sub(r"-?\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", m[0]), svg)
-    svg = re.sub(r"\n\s*", "\n", svg)
-    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
-    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
-    return re.sub(r"<svg[^>]*>", lambda m: head, svg, count=1)
-
-
-def _short(name: str, room: int) -> str:
-    return name if len(name) <= room else name[: max(1, room - 1)] + "…"

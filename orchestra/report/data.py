@@ -93,6 +93,7 @@ class RunRecord:
 
     Fields:
         recipe: as YAML text, with what the scale and the command line changed; defaults are left out.
+        resolved: the recipe itself; None where it is of another version of the schema.
         ran_on: versions, machine and the like, by name.
         plan: stage name -> planned numbers, empty where the run did not record any.
         stages: those with a folder in their order, then those to come.
@@ -108,6 +109,7 @@ class RunRecord:
     plan: dict[str, dict[str, float]]
     stages: tuple[StageRecord, ...]
     notes: tuple[str, ...]
+    resolved: Recipe | None = None
 
     @property
     def finished(self) -> bool:
@@ -144,7 +146,7 @@ def read_run(run_dir: Path) -> RunRecord:
     )
     if not about and not folders:
         raise FileNotFoundError(f"{run_dir}: not a run folder (no run.json, no stage folders)")
-    recipe_text, recipe = _recipe(about.get("recipe"), reader)
+    recipe_text, recipe, resolved = _recipe(about.get("recipe"), reader)
     planned = {str(stage["name"]): stage for stage in _trees(recipe.get("stages")) if "name" in stage}
     stages = [_stage(name, path, planned.get(name, {}), reader) for _, name, path in folders]
     begun = {stage.name for stage in stages}
@@ -163,6 +165,7 @@ def read_run(run_dir: Path) -> RunRecord:
         plan=_plan(about.get("plan") or reader.tree(run_dir / "plan.json")),
         stages=tuple(stages),
         notes=tuple(reader.notes),
+        resolved=resolved,
     )
 
 
@@ -234,22 +237,22 @@ def _own_files(kind: str) -> list[str]:
     return [file for file in known.outputs if file.endswith(".json")] if known is not None else []
 
 
-def _recipe(value: object, reader: _Reader) -> tuple[str, Tree]:
-    """The recipe's text and tree from either. Of a mapping only what differs from the schema's defaults is written."""
+def _recipe(value: object, reader: _Reader) -> tuple[str, Tree, Recipe | None]:
+    """The recipe's text, tree and itself. Of a mapping only what differs from the schema's defaults is written."""
     if isinstance(value, str):
         try:
-            return value, _tree(YAML(typ="safe").load(value))
+            return value, _tree(YAML(typ="safe").load(value)), None
         except YAMLError as error:
             reader.notes.append(f"run.json: the recipe is not YAML: {str(error).splitlines()[0]}")
-            return value, {}
+            return value, {}, None
     tree = _tree(value)
     if not tree:
-        return "", {}
+        return "", {}, None
     try:
-        own = Recipe.model_validate(tree).model_dump(mode="json", exclude_defaults=True)
+        resolved = Recipe.model_validate(tree)
     except ValidationError:  # of another version of the schema: all of it, then
-        own = tree
-    return to_yaml(own), tree
+        return to_yaml(tree), tree, None
+    return to_yaml(resolved.model_dump(mode="json", exclude_defaults=True)), tree, resolved
 
 
 def to_yaml(recipe: Tree) -> str:

@@ -7,8 +7,6 @@ forbids the browser to load anything. A run that is still going gives a report t
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -20,10 +18,11 @@ from evals.evaluate import Evaluation, Pass, Sample, compare
 from evals.statistics import PairedDifference
 from orchestra.report import charts
 from orchestra.report.data import RunRecord, StageRecord, compared, read_run
+from orchestra.report.html import rendered, write_page
 from orchestra.report.modelled import perplexity_charts
 from orchestra.report.parts import Chart, Counts, Course, Notice
 from orchestra.stages import all_kinds
-from orchestra.text import FILTERS, points
+from orchestra.text import points
 
 SHOWN_LAST, SHOWN_OTHER = 3, 1  # samples of each kind, of the last stage and of the others
 SIDE_BY_SIDE = 2  # problems followed through the stages
@@ -73,33 +72,14 @@ def write_report(run_dir: Path) -> Path:
         FileNotFoundError: `run_dir` is not a run folder.
     """
     run_dir = Path(run_dir)
-    run = read_run(run_dir)
-    path = run_dir / "report.html"
-    # a lone surrogate in a completion cannot be written as UTF-8
-    page = render(run).encode("utf-8", errors="replace")
-    handle, temporary = tempfile.mkstemp(dir=run_dir, prefix=".report-")
-    with os.fdopen(handle, "wb") as file:
-        file.write(page)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-    return path
+    return write_page(run_dir, render(read_run(run_dir)))
 
 
 def render(run: RunRecord) -> str:
     """The page as HTML text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("orchestra.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS, svg=Markup)
     evaluated = run.evaluated
-    return environment.get_template("report.html.j2").render(
+    return rendered(
+        "report.html.j2",
         run=run,
         headline=_headline(evaluated),
         tiles=[tile for kind in all_kinds().values() for tile in kind.headline(evaluated)],

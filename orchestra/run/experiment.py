@@ -1,7 +1,7 @@
 """An experiment's folder: a run for each arm and seed, what they have in common once, and what it is about.
 
 runs/<recipe>-<scale>/
-  experiment.json       arms, seeds, others' numbers
+  experiment.json       arms, what each changes, seeds, others' numbers
   hub.json              the commits of the Hub, one for all runs
   <arm>/seed-<n>/       a run like any other
 """
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from models.sizes import arithmetic_name
+from orchestra.config.changes import Change, changes
 from orchestra.config.experiment import Experiment
 from orchestra.config.faults import UserError
 from orchestra.config.recipe import Recipe
@@ -59,9 +61,16 @@ def prepare(experiment: Experiment, folder: Path, about: Mapping[str, object]) -
             **about,
             "arms": list(dict.fromkeys(arm for arm, _ in runs)),
             "seeds": list(dict.fromkeys(seed for _, seed in runs)),
+            "changes": {arm: [asdict(one) for one in found] for arm, found in changes_of(experiment).items()},
             "reported": experiment.reported.model_dump(mode="json") if experiment.reported is not None else None,
         },
     )
+
+
+def changes_of(experiment: Experiment) -> dict[str, tuple[Change, ...]]:
+    """What each arm has otherwise than the first one."""
+    first = next(iter(experiment.named.values()))
+    return {arm: changes(recipe, first) for arm, recipe in experiment.named.items()}
 
 
 def must_be_for(folder: Path, *, single: bool) -> None:
@@ -120,3 +129,13 @@ def restarts(restart_from: str | None, runs: tuple[ArmRun, ...]) -> dict[ArmRun,
             f"--restart-from {restart_from}: no such stage (stages: {', '.join(names)}){near(stage, names)}"
         )
     return having
+
+
+def settled(recipe: Recipe, cuda: bool) -> Recipe:
+    """With `dtype: auto` replaced by what it means here. A base cast to another arithmetic quantises to other codes, so
+    a run that goes on, or is exported, on another machine must know what it was trained in."""
+    settled = {
+        name: node.model_copy(update={"dtype": arithmetic_name(node.dtype, cuda=cuda)})
+        for name, node in (("model", recipe.model), ("rollouts", recipe.rollouts))
+    }
+    return recipe.model_copy(update=settled)

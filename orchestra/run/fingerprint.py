@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -25,14 +26,29 @@ WEIGHTS_LIMIT = 2**30
 def fingerprint(recipe: Recipe, stage: Stage, entries: Mapping[str, LedgerEntry]) -> Fingerprint:
     """The fingerprint of a stage, given the finished stages before it. Raises OSError where an input is missing."""
     inputs = dict(_inputs(recipe, stage, entries))
+    return Fingerprint(_config(recipe, stage), inputs, closure(type(stage).__module__, recipe.problems.domain))
+
+
+def known_beforehand(recipe: Recipe, stage: Stage) -> str:
+    """A digest of what is known of a stage's fingerprint before anything has run: all but what earlier stages give it.
+
+    Runs with the same digests up to a stage have that stage's fingerprint in common, for what earlier ones give it is
+    then the same, too; but where the recipes have evaluations on other problems and training problems are lost to them,
+    which takes reading all of these. Raises OSError where an input is missing.
+    """
+    known = [_config(recipe, stage), dict(_outside(recipe, stage)), recipe.problems.domain]
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def _config(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """The settings that decide a stage's outcome, by dotted key. The seed is one of every stage's."""
     files = frozenset(value for _, value, refers in _referred(recipe, stage) if is_local(value, refers))
     config = dict(_flat("stage", stage)) | {"seed": recipe.seed}
     for key in reads(stage):
         config |= dict(_flat(key, _part(recipe, key)))
     if "evaluation" in stage.gives:
         config |= dict(_flat("evaluate", stage.evaluation(recipe)))
-    config = {key: _without_folder(value, files) for key, value in config.items()}
-    return Fingerprint(config, inputs, closure(type(stage).__module__, recipe.problems.domain))
+    return {key: _without_folder(value, files) for key, value in config.items()}
 
 
 def reads(stage: Stage) -> tuple[str, ...]:
@@ -82,6 +98,18 @@ def _inputs(recipe: Recipe, stage: Stage, entries: Mapping[str, LedgerEntry]) ->
     parents = recipe.parents_of(stage.name)
     for parent in parents:
         yield from _given(parent, "policy", entries)
+    yield from _outside(recipe, stage)
+    for _, value, refers in _referred(recipe, stage):
+        if refers.to_stage and value not in (*refers.also, *parents) and not is_local(value, refers):
+            yield from _given(value, refers.to, entries)
+
+    if lost := lost_to_other_evaluations(recipe, stage):
+        digest = hashlib.sha256("\n".join(lost).encode()).hexdigest()
+        yield "training problems left out because an evaluate stage asks them", digest
+
+
+def _outside(recipe: Recipe, stage: Stage) -> Iterator[tuple[str, str]]:
+    """Those from outside the run."""
     for key, value, refers in _referred(recipe, stage):
         if value in refers.also:
             continue
@@ -94,12 +122,6 @@ def _inputs(recipe: Recipe, stage: Stage, entries: Mapping[str, LedgerEntry]) ->
             if refers.to == "file":
                 imported = imported_by(Path(value)).items()
                 yield from ((f"{key} ({Path(value).name}: {name})", digest) for name, digest in imported)
-        elif refers.to_stage and value not in parents:
-            yield from _given(value, refers.to, entries)
-
-    if lost := lost_to_other_evaluations(recipe, stage):
-        digest = hashlib.sha256("\n".join(lost).encode()).hexdigest()
-        yield "training problems left out because an evaluate stage asks them", digest
 
 
 def _given(name: str, what: str, entries: Mapping[str, LedgerEntry]) -> Iterator[tuple[str, str]]:

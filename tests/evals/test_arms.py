@@ -11,7 +11,7 @@ from scipy.special import expit
 from statsmodels.stats.proportion import proportion_confint
 
 from evals import statistics
-from evals.arms import Arm, Comparison, Run, compare_arms
+from evals.arms import Arm, Comparison, Run, compare_arms, compare_sets
 from evals.seeds import half_width, p_value, smallest_detectable, spread, spread_unpaired
 
 nan = math.nan
@@ -269,3 +269,43 @@ def test_what_cannot_be_compared_is_an_error():
             compare_arms(arms, 0.95)
     with pytest.raises(ValueError, match="confidence"):
         compare_arms([a], 95)
+
+
+def test_sets_are_one_family():
+    """Two sets x two differences: Holm over four p-values, and what could have been seen at a quarter of the level."""
+    sets = {"easy": three_arms(3), "hard": three_arms(8)}
+    found, refused = compare_sets(sets, 0.95)
+    assert not refused and list(found) == ["easy", "hard"]
+    alone = {name: compare_arms(arms, 0.95) for name, arms in sets.items()}
+    pairs = [(name, at) for name in sets for at in (1, 2)]
+    ordered = sorted(pairs, key=lambda pair: alone[pair[0]].rows[pair[1]].difference.p_value)
+    # the smallest times 4, the next times 3, ..., none below the one before
+    so_far = 0.0
+    for rank, (name, at) in enumerate(ordered):
+        so_far = max(so_far, min(1.0, (4 - rank) * alone[name].rows[at].difference.p_value))
+        one = found[name].rows[at].difference
+        assert one.p_holm == pytest.approx(so_far)
+        of = spread(means(sets[name][at]) - means(sets[name][0]))
+        assert one.smallest_detectable == pytest.approx(smallest_detectable(of, 0.05 / 4))
+        assert (one.difference, one.low, one.p_value) == tuple(
+            getattr(alone[name].rows[at].difference, key) for key in ("difference", "low", "p_value")
+        )
+        assert found[name].rows[at].verdict.startswith("better" if so_far < 0.05 else "not resolved")
+    assert found["easy"].rows[0] == alone["easy"].rows[0]
+
+
+def test_a_set_that_cannot_be_compared_does_not_count():
+    """The others are as if it had not been there."""
+    one, two, _ = three_arms()
+    other = arm("teacher", [run.correct_PS for run in two.runs], ids=tuple(f"q{at}" for at in range(200)))
+    found, refused = compare_sets({"both": [one, two], "apart": [one, other]}, 0.95)
+    assert list(found) == ["both"] and found["both"] == compare_arms([one, two], 0.95)
+    assert "none of their 120 problems in common" in refused["apart"]
+    assert compare_sets({}, 0.95) == ({}, {})
+
+
+def test_accuracy_by_seed():
+    """In the order of the seeds, on the problems that count: the ungraded one is left out of both."""
+    matrices = [np.array([[1.0], [0.0], [1.0], [nan]]), np.array([[1.0], [1.0], [1.0], [0.0]])]
+    row = compare_arms([arm("a", matrices, seeds=(7, 3))], 0.95).rows[0]
+    assert row.seeds == (3, 7) and row.by_seed == pytest.approx((1.0, 2 / 3)) and row.problems == 3

@@ -256,8 +256,8 @@ def test_help_names_every_command(orchestra):
 @pytest.mark.parametrize(("cuda", "dtype"), [(False, "float32"), (True, "bfloat16")])
 def test_a_run_knows_its_arithmetic(cuda, dtype):
     """`auto` means another thing on another machine, where the run may go on or be exported."""
-    from orchestra.cli_run import _settled
     from orchestra.config.loading import load_recipe
+    from orchestra.run.experiment import settled
 
-    settled = _settled(load_recipe("40d", "embedded", ["rollouts.dtype=float32"]), cuda)
+    settled = settled(load_recipe("40d", "embedded", ["rollouts.dtype=float32"]), cuda)
     assert (settled.model.dtype, settled.rollouts.dtype) == (dtype, "float32")

@@ -7,6 +7,8 @@ from fake_stages import STAGES, Fake
 
 from orchestra.config.experiment import load_experiment
 from orchestra.config.faults import UserError
+from orchestra.plan.experiment import plan_experiment
+from orchestra.plan.machine import Machine
 from orchestra.run import experiment as experiments
 from orchestra.run.ledger import Ledger
 from orchestra.run.progress import Progress
@@ -22,6 +24,9 @@ arms:
   flat: {stages: {consolidate: {beta: 0.0}, polish: {beta: 0.0}}}
   short: {stages: {imitate: {steps: 7}}}
 """
+
+
+MACHINE = Machine(cores=2, memory=24 * 2**30, gpus=())
 
 
 @pytest.fixture
@@ -68,6 +73,37 @@ def test_what_arms_have_in_common_is_run_once_for_each_seed(start):
     assert (flat / file).stat().st_ino == (rising / file).stat().st_ino, "on the disk once"
     for arm in ("rising", "flat", "short"):
         assert list(Ledger(folder / arm / "seed-2").entries) == STAGES, "each run is whole"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ARMS,
+        # one that evaluates on the way, one on other problems of which none is trained on, one that stops early
+        """
+extends: 40d
+name: arms
+seeds: [1, 2]
+arms:
+  first: {stages: {explore: {steps: 100}}}
+  look: {stages: {look: {kind: evaluate, samples: 2, after: imitate}}}
+  early: {stages: {consolidate: null, polish: null, release: null}}
+  data: {stages: {traces: {temperature: 0.5}}}
+  late: {stages: {explore: {steps: 100}, polish: {beta: 0.5}}}
+  base: {model: {prompt: chat}}
+  rollouts: {rollouts: {temperature: 0.9}}
+""",
+    ],
+    ids=["changes", "stages"],
+)
+def test_a_plan_says_what_is_run(start, tmp_path, text):
+    """Stage for stage, of every arm and seed; nothing is taken over from another seed."""
+    ran, _ = start(text)
+    planned = plan_experiment(load_experiment(str(tmp_path / "arms.yaml"), "embedded"), MACHINE, "embedded")
+    assert planned.runs == len(ran)
+    for arm in planned.arms:
+        for seed in planned.seeds:
+            assert [stage.name for stage in arm.own] == ran[arm.arm, seed], (arm.arm, seed)
 
 
 def test_again_nothing_is_run_and_nothing_changes(start):
