@@ -28,6 +28,9 @@ class Evaluate(Nucleus, TopK):
     (arXiv 1909.05858); 1 is off."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     """Of the intervals."""
+    perplexity: Annotated[int, Field(ge=0, le=10**6), SIZE] = 256
+    """Texts, one of each problem, of which perplexity is measured after training: of each source that was trained on,
+    and of the held-out problems' written solutions; 0 is off."""
     greedy: bool = True
     """Also evaluate with temperature 0, one completion per problem."""
     pass_at_k: Annotated[tuple[Count, ...], BeforeValidator(as_tuple)] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ from orchestra.text import number, percent, readable
 
 if TYPE_CHECKING:
     from sft.cards import Card, Overlap, Spread
+    from sft.distill import Trace
 
 Place = Annotated[Path, typer.Argument(help="A traces.jsonl, or the folder of a distill stage.", show_default=False)]
 
@@ -22,16 +23,25 @@ def diff(
     second: Place,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """Compare two trace sets: lengths, pass rates, the problems that they cover, and what they share."""
-    from sft.cards import overlap, read_set
+    """Compare two trace sets: lengths, pass rates, perplexity, the problems that they cover, and what they share."""
+    from sft.cards import overlap
 
-    (one, traces), (other, others) = read_set(first), read_set(second)
+    (one, traces), (other, others) = _read(first), _read(second)
     shared = overlap(traces, others)
     if as_json:
         typer.echo(json.dumps({"first": asdict(one), "second": asdict(other), "overlap": asdict(shared)}, indent=1))
         return
     for line in (*_table(one, other), "", *_shared(shared)):
         typer.echo(line)
+
+
+def _read(place: Path) -> tuple[Card, list[Trace]]:
+    """A set with its perplexity under the base, where it lies in a run that has measured it."""
+    from orchestra.report.modelled import perplexity_of_traces
+    from sft.cards import read_set, trace_file
+
+    card, traces = read_set(place)
+    return replace(card, perplexity=perplexity_of_traces(trace_file(place).resolve().parent)), traces
 
 
 def _table(first: Card, second: Card) -> list[str]:
@@ -61,6 +71,7 @@ def _table(first: Card, second: Card) -> list[str]:
     add("right answers", tuple(card.correct for card in cards), share=True)
     spread("tokens", tuple(card.tokens for card in cards))
     spread("pass rates", tuple(card.pass_rates for card in cards))
+    add("perplexity under the base", tuple(card.perplexity for card in cards))
     widths = [max(len(row[at]) for row in rows) for at in range(4)]
     lines = [
         "  ".join(cell.ljust(width) if at == 0 else cell.rjust(width)

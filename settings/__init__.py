@@ -199,9 +199,16 @@ def reference_of(model: type[BaseModel], name: str) -> Refers | None:
     return next((mark for mark in field.metadata if isinstance(mark, Refers)), None) if field is not None else None
 
 
+def or_false(model: type[Node]) -> object:
+    """A type of settings that may be written as `false` instead, which leaves out what they are of."""
+    forms = Annotated[model, Tag("[mapping]")] | Annotated[Literal[False], Tag("[false]")]
+    return Annotated[forms, Discriminator(lambda value: "[false]" if value is False else "[mapping]")]
+
+
 def node_in(annotation: object) -> type[BaseModel] | None:
     """The class of the mapping that a field with this annotation holds, if it holds one."""
-    options = (annotation, *get_args(annotation))
+    # a form of several has a tag around it
+    options = (getattr(one, "__origin__", one) for one in (annotation, *get_args(annotation)))
     return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 

@@ -1,7 +1,7 @@
 """A trace set as a thing one can compare: its card, and what differs between two.
 
 Everything is read from the traces themselves, but for the number of problems that were asked, which a distill stage
-leaves beside them.
+leaves beside them, and the perplexity, which whoever has measured it gives.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Card:
         tokens: of the completions.
         pass_rates: of the problems, each once: the share of the teacher's samples that was right; None where the traces
             do not say it.
+        perplexity: of one text per problem under the run's base; None where the run has not measured it.
     """
 
     source: str
@@ -62,6 +63,7 @@ class Card:
     correct: float
     tokens: Spread
     pass_rates: Spread | None
+    perplexity: float | None = None
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from models.engines.serving import Served
 from orchestra.config.recipe import Recipe
 from orchestra.run.ledger import StageResult
 from orchestra.run.progress import Progress
-from orchestra.work import probing, publishing, resources
+from orchestra.work import preflight, probing, publishing, resources
 from orchestra.work.context import StageContext
 from rl import trainer
 from settings import Node
@@ -84,7 +84,7 @@ class Seen:
         tokens_at_once: for which a GRPO pass has room.
         start, reference: hashes of the adapters that training began with and was held to, "" where there is none.
         limits: that an export was held to; published: its settings.
-        probed: settings that a probe's parts were given, by their class.
+        told: settings that the parts of a probe and of a preflight were given, by their class.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Seen:
     reference: str = ""
     limits: object = None
     published: object = None
-    probed: dict[str, object] = field(default_factory=dict)
+    told: dict[str, object] = field(default_factory=dict)
     folder: Path = Path()
     result: StageResult | None = None
     said: str = ""
@@ -238,9 +238,9 @@ class Run:
             return "published"
 
         def noting_settings(work: Callable[..., object]) -> Callable[..., object]:
-            def noted(*args: object) -> object:
-                self.now.probed |= {type(one).__name__: one for one in args if isinstance(one, Node)}
-                return work(*args)
+            def noted(*args: object, **named: object) -> object:
+                self.now.told |= {type(one).__name__: one for one in args if isinstance(one, Node)}
+                return work(*args, **named)
 
             return noted
 
@@ -275,6 +275,7 @@ class Run:
             patch.setattr(publishing, "write_card", lambda *_: None)
             for name in ("choose_places", "read_places"):
                 patch.setattr(probing, name, noting_settings(getattr(probing, name)))
+            patch.setattr(preflight, "preflight", noting_settings(preflight.preflight))
             patch.setattr(trainer, "micro_batches", of_rows)
             patch.setattr(GRPOTrainer, "_compute_loss", of_grpo)
             patch.setattr(SFTTrainer, "compute_loss", of_sft)

@@ -94,7 +94,7 @@ def probes() -> dict[str, Rule]:
     }  # fmt: skip
 
     def told(o: Observed, node: str, key: str) -> object:
-        value = getattr(o.moved.probed[node], key)
+        value = getattr(o.moved.told[node], key)
         return list(value) if isinstance(value, tuple) else value
 
     def strata(o: Observed) -> Counter:
@@ -113,6 +113,15 @@ def probes() -> dict[str, Rule]:
             for key, value in values.items()
         },
     }
+
+
+def fits() -> dict[str, Rule]:
+    """The keys of a preflight that goes before imitation, as it is told them; what becomes of each is in the rules of
+    the stage that is one."""
+    values = {"problems": 3, "template": "A: {question}", "mismatch": "warn", "rare_below": 0.5, "max_ratio": 1.5,
+              "min_answer_rate": 0.75, "min_end_rate": 0.25}  # fmt: skip
+    return {name: Rule(value, lambda o, name=name: getattr(o.imitate.told["PreflightLimits"], name))
+            for name, value in values.items()}  # fmt: skip
 
 
 def under(prefix: str, rules: dict[str, Rule]) -> dict[str, Rule]:
@@ -182,6 +191,9 @@ def rules(base: str, reward_file: str, solved: str) -> dict[str, Rule]:
         # one group never has variance: every round is taken
         "rollouts.dynamic_sampling.max_resamples": Rule(2, lambda o: len(o.rolled_out("explore")) - 1),
         **under("evaluate", evaluates("explore", 3, 0.8, 0.85, 36, greedy=False)),
+        "evaluate.perplexity": Rule(
+            2, lambda o: len(o.imitate.read("perplexity.json")["sources"]["traces"]["after"]["tokens_by_text"])
+        ),
         "evaluate.confidence": Rule(0.9, lambda o: o.evaluation("explore")["sampled"]["accuracy"]["confidence"]),
         **{f"{prefix_of(kind)}.kind": Rule(kind, lambda o, at=at: o.run.of[at].result.kind)
            for kind, at in STAGE_OF.items()},
@@ -226,6 +238,7 @@ def rules(base: str, reward_file: str, solved: str) -> dict[str, Rule]:
         "preflight.max_ratio": Rule(1.0001, lambda o: bound_told(o, "max_ratio")),
         "preflight.min_answer_rate": Rule(0.99, lambda o: bound_told(o, "min_answer_rate"), 99.0),
         "preflight.min_end_rate": Rule(0.98, lambda o: bound_told(o, "min_end_rate"), 98.0),
+        **under("sft.preflight", fits()),
         **under("sft", trains("imitate", 3e-3, 0.02, 0.004, rows, (7, 7))),
         "sft.parent": Rule("base", lambda o: o.parent(o.imitate.start)),
         "sft.data": Rule({"traces": 2.0}, lambda o: re.findall(r"traces of (\w+)", o.imitate.said), ["traces"]),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orchestra.report.parts import Part, Tile
     from orchestra.run.ledger import StageResult
     from orchestra.work.context import StageContext
+    from orchestra.work.preflighted import Preflighted
 
 Gives = Literal["policy", "imitation", "traces", "evaluation"]
 OUTPUTS: Mapping[Gives, tuple[str, ...]] = {
@@ -113,6 +114,15 @@ class Stage(Node):
         """Whether it is asked the problems of `problems.validation` on the way."""
         return False
 
+    def imitates(self, recipe: Recipe) -> Mapping[str, int]:
+        """The texts that it trains on: by source (an earlier stage's name, or a file) the longest example, in tokens
+        with its prompt."""
+        return {}
+
+    def preflights(self, recipe: Recipe) -> Preflighted | None:
+        """What it reads under the policy that it starts from, before it does anything else."""
+        return None
+
     def other_models(self) -> tuple[str, ...]:
         """Models besides the base that it asks, each through an engine of its own."""
         return ()
@@ -150,6 +160,10 @@ class Stage(Node):
         Raises:
             UserError: it cannot.
         """
+        if self.asks_validation():
+            from orchestra.work.held_out import validation
+
+            validation(recipe)
 
     def run(self, context: StageContext) -> StageResult:
         """Do it."""

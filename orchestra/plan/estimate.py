@@ -24,6 +24,7 @@ from orchestra.plan.devices import GIB, Device, device_of
 from orchestra.plan.machine import Machine
 from orchestra.plan.remedies import what_fits
 from orchestra.plan.shapes import Shape, Unknown, shape_of
+from orchestra.work.preflighted import measured_by
 from rewards.problems import Split
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ TILE = (4096, 32768)
 """Tokens and words at once: neither trainer keeps logits (TRL's ChunkedLogProbFunction; rl/logprobs.py)."""
 ENGINE_SHARE = 0.9
 """Of vLLM's share weights may take; the rest is its activations and a KV cache worth having."""
+READ_AT_ONCE = 8
+"""Texts in one pass where perplexities are measured (orchestra/work/policies.py, `rows_at_once`)."""
 LENGTH_SHARE = 0.6
 """Mean length of a completion as a share of the limit."""
 GENERATE = 4.0
@@ -186,6 +189,25 @@ class Estimator:
         problems = sum(_count(source, "test", limit) for source, limit in sets)
         return self.generate(self.base, problems * passes, settings.max_completion_tokens)
 
+    def preflight(self, stage: Stage) -> tuple[int, float]:
+        """Tokens and seconds of a stage's preflight; none where it has none, or an earlier stage has measured it all.
+        Each text is read under two prompts, and the policy's own answer to its problem."""
+        asked = stage.preflights(self.recipe)
+        if asked is None or measured_by(self.recipe, stage) is not None:
+            return 0, 0.0
+        texts = asked.limits.problems * len(asked.sources)
+        generated, sampling = self.generate(self.base, texts, self.recipe.rollouts.max_completion_tokens)
+        reading = self.train(3 * (texts * self.prompt + generated), math.ceil(3 * texts / READ_AT_ONCE), FLOPS_FORWARD)
+        return generated, sampling + reading
+
+    def perplexity(self, stage: Stage) -> float:
+        """Seconds to read the texts that a stage's policy is measured on, and those of the policy before it."""
+        recipe = self.recipe
+        trained_on = {source for one in (*recipe.before(stage.name), stage) for source in one.imitates(recipe)}
+        texts = 2 * stage.evaluation(recipe).perplexity * (len(trained_on) + 1)
+        length = self.prompt + int(recipe.rollouts.max_completion_tokens * self.length_share)
+        return self.train(texts * length, math.ceil(texts / READ_AT_ONCE), FLOPS_FORWARD)
+
     def answers(self, problems: int) -> tuple[int, float]:
         """Tokens and seconds for a copy of the policy to answer held-out problems in vLLM, as an evaluation does, and
         greedily in transformers, which takes its time."""
@@ -205,9 +227,9 @@ class Estimator:
         return {"merged model": base.parameters * (number if self.device.cuda else 8), "activations": cache}
 
     def with_evaluation(self, stage: Stage, tokens: int, seconds: float) -> tuple[int, float]:
-        """Tokens and seconds of a stage's own work and of the evaluation that follows."""
-        more_tokens, more_seconds = self.evaluation(stage)
-        return tokens + more_tokens, seconds + more_seconds
+        """Tokens and seconds of a stage's training, and of what is measured before and after it."""
+        (own, fitting), (asked, answering) = self.preflight(stage), self.evaluation(stage)
+        return tokens + own + asked, seconds + fitting + answering + self.perplexity(stage)
 
     def with_sweep(self, stage: Stage, training: TrainingSettings, tokens: int, seconds: float) -> tuple[int, float]:
         """Tokens and seconds of a stage's training, and of the evaluations on the way."""

@@ -23,7 +23,7 @@ POINTS = 320  # drawn per line; more cannot be told apart
 
 @dataclass(frozen=True)
 class Point:
-    """An accuracy with its interval, all between 0 and 1."""
+    """A value with its interval; of an accuracy all are between 0 and 1."""
 
     value: float
     low: float
@@ -85,6 +85,41 @@ def accuracy_chart(names: Sequence[str], sampled: Sequence[Point | None], greedy
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(axis="x")
     return _svg(figure, "accuracy", "Accuracy per stage with intervals, sampled and greedy")
+
+
+def perplexity_chart(
+    key: str, title: str, names: Sequence[str], points: Sequence[Point | None], marked: Sequence[bool]
+) -> str:
+    """Perplexity of one source of text, a row for each stage, with intervals.
+
+    Args:
+        marked: stages in which accuracy fell as well.
+    """
+    rows = np.arange(len(names))[::-1]
+    figure, (axes,) = _figure(height=0.36 + 0.38 * len(names), left=1.05, bottom=0.25, top=0.06)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    for y, point, fell in zip(rows, points, marked, strict=True):
+        if point is None:
+            continue
+        color = SECOND if fell else MAIN
+        axes.plot([point.low, point.high], [y, y], color=color, linewidth=2.2, solid_capstyle="round", alpha=0.45)
+        axes.plot(point.value, y, "o", markersize=5, color=color, zorder=3, clip_on=False)
+        said = f"{point.value:.3g}{' ⚠' if fell else ''}"
+        _text(axes, point.high, y, f"  {said}", va="center")
+    shown = [point for point in points if point is not None]
+    low, high = min(point.low for point in shown), max(point.high for point in shown)
+    # policies before and after training may be far apart
+    if low > 0 and high > 4 * low:
+        axes.set_xscale("log")
+        room = (high / low) ** 0.12
+        axes.set_xlim(low / room, high * room**1.6)
+    else:
+        room = 0.12 * ((high - low) or high or 1.0)
+        axes.set_xlim(low - room, high + 1.6 * room)
+    _few_ticks(axes)
+    _row_names(axes, rows, names)
+    axes.grid(axis="x")
+    return _svg(figure, key, title)
 
 
 def domain_chart(names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> str:
@@ -197,6 +232,16 @@ def loss_chart(key: str, title: str, steps_N: np.ndarray, values_N: np.ndarray) 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set_xlabel("step", labelpad=1)
     return _svg(figure, key, title)
+
+
+def _few_ticks(axes: Axes) -> None:
+    """Plain numbers below, also on a logarithmic scale."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    logarithmic = axes.get_xscale() == "log"
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8) if logarithmic else MaxNLocator(nbins=5))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _line(axes: Axes, steps_N: np.ndarray, values_N: np.ndarray) -> None:

@@ -21,7 +21,8 @@ from orchestra.report import charts
 from orchestra.report.data import RunRecord, StageRecord, compared, read_run
 from orchestra.report.html import rendered, write_page
 from orchestra.report.live import Live, live_of, settled_notes
-from orchestra.report.parts import Chart, Counts, Course
+from orchestra.report.modelled import perplexity_charts
+from orchestra.report.parts import Chart, Counts, Course, Notice
 from orchestra.run.live import PAGE_SECONDS
 from orchestra.stages import all_kinds
 from orchestra.text import points
@@ -92,7 +93,9 @@ def render(run: RunRecord, live: Live | None = None) -> str:
         headline=headline,
         tiles=[tile for kind in all_kinds().values() for tile in kind.headline(evaluated)],
         differences=_differences(evaluated),
+        notices=[part for stage in run.stages for part in stage.parts if isinstance(part, Notice)],
         results=_accuracy_charts(evaluated, headline),
+        perplexities=list(perplexity_charts(run.stages, [stage.name for stage in evaluated])),
         courses=_joined_courses(run.stages),
         charts=_own_charts(run.stages),
         counts=_counts(run.stages),

@@ -53,7 +53,15 @@ class Tile:
     text: str
 
 
-Part = Course | Counts | Chart
+@dataclass(frozen=True)
+class Notice:
+    """A warning, for the top of the page."""
+
+    title: str
+    text: str
+
+
+Part = Course | Counts | Chart | Notice
 
 
 def tile_of_gain(what: str, before: StageRecord, after: StageRecord) -> Iterator[Tile]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestra.config.checks import share_faults, sweep_faults
 from orchestra.config.stage import Draft, Gives, Stage
+from orchestra.work.settings import PERPLEXITY
 from rl.settings import GrpoSettings
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class GrpoStage(Stage, GrpoSettings):
 
     gives: ClassVar[frozenset[Gives]] = frozenset({"policy", "evaluation"})
     reads: ClassVar[tuple[str, ...]] = ("model", "problems", "reward", "rollouts")
+    outputs: ClassVar[tuple[str, ...]] = (PERPLEXITY,)
 
     kind: Literal["grpo"]
     """grpo"""
@@ -96,9 +98,11 @@ class GrpoStage(Stage, GrpoSettings):
 
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
+        from orchestra.report.modelled import notices_of
         from orchestra.report.parts import Course
         from orchestra.report.sweep import sweep_parts
 
+        yield from notices_of(record)
         for key, title, note, share in COURSES:
             yield Course(key, title, note, share=share)
         yield from sweep_parts(record)
@@ -116,16 +120,10 @@ class GrpoStage(Stage, GrpoSettings):
     def asks_validation(self) -> bool:
         return self.evaluate_every is not None
 
-    def ready(self, recipe: Recipe) -> None:
-        """Validation problems that may not be such are known before anything is trained."""
-        if self.asks_validation():
-            from orchestra.work.held_out import validation
-
-            validation(recipe)
-
     def run(self, context: StageContext) -> StageResult:
-        from orchestra.work.policies import start_policy, steps_on, trained
+        from orchestra.work.policies import start_policy, steps_on
         from orchestra.work.sweeping import kept, sweep_of
+        from orchestra.work.training import trained
         from rl.train import train_grpo
 
         recipe, resources = context.recipe, context.resources

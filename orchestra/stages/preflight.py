@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestra.config.stage import Stage
-from orchestra.work.settings import PreflightSettings
+from orchestra.work.settings import PREFLIGHT, PreflightSettings
 
 if TYPE_CHECKING:
     from orchestra.config.recipe import Recipe
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from orchestra.report.parts import Part
     from orchestra.run.ledger import StageResult
     from orchestra.work.context import StageContext
+    from orchestra.work.preflighted import Preflighted
 
-RESULT, STATISTICS = "preflight.json", "statistics.json"
+STATISTICS = "statistics.json"
 
 
 class PreflightStage(Stage, PreflightSettings):
@@ -28,7 +29,7 @@ class PreflightStage(Stage, PreflightSettings):
         *("rollouts.engine", "rollouts.sync", "rollouts.dtype", "rollouts.max_prompt_tokens"),
         *("rollouts.max_completion_tokens", "evaluate.confidence"),
     )
-    outputs: ClassVar[tuple[str, ...]] = (RESULT,)
+    outputs: ClassVar[tuple[str, ...]] = (PREFLIGHT,)
 
     kind: Literal["preflight"]
     """preflight"""
@@ -41,21 +42,25 @@ class PreflightStage(Stage, PreflightSettings):
     def longest_completion(self, recipe: Recipe) -> int:
         return recipe.rollouts.max_completion_tokens
 
-    def plan(self, estimator: Estimator) -> StagePlan:
-        from orchestra.plan.estimate import FLOPS_FORWARD, LOGIT_BYTES
+    def preflights(self, recipe: Recipe) -> Preflighted:
+        from orchestra.work.preflighted import preflighted
 
-        limit = estimator.recipe.rollouts.max_completion_tokens
-        texts = self.problems * len(self.data)
-        generated, sampling = estimator.generate(estimator.base, texts, limit)
-        # each text under two prompts, and the policy's own
-        read = 3 * (texts * estimator.prompt + generated)
-        reading = estimator.train(read, 3 * texts, FLOPS_FORWARD)
-        longest = estimator.longest_prompt + limit
+        return preflighted(recipe, self, self.data, self, self._longest(recipe))
+
+    @staticmethod
+    def _longest(recipe: Recipe) -> int:
+        """Tokens of an example."""
+        return recipe.rollouts.max_prompt_tokens + recipe.rollouts.max_completion_tokens
+
+    def plan(self, estimator: Estimator) -> StagePlan:
+        from orchestra.plan.estimate import LOGIT_BYTES
+
+        longest = estimator.longest_prompt + estimator.recipe.rollouts.max_completion_tokens
         memory = estimator.serving() | {
             "parameters": estimator.frozen(4),
             "logits": longest * estimator.base.vocab * LOGIT_BYTES,
         }
-        return estimator.row(self, (generated, sampling + reading), memory, data=", ".join(self.data))
+        return estimator.row(self, estimator.preflight(self), memory, data=", ".join(self.data))
 
     def summary(self, recipe: Recipe) -> str:
         return f"preflight of {', '.join(self.data)} on up to {self.problems:,} problems"
@@ -68,26 +73,17 @@ class PreflightStage(Stage, PreflightSettings):
             yield Counts(record.name, record.statistics)
 
     def ready(self, recipe: Recipe) -> None:
-        """A prompt that is not evaluation's is known before a teacher has been asked for hours."""
-        if self.mismatch == "fail":
-            from orchestra.config.faults import UserError
-            from orchestra.work.own_prompts import prompt_mismatches
-            from orchestra.work.resources import Resources
+        from orchestra.work.preflighted import must_be_asked_alike
 
-            stages = frozenset(stage.name for stage in recipe.stages)
-            if found := prompt_mismatches(Resources(recipe), self.data, stages):
-                raise UserError(f"stage {self.name!r}: {'; '.join(found.values())}")
+        must_be_asked_alike(recipe, self)
 
     def run(self, context: StageContext) -> StageResult:
         from orchestra.run.ledger import write_json
         from orchestra.work.policies import start_policy
-        from orchestra.work.preflight import preflight
+        from orchestra.work.preflight import run_preflight
+        from orchestra.work.traces import traces_of
 
-        rollouts = context.recipe.rollouts
-        longest = rollouts.max_prompt_tokens + rollouts.max_completion_tokens
-        found = preflight(context, start_policy(context), self, max_length=longest)
-        for line in found.lines():
-            context.progress.say(f"    {line}")
-        context.once(lambda: write_json(context.folder / RESULT, found.as_tree()))
+        policy, sources = start_policy(context), {source: traces_of(context, source)[0] for source in self.data}
+        found = run_preflight(context, policy, sources, self, max_length=self._longest(context.recipe))
         context.once(lambda: write_json(context.folder / STATISTICS, found.numbers()))
         return replace(context.result(**found.told()), tokens=found.tokens)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestra.config.checks import micro_batch_faults, share_faults, sweep_faults
 from orchestra.config.stage import Draft, Gives, Stage
 from orchestra.config.words import is_file
-from settings import FrozenDict
+from orchestra.work.settings import PERPLEXITY, PREFLIGHT, PreflightLimits
+from settings import FrozenDict, or_false
 from sft.settings import SftSettings
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from orchestra.config.recipe import Recipe
     from orchestra.plan.estimate import Estimator, StagePlan
     from orchestra.report.data import StageRecord
     from orchestra.report.parts import Part
     from orchestra.run.ledger import StageResult
+    from orchestra.work.alignment import Preflight
     from orchestra.work.context import StageContext
+    from orchestra.work.preflighted import Preflighted
+    from sft.distill import Trace
 
 
 class SftStage(Stage, SftSettings):
@@ -27,9 +33,13 @@ class SftStage(Stage, SftSettings):
 
     gives: ClassVar[frozenset[Gives]] = frozenset({"policy", "imitation", "evaluation"})
     reads: ClassVar[tuple[str, ...]] = ("model", "rollouts.max_completion_tokens")
+    outputs: ClassVar[tuple[str, ...]] = (PREFLIGHT, PERPLEXITY)
 
     kind: Literal["sft"]
     """sft"""
+    preflight: or_false(PreflightLimits) = PreflightLimits()
+    """The preflight of its `data` before it trains, under the policy that it starts from, unless an earlier stage has
+    measured the same; `false`: none."""
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         yield from micro_batch_faults(self.micro_batch_size, self.batch_size)
@@ -52,6 +62,26 @@ class SftStage(Stage, SftSettings):
     def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
         earlier = {stage.name for stage in recipe.stages}
         return tuple((source, None) for source in self.data if source not in earlier)
+
+    def imitates(self, recipe: Recipe) -> Mapping[str, int]:
+        return dict.fromkeys(self.data, self._longest(recipe))
+
+    def _longest(self, recipe: Recipe) -> int:
+        """Tokens of an example that is trained on."""
+        return self.max_length or recipe.rollouts.max_prompt_tokens + recipe.rollouts.max_completion_tokens
+
+    def preflights(self, recipe: Recipe) -> Preflighted | None:
+        from orchestra.work.preflighted import preflighted
+
+        if self.preflight is False:
+            return None
+        return preflighted(recipe, self, self.data, self.preflight, self._longest(recipe))
+
+    def ready(self, recipe: Recipe) -> None:
+        from orchestra.work.preflighted import must_be_asked_alike
+
+        super().ready(recipe)
+        must_be_asked_alike(recipe, self)
 
     def plan(self, estimator: Estimator) -> StagePlan:
         from models.sizes import traces_at_once
@@ -87,40 +117,39 @@ class SftStage(Stage, SftSettings):
 
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
-        from orchestra.report.parts import Course
+        from orchestra.report.modelled import notices_of, read_preflight
+        from orchestra.report.parts import Counts, Course
         from orchestra.report.sweep import sweep_parts
 
         yield Course("loss", f"Loss of {record.name}", "nats per token", joined=False)
+        if (found := read_preflight(record.outputs.get(PREFLIGHT))) is not None:
+            yield Counts(f"{record.name}: preflight under {found.policy}", found.numbers())
+        yield from notices_of(record)
         yield from sweep_parts(record)
 
     def asks_validation(self) -> bool:
         return self.evaluate_every is not None
 
-    def ready(self, recipe: Recipe) -> None:
-        """Validation problems that may not be such are known before anything is trained."""
-        if self.asks_validation():
-            from orchestra.work.held_out import validation
-
-            validation(recipe)
-
     def run(self, context: StageContext) -> StageResult:
         from models.prompts import render_prompt
-        from orchestra.work.policies import start_policy, steps_on, trained
+        from orchestra.work.policies import start_policy, steps_on
         from orchestra.work.sweeping import kept, set_aside, sweep_of
         from orchestra.work.traces import traces_of
+        from orchestra.work.training import trained
         from sft.mixing import mixed
         from sft.train import train_sft
 
-        resources, rollouts = context.resources, context.recipe.rollouts
+        resources = context.resources
         tokenizer = resources.tokenizer()
         found = [(source, *traces_of(context, source)) for source in self.data]
         left_out = sum(gone for _, _, gone in found)
         traces, taken = mixed([(source, traces) for source, traces, _ in found], self, context.seed)
         if len(taken) > 1 or taken[0].taken < taken[0].there:
             context.progress.say(f"    trains on {', '.join(map(str, taken))}")
-        max_length = self.max_length or rollouts.max_prompt_tokens + rollouts.max_completion_tokens
+        max_length = self._longest(context.recipe)
         traces, texts = set_aside(context, traces, self, max_length)
         policy = start_policy(context)
+        fit = self._preflighted(context, policy, {source: traces for source, traces, _ in found})
         with context.progress.bar(f"{self.name}: imitate", self.steps, "steps") as bar:
             outcome = train_sft(
                 policy,
@@ -144,6 +173,22 @@ class SftStage(Stage, SftSettings):
             too_long=outcome.too_long,
             epochs=passes,
             base_sha256=outcome.base_sha256,
+            **(fit.told() if fit is not None else {}),
             **swept.extra,
         )
-        return trained(context, policy, result, steps=self.steps, tokens=tokens + swept.tokens)
+        tokens += swept.tokens + (fit.tokens if fit is not None else 0)
+        return trained(context, policy, result, steps=self.steps, tokens=tokens)
+
+    def _preflighted(
+        self, context: StageContext, policy: PeftModel, sources: Mapping[str, Sequence[Trace]]
+    ) -> Preflight | None:
+        """The preflight, unless it is left out or has been measured."""
+        from orchestra.work.preflight import run_preflight
+        from orchestra.work.preflighted import measured_by
+
+        if self.preflight is False:
+            return None
+        if (earlier := measured_by(context.recipe, self)) is not None:
+            context.progress.say(f"    preflight: {earlier!r} has measured the same")
+            return None
+        return run_preflight(context, policy, sources, self.preflight, max_length=self._longest(context.recipe))

@@ -10,13 +10,13 @@ import torch
 
 from evals.divergence import mean_kl
 from evals.evaluate import Evaluation, compare, evaluate
-from models.adapters import adapter_sha256, adapter_tensors, load_adapter, new_adapter, read_adapter, save_adapter
+from models.adapters import load_adapter, new_adapter, read_adapter
 from models.base import free_memory, load_base, trained_arithmetic
 from models.engines.protocol import Sampling
 from models.reference import Reference
 from models.settings import PromptFormat
-from models.training import StepListener, TrainingError
-from orchestra.work.context import ADAPTER, StageContext
+from models.training import StepListener
+from orchestra.work.context import StageContext
 from orchestra.work.resources import stage_seed
 
 if TYPE_CHECKING:
@@ -163,28 +163,6 @@ def measured(context: StageContext, evaluation: Evaluation, result: StageResult)
 def _evaluations_before(context: StageContext) -> list[tuple[str, Evaluation]]:
     found = [(name, folder / EVALUATION) for name, folder in context.earlier.items()]
     return [(name, Evaluation.from_json(path.read_text())) for name, path in found if path.is_file()]
-
-
-def trained(context: StageContext, policy: PeftModel, result: StageResult, *, steps: int, tokens: int) -> StageResult:
-    """Save what was trained, evaluate it and say how far it went from base and SFT policy.
-
-    Args:
-        result: what the stage has to say of its training.
-        steps, tokens: optimizer steps, and tokens generated or trained on.
-
-    Raises:
-        TrainingError: the processes trained different policies.
-        EngineError: the engine does not serve the policy.
-    """
-    hashes = context.processes.gather(adapter_sha256(adapter_tensors(policy)))
-    if len(set(hashes)) > 1:
-        raise TrainingError("the processes of this run do not hold the same policy after training")
-    sha256 = context.once(lambda: save_adapter(policy, context.folder / ADAPTER))
-    serve(context, policy)
-    evaluation, asked = evaluated(context)
-    extra = result.extra | divergences(context, policy, asked)
-    result = replace(result, extra=extra, steps=steps, tokens=tokens, adapter_sha256=sha256)
-    return measured(context, evaluation, result)
 
 
 def divergences(context: StageContext, policy: PeftModel, asked: Asked) -> dict[str, float]:

@@ -6,30 +6,30 @@ own: how likely are the source's answer tokens, how many of them are rare, how m
 another prompt (the template gap: below 0 the source was written for the other one), are there answers to be found, do
 the texts end where completions end, and how does their perplexity compare with that of the policy's own.
 
-The tokens are those that training would see. Of a problem with several texts the first counts, so that texts are as
-independent as problems; which problems are taken depends on the problems alone, so that sources compare.
+Which texts are read, and what their tokens are, is in orchestra/work/texts.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from math import log
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evals.perplexity import Perplexity, PerplexityRatio, Scored, perplexity, perplexity_ratio, score
-from models.base import end_tokens, trained_arithmetic
+from evals.perplexity import PerplexityRatio, Scored, perplexity, perplexity_ratio
+from models.base import end_tokens
 from models.engines.protocol import Completion, Sampling
 from models.prompts import prompt_tokens, render_prompt
 from orchestra.config.faults import UserError
+from orchestra.config.recipe import BASE
+from orchestra.run.ledger import write_json
+from orchestra.work.alignment import Alignment, Preflight, Rates
 from orchestra.work.own_prompts import as_text, prompt_mismatches
-from orchestra.work.policies import rows_at_once, serve
+from orchestra.work.policies import serve
 from orchestra.work.resources import Resources, stage_seed
-from orchestra.work.settings import QUESTION, PreflightSettings
-from orchestra.work.traces import traces_of
-from sft.examples import example_tokens
+from orchestra.work.settings import PREFLIGHT, QUESTION, PreflightLimits
+from orchestra.work.texts import Text, as_trained, by_chance, scored, shown_names
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,17 +42,10 @@ ROWS_OWN = "the rows' own prompts"
 
 
 @dataclass(frozen=True)
-class Text:
-    """One text of a source.
+class Twice:
+    """A text, and tokens of the second prompt that it is read under."""
 
-    Fields:
-        asked, answer: tokens of the evaluation's prompt and of the text under it, as training sees them.
-        asked_otherwise: tokens of the second prompt.
-    """
-
-    trace: Trace
-    asked: tuple[int, ...]
-    answer: tuple[int, ...]
+    text: Text
     asked_otherwise: tuple[int, ...]
 
 
@@ -68,182 +61,113 @@ class Read:
     of_own: Scored
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Shares of texts in which an answer is found, that keep the format, and that end as completions do."""
-
-    answers: float
-    format: float
-    ended: float
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """A source beside the policy's own answers to the same problems.
-
-    Fields:
-        source: a stage's name, or a file's.
-        left_out: texts longer than what is trained on; of those measured there is one per problem.
-        problem_ids: in the order of the texts.
-        text, rates: of the source under the evaluation's prompt; own, own_rates: of the policy's own answers.
-        second: what the second prompt is; otherwise: the source's text under it.
-        ratio: perplexity of the source over the policy's own; template: of the same text, second prompt over
-            evaluation's.
-        warnings: what is beyond the settings' bounds, a sentence each.
-    """
-
-    source: str
-    left_out: int
-    problem_ids: tuple[str, ...]
-    text: Perplexity
-    rates: Rates
-    own: Perplexity
-    own_rates: Rates
-    second: str
-    otherwise: Perplexity
-    ratio: PerplexityRatio
-    template: PerplexityRatio
-    warnings: tuple[str, ...]
-
-    @property
-    def template_gap(self) -> float:
-        """Nats a token by which the text is likelier under the evaluation's prompt than under the second one."""
-        return log(self.template.ratio)
-
-    def numbers(self) -> dict[str, float]:
-        """What there is to tell, by name."""
-        return {
-            "problems": len(self.problem_ids),
-            "left_out": self.left_out,
-            "nll": self.text.nll,
-            "perplexity": self.text.perplexity,
-            "rare_tokens": self.text.rare,
-            "template_gap": self.template_gap,
-            "answer_rate": self.rates.answers,
-            "format_rate": self.rates.format,
-            "end_rate": self.rates.ended,
-            "perplexity_ratio": self.ratio.ratio,
-            "own_nll": self.own.nll,
-            "own_answer_rate": self.own_rates.answers,
-            "own_end_rate": self.own_rates.ended,
-        }
-
-    def line(self) -> str:
-        """For the terminal."""
-        interval = f" [{self.ratio.low:.2f}, {self.ratio.high:.2f}]" if self.ratio.low is not None else ""
-        return (
-            f"{self.source}: {len(self.problem_ids):,} problems, {self.text.nll:.3f} nats a token, "
-            f"{self.text.rare:.1%} rare, template gap {self.template_gap:+.3f}, answers {self.rates.answers:.1%}, "
-            f"ends {self.rates.ended:.1%}, perplexity {self.text.perplexity:.3g}, {self.ratio.ratio:.2f}{interval} "
-            f"times that of its own answers"
-        )
+def run_preflight(
+    context: StageContext,
+    policy: PeftModel,
+    sources: Mapping[str, Sequence[Trace]],
+    limits: PreflightLimits,
+    *,
+    max_length: int,
+) -> Preflight:
+    """The preflight of a stage, told and kept in its folder: one that a killed run left there, begun with the same
+    settings, or else a new one. Takes and raises what `preflight` does."""
+    found = context.once(lambda: _kept(context.folder / PREFLIGHT))
+    if found is None:
+        found = preflight(context, policy, sources, limits, max_length=max_length)
+        context.once(lambda: write_json(context.folder / PREFLIGHT, found.as_tree()))
+    for line in found.lines():
+        context.progress.say(f"    {line}")
+    return found
 
 
-@dataclass(frozen=True)
-class Preflight:
-    """What was measured; `tokens` are those of the policy's own answers."""
-
-    sources: tuple[Alignment, ...]
-    tokens: int
-
-    def numbers(self) -> dict[str, dict[str, float]]:
-        """Of each source by name."""
-        return {one.source: one.numbers() for one in self.sources}
-
-    def told(self) -> dict[str, float]:
-        """For `StageResult.extra`: the numbers of each source, and how many warnings there are in all."""
-        from orchestra.run.ledger import PART
-
-        found = {f"{source}{PART}{name}": value for source, of in self.numbers().items() for name, value in of.items()}
-        return found | {"warnings": sum(len(one.warnings) for one in self.sources)}
-
-    def lines(self) -> Iterator[str]:
-        """For the terminal: one of each source, and one of each warning."""
-        for one in self.sources:
-            yield one.line()
-            yield from (f"warning: {one.source}: {warning}" for warning in one.warnings)
-
-    def as_tree(self) -> dict[str, object]:
-        """All of it, values of single texts included."""
-        return asdict(self)
+def _kept(path: Path) -> Preflight | None:
+    try:
+        return Preflight.from_tree(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):  # no JSON of a preflight: it is measured anew
+        return None
 
 
-def preflight(context: StageContext, policy: PeftModel, settings: PreflightSettings, *, max_length: int) -> Preflight:
+def preflight(
+    context: StageContext,
+    policy: PeftModel,
+    sources: Mapping[str, Sequence[Trace]],
+    limits: PreflightLimits,
+    *,
+    max_length: int,
+) -> Preflight:
     """Measure every source under the policy, which the run's engine serves from then on.
 
     Args:
         policy: that training would start from.
+        sources: their traces (orchestra/work/traces.py) by their names: earlier stages, and files.
         max_length: tokens; longer examples are not trained on.
 
     Raises:
-        UserError: rows of a file have another prompt than evaluation, and `settings.mismatch` is not `warn`; or no text
+        UserError: rows of a file have another prompt than evaluation, and `limits.mismatch` is not `warn`; or no text
             of a source is short enough.
     """
-    mismatches = prompt_mismatches(context.resources, settings.data, frozenset(context.earlier))
-    if mismatches and settings.mismatch == "fail":
+    mismatches = prompt_mismatches(context.resources, list(sources), frozenset(context.earlier))
+    if mismatches and limits.mismatch == "fail":
         raise UserError("; ".join(mismatches.values()))
-    sources = tuple(dict.fromkeys(settings.data))
-    chosen = [_texts(context, source, settings, max_length) for source in sources]
+    chosen = [_texts(context, source, traces, limits, max_length) for source, traces in sources.items()]
     every = [text for texts, _ in chosen for text in texts]
     serve(context, policy)
-    own = _own_answers(context, list(dict.fromkeys(text.asked for text in every)))
-    scores = _scores(
+    own = _own_answers(context, list(dict.fromkeys(twice.text.asked for twice in every)))
+    scores = scored(
         context,
         policy,
-        settings,
         [
-            *((text.asked, text.answer) for text in every),
-            *((text.asked_otherwise, text.answer) for text in every),
+            *((twice.text.asked, twice.text.answer) for twice in every),
+            *((twice.asked_otherwise, twice.text.answer) for twice in every),
             *((prompt, completion.token_ids) for prompt, completion in own.items()),
         ],
+        rare_below=limits.rare_below,
     )
     of_own = dict(zip(own, scores[2 * len(every) :], strict=True))
     reads = iter(
-        Read(text, own[text.asked], *found, of_own[text.asked])
-        for text, *found in zip(every, scores[: len(every)], scores[len(every) : 2 * len(every)], strict=True)
+        Read(twice.text, own[twice.text.asked], *found, of_own[twice.text.asked])
+        for twice, *found in zip(every, scores[: len(every)], scores[len(every) : 2 * len(every)], strict=True)
     )
     alignments = [
-        _alignment(context, settings, name, [next(reads) for _ in texts], left_out, mismatches.get(source))
-        for source, name, (texts, left_out) in zip(sources, _names(sources), chosen, strict=True)
+        _alignment(context, limits, name, [next(reads) for _ in texts], left_out, mismatches.get(source))
+        for source, name, (texts, left_out) in zip(sources, shown_names(list(sources)), chosen, strict=True)
     ]
-    return Preflight(tuple(alignments), sum(len(completion.token_ids) for completion in own.values()))
+    tokens = sum(len(completion.token_ids) for completion in own.values())
+    return Preflight(context.parent or BASE, tuple(alignments), tokens)
 
 
-def _names(sources: Sequence[str]) -> list[str]:
-    """Without the folders of files, unless two are called alike."""
-    names = [Path(source).name for source in sources]
-    return [name if names.count(name) == 1 else source for name, source in zip(names, sources, strict=True)]
-
-
-def _texts(context: StageContext, source: str, settings: PreflightSettings, max_length: int) -> tuple[list[Text], int]:
+def _texts(
+    context: StageContext, source: str, traces: Sequence[Trace], limits: PreflightLimits, max_length: int
+) -> tuple[list[Twice], int]:
     """The first text of each of so many problems, and how many texts are too long to be trained on."""
     resources, rollouts = context.resources, context.recipe.rollouts
     tokenizer = resources.tokenizer()
-    traces, _ = traces_of(context, source)
     problems = [] if source in context.earlier else resources.problems(source, "train")
     prompts = {problem.id: problem.prompt for problem in problems}
     found: dict[str, Text] = {}
     too_long = 0
     for trace in traces:
-        prompt = render_prompt(tokenizer, resources.format.messages(trace.question))
-        asked, answer = example_tokens(tokenizer, prompt, trace.completion)
-        if len(asked) > rollouts.max_prompt_tokens or len(asked) + len(answer) > max_length:
+        text = as_trained(resources, trace)
+        if len(text.asked) > rollouts.max_prompt_tokens or text.length > max_length:
             too_long += 1
             continue
-        own = prompts.get(trace.problem_id)
-        second = prompt if own is None else as_text(tokenizer, own)
-        if second == prompt:
-            second = settings.template.replace(QUESTION, trace.question)
-        otherwise = _begun_alike(tokenizer, prompt_tokens(tokenizer, second), asked)
-        found.setdefault(trace.question, Text(trace, tuple(asked), tuple(answer), otherwise))
+        found.setdefault(trace.question, text)
     if not found:
         raise UserError(
             f"{source}: none of its {len(traces)} texts fits: with its prompt the shortest is longer than {max_length} "
             f"tokens, or the prompt longer than {rollouts.max_prompt_tokens} (rollouts.max_prompt_tokens)"
         )
-    drawn = sorted(found, key=lambda question: hashlib.sha256(question.encode("utf-8", "replace")).digest())
-    taken = set(drawn[: settings.problems])
-    return [text for question, text in found.items() if question in taken], too_long
+
+    def twice(text: Text) -> Twice:
+        prompt = render_prompt(tokenizer, resources.format.messages(text.trace.question))
+        own = prompts.get(text.trace.problem_id)
+        second = prompt if own is None else as_text(tokenizer, own)
+        if second == prompt:
+            second = limits.template.replace(QUESTION, text.trace.question)
+        return Twice(text, _begun_alike(tokenizer, prompt_tokens(tokenizer, second), text.asked))
+
+    taken = set(by_chance(found)[: limits.problems])
+    return [twice(text) for question, text in found.items() if question in taken], too_long
 
 
 def _begun_alike(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], asked: Sequence[int]) -> tuple[int, ...]:
@@ -269,33 +193,9 @@ def _own_answers(context: StageContext, asked: Sequence[tuple[int, ...]]) -> dic
     return {prompt: group[0] for prompt, group in zip(asked, groups, strict=True)}
 
 
-def _scores(
-    context: StageContext,
-    policy: PeftModel,
-    settings: PreflightSettings,
-    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
-) -> list[Scored]:
-    """Every sequence under the policy, each by one of the processes."""
-    policy.eval()
-    processes = context.processes
-    with context.progress.bar(f"{context.stage.name}: read", len(sequences), "texts") as bar:
-
-        def own_part(numbers: Sequence[int]) -> list[Scored]:
-            part, found = [sequences[i] for i in numbers], []
-            rows = rows_at_once(policy, part)
-            with trained_arithmetic(policy):
-                for at in range(0, len(part), rows):
-                    batch = part[at : at + rows]
-                    found += score(policy, batch, rare_below=settings.rare_below, rows=rows, device=policy.device)
-                    bar.advance(len(batch) * processes.count)
-            return found
-
-        return processes.shared(len(sequences), own_part)
-
-
 def _alignment(
     context: StageContext,
-    settings: PreflightSettings,
+    limits: PreflightLimits,
     name: str,
     reads: Sequence[Read],
     left_out: int,
@@ -317,11 +217,11 @@ def _alignment(
         rates=rates,
         own=own,
         own_rates=_rates(resources, [(read.own.text, read.own.token_ids) for read in reads], ends),
-        second=ROWS_OWN if mismatch else settings.template,
+        second=ROWS_OWN if mismatch else limits.template,
         otherwise=otherwise,
         ratio=ratio,
         template=perplexity_ratio(otherwise, text, **measure),
-        warnings=(*([mismatch] if mismatch else []), *_warnings(settings, rates, ratio)),
+        warnings=(*([mismatch] if mismatch else []), *_warnings(limits, rates, ratio)),
     )
 
 
@@ -335,20 +235,20 @@ def _rates(resources: Resources, texts: Sequence[tuple[str, Sequence[int]]], end
     )
 
 
-def _warnings(settings: PreflightSettings, rates: Rates, ratio: PerplexityRatio) -> Iterator[str]:
-    if ratio.ratio > settings.max_ratio:
+def _warnings(limits: PreflightLimits, rates: Rates, ratio: PerplexityRatio) -> Iterator[str]:
+    if ratio.ratio > limits.max_ratio:
         yield (
-            f"its perplexity is {ratio.ratio:.2f} times that of the policy's own answers, above {settings.max_ratio:g} "
+            f"its perplexity is {ratio.ratio:.2f} times that of the policy's own answers, above {limits.max_ratio:g} "
             "(max_ratio): it is written in other words than the policy's, whose own traces a distill stage with "
             "`teacher: self` gives"
         )
-    if rates.answers < settings.min_answer_rate:
+    if rates.answers < limits.min_answer_rate:
         yield (
-            f"an answer is found in {rates.answers:.1%} of its texts, below {settings.min_answer_rate:.1%} "
+            f"an answer is found in {rates.answers:.1%} of its texts, below {limits.min_answer_rate:.1%} "
             "(min_answer_rate): see problems.format for how answers are to be written"
         )
-    if rates.ended < settings.min_end_rate:
+    if rates.ended < limits.min_end_rate:
         yield (
-            f"{rates.ended:.1%} of its texts end as the base's completions do, below {settings.min_end_rate:.1%} "
+            f"{rates.ended:.1%} of its texts end as the base's completions do, below {limits.min_end_rate:.1%} "
             "(min_end_rate): an end token stands within the others"
         )

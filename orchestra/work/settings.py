@@ -13,6 +13,8 @@ from settings import FREE, SIZE, Count, Names, Node, Refers, Share, Text
 
 EXPORT = "model"
 """A stage's export, in its folder."""
+PREFLIGHT, PERPLEXITY = "preflight.json", "perplexity.json"
+"""What a stage has measured of data before it trains, and of its policy after."""
 
 
 class ExportSettings(Node):
@@ -38,11 +40,9 @@ QUESTION = "{question}"
 """Where a problem's text goes in a template."""
 
 
-class PreflightSettings(Node):
-    """Whether data fits the policy that is to imitate it, measured before it does (orchestra/work/preflight.py)."""
+class PreflightLimits(Node):
+    """What a preflight measures of each source, and what it stops for and warns of (orchestra/work/preflight.py)."""
 
-    data: Annotated[Names, Refers("traces", file=True)]
-    """What an sft stage will imitate: names of earlier stages that give traces, or .jsonl files, as in its `data`."""
     problems: Annotated[Count, SIZE] = 256
     """Problems measured of each source, one text each."""
     template: Text = "Problem: {question}\nSolution:"
@@ -66,3 +66,10 @@ class PreflightSettings(Node):
             message = f"template: {QUESTION} must stand in it once, where the problem's text goes"
             raise PydanticCustomError("rule", "{text}", {"text": message})
         return self
+
+
+class PreflightSettings(PreflightLimits):
+    """Whether data fits the policy that is to imitate it, measured before it does (orchestra/work/preflight.py)."""
+
+    data: Annotated[Names, Refers("traces", file=True)]
+    """What an sft stage will imitate: names of earlier stages that give traces, or .jsonl files, as in its `data`."""

@@ -15,17 +15,24 @@ if TYPE_CHECKING:
 
 
 def traces_of(context: StageContext, source: str) -> tuple[list[Trace], int]:
-    """The traces of a source, and how many problems are left out because they overlap with held-out ones: an earlier
-    stage has left them out itself."""
+    """The traces of a source, and how many problems are left out because they overlap with held-out ones, which is
+    said: an earlier stage has left them out itself."""
+    traces, gone = read_source(context, source)
+    if gone:
+        there = len(traces) + gone
+        context.progress.say(f"    {source}: {gone} of {there} problems overlap with held-out ones: left out")
+    return traces, gone
+
+
+def read_source(context: StageContext, source: str) -> tuple[list[Trace], int]:
+    """The same without a word."""
     if source in context.earlier:
         return read_traces(context.earlier[source] / TRACES), 0
     resources = context.resources
     problems = resources.problems(source, "train")
     apart = resources.apart(problems)
-    gone = len(problems) - len(apart)
-    if gone:
-        context.progress.say(f"    {source}: {gone} of {len(problems)} problems overlap with held-out ones: left out")
-    return traces_of_solutions(apart, resources.format, resources.tokenizer(), source), gone
+    traces = traces_of_solutions(apart, resources.format, resources.tokenizer(), source)
+    return traces, len(problems) - len(apart)
 
 
 def written_solutions(resources: Resources, like: Path | None) -> tuple[list[Trace], int]:

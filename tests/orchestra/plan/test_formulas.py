@@ -23,10 +23,11 @@ name: round
 model: {{base: {0}/base, lora: {{rank: 2, alpha: 4, targets: [q_proj, down_proj]}}}}
 problems: {{train: {0}/train.jsonl, test: {0}/test.jsonl}}
 rollouts: {{max_prompt_tokens: 40, max_completion_tokens: 100, group_size: 2, prompts_per_step: 3}}
-evaluate: {{samples: 3, greedy: true}}
+evaluate: {{samples: 3, greedy: true, perplexity: 0}}
 stages:
   - {{name: traces, kind: distill, teacher: {0}/teacher, samples: 5, max_tokens: 50}}
-  - {{name: imitate, kind: sft, data: traces, steps: 4, learning_rate: 1e-3, batch_size: 6, micro_batch_size: 2}}
+  - {{name: imitate, kind: sft, data: traces, steps: 4, learning_rate: 1e-3, batch_size: 6, micro_batch_size: 2,
+     preflight: false}}
   - {{name: explore, kind: grpo, steps: 7, learning_rate: 1e-4, micro_batch_size: 2}}
   - {{name: release, kind: export}}
 """
@@ -116,6 +117,21 @@ def test_sft_time(estimator):
     tokens, evaluation = made.evaluation(made.recipe.stage("imitate"))
     assert row.tokens == 4 * 6 * 80 + tokens
     assert row.seconds == pytest.approx(1920 * N * 4 / 1e6 + 4 * 3 * 2 + evaluation + 3)
+
+
+def test_what_is_read_before_and_after_training(estimator):
+    """A preflight of 5 problems: 5 answers of 60 tokens, then 5 texts under two prompts and the answers, each with a
+    prompt of 20, which are 3 x (100 + 300) tokens in 2 passes of 8 texts. Perplexity of 6 texts of the traces and 6 of
+    the held-out problems, under two policies: 24 of 80 tokens in 3 passes."""
+    bare = plan(estimator(), "imitate")
+    made = estimator("stages.imitate.preflight={problems: 5}")
+    row = plan(made, "imitate")
+    tokens, sampling = made.generate(made.base, 5, 100)
+    assert tokens == 300 == row.tokens - bare.tokens
+    assert row.seconds - bare.seconds == pytest.approx(sampling + 1200 * N * 2 / 1e6 + 2 * 2)
+    for stage in ("imitate", "explore"):
+        more = plan(estimator("evaluate.perplexity=6"), stage).seconds - plan(estimator(), stage).seconds
+        assert more == pytest.approx(24 * 80 * N * 2 / 1e6 + 3 * 2)
 
 
 def test_grpo_time_and_the_references_pass(estimator):

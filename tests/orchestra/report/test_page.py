@@ -11,11 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from evals.evaluate import Evaluation, Pass, Sample, compare
-from evals.statistics import accuracy
+from evals.modelled import Change, Modelled
+from evals.perplexity import Scored, perplexity, perplexity_ratio
+from evals.statistics import accuracy, paired_difference
+from orchestra import cli
 from orchestra.config.loading import load_recipe
 from orchestra.report.data import read_run
+from orchestra.report.modelled import perplexity_charts
 from orchestra.report.page import _count_rows, write_report
 from orchestra.text import duration, number, p_value, percent, points, shortened
 
@@ -398,3 +403,104 @@ def test_tokens_and_counts_are_not_drawn_on_one_scale():
         "sampled_tokens": None,
     }
     assert [row.bar for row in _count_rows({"kept": 0})] == [0.0]
+
+
+# perplexity beside accuracy, and on trace cards
+
+HELD_OUT = "held-out text"
+
+
+def read_at(nll: float, texts: int = 42):
+    """Of texts of ten tokens, around so many nats a token."""
+    return perplexity([Scored(10 * nll * (1 + (at % 3 - 1) / 10), 10, 0) for at in range(texts)], confidence=0.95)
+
+
+def changed(before: float, after: float, texts: str = "same") -> Change:
+    one, other = read_at(before), read_at(after)
+    return Change(texts, one, other, perplexity_ratio(other, one, confidence=0.95))
+
+
+def lost(problems: int):
+    """Of 40 solved before."""
+    after_PS = np.ones((40, 1))
+    after_PS[:problems] = 0
+    return paired_difference(after_PS, np.ones((40, 1)), 0.95, 0)
+
+
+@pytest.fixture
+def modelled(tmp_path):
+    """As 40d leaves it; nats a token: traces 1.0, 0.8 (nothing lost), 0.6 (12 of 40 lost), held-out 0.5, 0.5, 0.5."""
+    run_dir = build_run(tmp_path / "40d-embedded")
+    for folder, start, nats, problems in (
+        ("02-imitate", "base", (1.0, 0.8), 0), ("03-explore", "imitate", (0.8, 0.6), 12),
+    ):  # fmt: skip
+        sources = {"traces": changed(*nats), HELD_OUT: changed(0.5, 0.5)}
+        found = Modelled(folder[3:], start, sources, lost(problems))
+        (run_dir / folder / "perplexity.json").write_text(found.to_json())
+    return run_dir
+
+
+def test_a_chart_for_each_source_and_a_notice(modelled):
+    page = Page(write_report(modelled).read_text())
+    assert "Perplexity of traces" in page.text and f"Perplexity of {HELD_OUT}" in page.text
+    assert (
+        page.text.index("Accuracy per stage")
+        < page.text.index("Perplexity of traces")
+        < page.text.index("Accuracy in per cent")
+    )
+    # exp(1), exp(0.8), exp(0.6), the last with the mark; exp(0.5) in three stages
+    for value, times in (("2.72", 1), ("2.23", 1), ("1.82 ⚠", 1), ("1.65", 3)):
+        assert page.text.count(f"  {value}") == times, value
+    assert "explore, from imitate:" in page.text and "imitate, from base:" not in page.text
+    assert "perplexity of traces fell to 0.819 [" in page.text and "accuracy fell by 30.0 points [" in page.text
+    assert page.text.count("text is modelled better, problems are solved worse") == 1
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_other_texts_are_not_drawn_in_the_same_chart(modelled):
+    found = Modelled("polish", "consolidate", {"traces": changed(3.0, 2.0, "other")}, None)
+    (modelled / "05-polish" / "perplexity.json").write_text(found.to_json())
+    stages = read_run(modelled).stages
+    chart = next(iter(perplexity_charts(stages, [stage.name for stage in read_run(modelled).evaluated])))
+    drawn = Page(chart.svg).text
+    # exp(3) and exp(2), and not exp(1)
+    assert "2.72" not in drawn and "20.1" in drawn and "7.39" in drawn
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "{}", '{"policy": "x", "start": "y", "sources": {"a": 1}, "accuracy": null}', "[]"]
+)
+def test_a_file_that_is_none(modelled, text):
+    for stage in ("02-imitate", "03-explore"):
+        for name in ("perplexity", "preflight"):
+            (modelled / stage / f"{name}.json").write_text(text)
+    page = Page(write_report(modelled).read_text())
+    assert "Perplexity of" not in page.text and "Accuracy per stage" in page.text
+
+
+def test_a_run_without_any(tmp_path):
+    assert "erplexity" not in Page(write_report(build_run(tmp_path / "40d-embedded")).read_text()).text
+
+
+TRACE = {"problem_id": "p", "question": "?", "gold": "4", "completion": "4", "verdict": "correct", "tokens": 3}
+
+
+def cards(*places):
+    done = CliRunner().invoke(cli.app, ["diff", *map(str, places), "--json"])
+    assert done.exit_code == 0, done.output
+    return [json.loads(done.stdout)[which]["perplexity"] for which in ("first", "second")]
+
+
+def test_a_card_has_what_the_run_measured_under_the_base(modelled, tmp_path):
+    traces, alone = modelled / "01-traces", tmp_path / "alone"
+    alone.mkdir()
+    for folder in (traces, alone):
+        (folder / "traces.jsonl").write_text(json.dumps(TRACE) + "\n")
+    assert cards(traces, alone) == [pytest.approx(np.e), None]
+    assert cards(alone / "traces.jsonl", traces / "traces.jsonl") == [None, pytest.approx(np.e)]
+    shown = CliRunner().invoke(cli.app, ["diff", str(traces), str(alone)]).stdout
+    (line,) = [line for line in shown.splitlines() if line.startswith("perplexity under the base")]
+    assert line.split() == ["perplexity", "under", "the", "base", "2.718", "–", "–"]
+    # under another policy it is another number
+    (modelled / "02-imitate" / "perplexity.json").unlink()
+    assert cards(traces, alone) == [None, None]

@@ -64,7 +64,7 @@ def changed(copy: Path, before: dict, file: str, more: str = "\nADDED = 1\n") ->
         ("rl/trainer.py", ["grpo"]),
         ("rl/batches.py", ["grpo"]),
         ("sft/train.py", ["sft"]),
-        ("sft/distill.py", ["distill", "preflight", "sft", "solutions"]),
+        ("sft/distill.py", ["distill", "grpo", "preflight", "sft", "solutions"]),
         ("evals/statistics.py", [kind for kind in STAGES if kind != "solutions"]),
         ("models/checkpoint.py", ["export"]),
         ("rewards/math/domain.py", STAGES),
@@ -102,9 +102,7 @@ def test_a_helper_counts_as_soon_as_it_is_imported(copy, before):
 
 
 def test_what_only_type_checkers_import_does_not_count(copy, before):
-    more = (
-        "\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sft.distill\nelse:\n    import sft.train\n"
-    )
+    more = "\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sft.mixing\nelse:\n    import sft.train\n"
     path = copy / "rl" / "kl.py"
     text = path.read_text()
     path.write_text(text + more)
@@ -112,7 +110,7 @@ def test_what_only_type_checkers_import_does_not_count(copy, before):
         found = set(closures(copy)["grpo"])
     finally:
         path.write_text(text)
-    assert "sft.train" in found and "sft.distill" not in found
+    assert "sft.train" in found and "sft.mixing" not in found
 
 
 def test_the_children_that_compare_formulas_count(before):

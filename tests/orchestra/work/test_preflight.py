@@ -18,6 +18,7 @@ from orchestra.work.context import StageContext
 from orchestra.work.preflight import Rates, _warnings, preflight
 from orchestra.work.resources import Resources
 from orchestra.work.settings import PreflightSettings
+from orchestra.work.traces import traces_of
 
 LONGEST = 200
 TEMPLATE = "Problem: {question}\nSolution:"
@@ -74,7 +75,8 @@ def policy(tiny_path):
 
 
 def measure(context, policy):
-    return preflight(context, policy, context.stage, max_length=LONGEST)
+    sources = {source: traces_of(context, source)[0] for source in context.stage.data}
+    return preflight(context, policy, sources, context.stage, max_length=LONGEST)
 
 
 def asked(context, question):
