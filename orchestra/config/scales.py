@@ -4,7 +4,7 @@ A scale file has the recipe's own sections (`model`, `problems`, `rollouts`, `ev
 every stage of a kind), `stages` (settings for a stage by name, where the recipe has one), `instead` (what stands for a
 model or a data set of the Hub here, wherever the recipe names it) and `recipes` (all of these again, for a recipe by
 name). It may set only the keys that the schema marks with `SIZE`. A value such as `x 0.4` is that part of the recipe's
-own number. What a recipe says by a word of the project (`teacher: self`) or has in a file is not the scale's to change.
+own number, and nothing where the recipe has none. What a recipe says by a word of the project (`teacher: self`) or has in a file is not the scale's to change.
 """
 
 from __future__ import annotations
@@ -193,6 +193,8 @@ def _scaled(value: object, own: object, annotation: Any) -> object:
     whole, number = (kind in _types(annotation) for kind in (int, float))
     if factor is None or not (whole or number):
         return value
+    if own is None:  # a part of nothing
+        return None
     if isinstance(own, bool) or not isinstance(own, int | float):
         raise ValueError(f"{value!r} is a part of the recipe's own number, and the recipe has none here")
     scaled = own * float(factor[1])

@@ -84,6 +84,13 @@ def test_what_is_said_of_one_recipe_goes_last_and_for_it_alone(load):
     assert other.stage("imitate").steps == 50 and other.problems.train == "embedded"
 
 
+def test_a_part_of_a_number_that_the_recipe_does_not_have_is_none(load):
+    scale = "kinds: {sft: {evaluate_every: x 0.1, steps: x 0.5}}\n"
+    assert load(scale).stage("imitate").evaluate_every is None
+    asked = TEXT.replace("steps: 100", "steps: 100, evaluate_every: 20").replace("gsm8k}", "gsm8k, validation: 5}", 1)
+    assert load(scale, asked).stage("imitate").evaluate_every == 2
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
