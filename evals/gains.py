@@ -8,13 +8,14 @@ draw, problems that were wrong by chance would seem to be gained, and those righ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evals.statistics import PairedDifference, paired_difference
+from evals.seeds import half_width, spread
+from evals.statistics import paired_difference
 
 if TYPE_CHECKING:
     from evals.evaluate import Evaluation
@@ -25,52 +26,100 @@ CUT_OFF, WRONG, RIGHT = "cut off", "wrong", "right"
 
 @dataclass(frozen=True)
 class Gain:
-    """What became of the problems of one sort.
+    """What the problems of one sort add to a difference in sampled accuracy.
 
     Fields:
         before: `CUT_OFF`, `WRONG` or `RIGHT`.
         share: of all problems.
-        difference: of sampled accuracy on these problems, paired, with its interval.
-        part: what they add to the difference on all problems; the parts sum to it.
-        longer: mean change of a completion's tokens.
+        part: of the difference on all problems, to which the parts sum; low, high: its interval.
+        longer: mean change of a completion's tokens on these problems.
     """
 
     before: str
     share: float
-    difference: PairedDifference
     part: float
+    low: float
+    high: float
     longer: float
 
 
-def gains(after: Evaluation, before: Evaluation, seed: int = 0) -> tuple[Gain, ...]:
-    """The sorts that there are, in the order above; nothing where `before` has no greedy pass beside a sampled one, or
-    an evaluation does not say how long its completions are.
+def gains(pairs: Sequence[tuple[Evaluation, Evaluation]], confidence: float, seed: int = 0) -> tuple[Gain, ...]:
+    """The sorts that there are, in the order above; nothing where a policy before has no greedy pass beside a sampled
+    one, or an evaluation does not say how long its completions are.
+
+    Args:
+        pairs: (after, before), one for each training seed; with several of them problems and seeds are both taken as
+            drawn at random (evals/seeds.py).
+        confidence: nominal coverage of the intervals.
+        seed: of the resampling, where there is one pair.
 
     Raises:
-        ValueError: the evaluations are of different problems.
+        ValueError: no pairs, or evaluations of different problems.
     """
-    row = {id: at for at, id in enumerate(before.problem_ids)}
-    if row.keys() != set(after.problem_ids):
-        raise ValueError("gains: the evaluations are of different problems; evaluate both on the same ones")
-    greedy, sampled = before.greedy, before.sampled
-    if greedy is None or greedy == sampled or not (greedy.cut_off and sampled.lengths and after.sampled.lengths):
+    if not pairs:
+        raise ValueError("gains: there is nothing to compare")
+    ids = sorted(pairs[0][0].problem_ids)
+    for one in (one for pair in pairs for one in pair):
+        if sorted(one.problem_ids) != ids:
+            raise ValueError("gains: the evaluations are of different problems; evaluate all on the same ones")
+    if not all(_told(after, before) for after, before in pairs):
         return ()
-    order = [row[id] for id in after.problem_ids]
-    was_PS, now_PS = sampled.correct_PS[order], after.sampled.correct_PS
-    graded_P = ~np.isnan(was_PS).all(axis=1) & ~np.isnan(now_PS).all(axis=1)
-    right_P = np.nan_to_num(greedy.correct_PS[order, 0]) == 1
-    cut_off_P = np.array(greedy.cut_off)[order, 0]
-    longer_P = np.mean(after.sampled.lengths, axis=1) - np.mean(np.array(sampled.lengths)[order], axis=1)
-    sorts = {CUT_OFF: cut_off_P, WRONG: ~cut_off_P & ~right_P, RIGHT: ~cut_off_P & right_P}
+    read = [_read(after, before, ids) for after, before in pairs]
+    graded_P = np.logical_and.reduce([one.graded_P for one in read])
+    return tuple(_found([one.of(graded_P) for one in read], confidence, seed))
 
-    def found() -> Iterator[Gain]:
-        for name, of_P in sorts.items():
-            chosen_P = of_P & graded_P
-            if not chosen_P.any():
-                continue
-            confidence = after.sampled.accuracy.confidence
-            difference = paired_difference(now_PS[chosen_P], was_PS[chosen_P], confidence, seed)
-            share = float(chosen_P.sum() / graded_P.sum())
-            yield Gain(name, share, difference, share * difference.difference, float(longer_P[chosen_P].mean()))
 
-    return tuple(found())
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A pair, problem by problem in one order; samples are those of sampled answers."""
+
+    was_PS: np.ndarray
+    now_PS: np.ndarray
+    longer_P: np.ndarray
+    sort_P: np.ndarray
+
+    @property
+    def graded_P(self) -> np.ndarray:
+        return ~np.isnan(self.was_PS).all(axis=1) & ~np.isnan(self.now_PS).all(axis=1)
+
+    def of(self, chosen_P: np.ndarray) -> _Read:
+        return _Read(self.was_PS[chosen_P], self.now_PS[chosen_P], self.longer_P[chosen_P], self.sort_P[chosen_P])
+
+
+def _told(after: Evaluation, before: Evaluation) -> bool:
+    greedy, sampled = before.greedy, before.sampled
+    lengths = greedy is not None and greedy.cut_off and sampled.lengths and after.sampled.lengths
+    return greedy is not None and greedy != sampled and bool(lengths)
+
+
+def _read(after: Evaluation, before: Evaluation, ids: Sequence[str]) -> _Read:
+    def rows(of: Evaluation) -> list[int]:
+        at = {id: row for row, id in enumerate(of.problem_ids)}
+        return [at[id] for id in ids]
+
+    now, was = rows(after), rows(before)
+    cut_off_P = np.array(before.greedy.cut_off)[was, 0]
+    right_P = np.nan_to_num(before.greedy.correct_PS[was, 0]) == 1
+    longer_P = np.mean(after.sampled.lengths, axis=1)[now] - np.mean(before.sampled.lengths, axis=1)[was]
+    sort_P = np.where(cut_off_P, CUT_OFF, np.where(right_P, RIGHT, WRONG))
+    return _Read(before.sampled.correct_PS[was], after.sampled.correct_PS[now], longer_P, sort_P)
+
+
+def _found(read: Sequence[_Read], confidence: float, seed: int) -> Iterator[Gain]:
+    for name in (CUT_OFF, WRONG, RIGHT):
+        of_PR = np.stack([one.sort_P == name for one in read], axis=1)  # problems x runs
+        if not of_PR.any():
+            continue
+        if len(read) == 1:
+            # other problems add nothing
+            of_P1 = of_PR[:, :1]
+            one = paired_difference(read[0].now_PS * of_P1, read[0].was_PS * of_P1, confidence, seed)
+            part, low, high = one.difference, one.low, one.high
+        else:
+            changes = [np.nanmean(one.now_PS, axis=1) - np.nanmean(one.was_PS, axis=1) for one in read]
+            part_PR = np.stack(changes, axis=1) * of_PR
+            half = float(half_width(spread(part_PR), 1 - confidence))
+            part = float(part_PR.mean())
+            low, high = part - half, part + half
+        longer_PR = np.stack([one.longer_P for one in read], axis=1)
+        yield Gain(name, float(of_PR.mean()), part, low, high, float(longer_PR[of_PR].mean()))

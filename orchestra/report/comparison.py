@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evals.arms import Row
+from evals.gains import Gain, gains
 from orchestra.config.arms import Figure
 from orchestra.config.changes import Change
 from orchestra.config.faults import UserError
@@ -98,6 +99,7 @@ def render(folder: Path) -> str:
         compared=compared,
         notes=notes,
         charts=_charts(compared),
+        gained=_gained(gathered),
         transfers=transfers,
         transfer_charts=_transfer_charts(transfers),
         reported=[(one.source, [Theirs(each, rows.get(each.arm)) for each in one.figures])
@@ -123,6 +125,18 @@ def _compared(gathered: Gathered) -> tuple[dict[Of, Compared], list[str]]:
             continue
         notes |= dict.fromkeys(f"{line[0].upper()}{line[1:]}." for line in left_out(found[of].comparison))
     return found, list(notes)
+
+
+def _gained(gathered: Gathered) -> dict[str, tuple[Gain, ...]]:
+    """Where each arm's difference to the first one comes from, under the seeds that both have."""
+    first = next(iter(gathered.answers), None)
+    found = {}
+    for arm, runs in gathered.answers.items():
+        pairs = [(runs[seed], gathered.answers[first][seed]) for seed in runs if seed in gathered.answers[first]]
+        asked = {frozenset(one.problem_ids) for pair in pairs for one in pair}
+        if arm != first and len(asked) == 1 and (parts := gains(pairs, gathered.confidence)):
+            found[arm] = parts
+    return found
 
 
 def _arms(folder: Path, about: Mapping[str, object], gathered: Gathered, rows: Mapping[str, Row]) -> list[ArmEntry]:

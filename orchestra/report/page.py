@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from evals.evaluate import Evaluation, Pass, Sample, compare
+from evals.gains import Gain, gains
 from evals.statistics import PairedDifference
 from orchestra.report import charts
 from orchestra.report.data import RunRecord, StageRecord, compared, read_run
@@ -96,6 +97,7 @@ def render(run: RunRecord, live: Live | None = None) -> str:
         notices=[part for stage in run.stages for part in stage.parts if isinstance(part, Notice)],
         results=_accuracy_charts(evaluated, headline),
         perplexities=list(perplexity_charts(run.stages, [stage.name for stage in evaluated])),
+        gained=_gained(headline),
         courses=_joined_courses(run.stages),
         charts=_own_charts(run.stages),
         counts=_counts(run.stages),
@@ -124,6 +126,15 @@ def _headline(evaluated: Sequence[StageRecord]) -> Headline | None:
         last = max(later, key=lambda stage: stage.evaluation.sampled.accuracy.estimate)
     difference = compare(last.evaluation, first.evaluation, seed=last.evaluation.seed)
     return Headline(first, last, first.evaluation.sampled, last.evaluation.sampled, difference)
+
+
+def _gained(headline: Headline | None) -> dict[str, tuple[Gain, ...]]:
+    """Where the headline's difference comes from."""
+    if headline is None:
+        return {}
+    after, before = headline.last.evaluation, headline.first.evaluation
+    found = gains([(after, before)], after.sampled.accuracy.confidence, after.seed)
+    return {headline.last.name: found} if found else {}
 
 
 def _differences(evaluated: Sequence[StageRecord]) -> dict[str, PairedDifference]:

@@ -74,11 +74,11 @@ class Alignment:
 
     def line(self) -> str:
         """For the terminal."""
-        interval = f" [{self.ratio.low:.2f}, {self.ratio.high:.2f}]" if self.ratio.low is not None else ""
+        interval = f" [{self.ratio.low:.3g}, {self.ratio.high:.3g}]" if self.ratio.low is not None else ""
         return (
             f"{self.source}: {len(self.problem_ids):,} problems, {self.text.nll:.3f} nats a token, "
             f"{self.text.rare:.1%} rare, template gap {self.template_gap:+.3f}, answers {self.rates.answers:.1%}, "
-            f"ends {self.rates.ended:.1%}, perplexity {self.text.perplexity:.3g}, {self.ratio.ratio:.2f}{interval} "
+            f"ends {self.rates.ended:.1%}, perplexity {self.text.perplexity:.3g}, {self.ratio.ratio:.3g}{interval} "
             f"times that of its own answers"
         )
 

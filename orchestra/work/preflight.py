@@ -238,7 +238,7 @@ def _rates(resources: Resources, texts: Sequence[tuple[str, Sequence[int]]], end
 def _warnings(limits: PreflightLimits, rates: Rates, ratio: PerplexityRatio) -> Iterator[str]:
     if ratio.ratio > limits.max_ratio:
         yield (
-            f"its perplexity is {ratio.ratio:.2f} times that of the policy's own answers, above {limits.max_ratio:g} "
+            f"its perplexity is {ratio.ratio:.3g} times that of the policy's own answers, above {limits.max_ratio:g} "
             "(max_ratio): it is written in other words than the policy's, whose own traces a distill stage with "
             "`teacher: self` gives"
         )
