@@ -4,7 +4,8 @@ A scale file has the recipe's own sections (`model`, `problems`, `rollouts`, `ev
 every stage of a kind), `stages` (settings for a stage by name, where the recipe has one), `instead` (what stands for a
 model or a data set of the Hub here, wherever the recipe names it) and `recipes` (all of these again, for a recipe by
 name). It may set only the keys that the schema marks with `SIZE`. A value such as `x 0.4` is that part of the recipe's
-own number, and nothing where the recipe has none. What a recipe says by a word of the project (`teacher: self`) or has in a file is not the scale's to change.
+own number, and nothing where the recipe has none. What a recipe says by a word of the project (`teacher: self`) or has
+in a file is not the scale's to change.
 """
 
 from __future__ import annotations
