@@ -5,10 +5,11 @@ A row claims something of the recipe where its runs allow it: problems and train
 and the row's scope says so:
 
     accuracy, several seeds        Wilson at the n_eff whose plain interval is as wide as `seeds.half_width`
-    difference, the same seeds     differences problem by problem and seed by seed
+    difference, the same seeds     differences problem by problem and seed by seed; where one arm has but some of the
+                                   other's seeds (the rest may be to come), under those
     difference, other seeds        problem by problem; each arm's seeds vary on their own
     difference, one run each       `statistics.paired_difference`
-    difference, one run to several problem by problem, of these runs
+    difference, one run to several problem by problem, of these runs, where they have no seed in common
 
 All rows are about the same problems: those of every run, graded in every run. The arms' p-values are Holm-corrected
 (statsmodels), and a verdict goes by these; the intervals are each on its own. Where arms are compared on several sets
@@ -211,7 +212,8 @@ def _compared(of: _Selected, confidence: float, claims: int, seed: int) -> Compa
     rows = []
     for at, (name, (seeds, runs)) in enumerate(of.arms.items()):
         level = (1 - confidence) / claims
-        one = _difference(runs, first, seeds == first_seeds, confidence, level, seed) if at else None
+        pair = _pair((seeds, runs), (first_seeds, first))
+        one = _difference(*pair, confidence, level, seed) if at else None
         rows.append(
             Row(
                 arm=name,
@@ -225,6 +227,18 @@ def _compared(of: _Selected, confidence: float, claims: int, seed: int) -> Compa
             )
         )
     return Comparison(tuple(rows), of.problems, of.asked - of.common, of.common - of.problems)
+
+
+def _pair(
+    own: tuple[tuple[int, ...], list[np.ndarray]], other: tuple[tuple[int, ...], list[np.ndarray]]
+) -> tuple[list[np.ndarray], list[np.ndarray], bool]:
+    """The runs of two arms that are compared, and whether seed by seed: those of the seeds that one of them has no
+    others than, or all."""
+    common = set(own[0]) & set(other[0])
+    if common not in (set(own[0]), set(other[0])):
+        return own[1], other[1], False
+    chosen = [[run for seed, run in zip(*one, strict=True) if seed in common] for one in (own, other)]
+    return chosen[0], chosen[1], True
 
 
 def _corrected(sets: Mapping[str, Comparison], confidence: float) -> dict[str, Comparison]:

@@ -87,6 +87,7 @@ def plan(recipe: RecipeName, scale: ScaleName = "auto", sets: Sets = None,
          as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
          seeds: SeedCount = None) -> None:  # fmt: skip
     """Show what a run, or all runs of an experiment, would do, take and need, without running them."""
+    from orchestra.config.changes import of_the_scale
     from orchestra.config.experiment import load_experiment
     from orchestra.plan import table
     from orchestra.plan.estimate import estimate
@@ -109,6 +110,8 @@ def plan(recipe: RecipeName, scale: ScaleName = "auto", sets: Sets = None,
     console = _console()
     if chosen.why:
         console.print(chosen.why, highlight=False)
+    if told := of_the_scale(recipe, experiment, sets or ()):
+        console.print(f"the scale sets {told}", highlight=False, soft_wrap=True, markup=False)
     show_plan(made, console)
 
 

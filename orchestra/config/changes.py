@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from orchestra.config.experiment import Experiment, load_experiment
+from orchestra.config.faults import RecipeError
 from orchestra.config.recipe import Recipe
 from orchestra.config.stage import Stage
 from settings import Node
@@ -47,6 +49,20 @@ def changes(own: Recipe, first: Recipe) -> tuple[Change, ...]:
         *found,
         *(Change(f"stages.{name}", None, _said(stage)) for name, stage in after.items() if name not in before),
     )
+
+
+def of_the_scale(name: str, experiment: Experiment, sets: Iterable[str]) -> str:
+    """What the recipe file says otherwise than the experiment that a scale has made of it: `key: value -> value`, with
+    commas; of a recipe that is wrong without a scale nothing is known.
+
+    Args:
+        name: of the recipe file; `sets`: overrides, which are in both.
+    """
+    try:
+        plain = load_experiment(name, None, sets, files=False)
+    except RecipeError:
+        return ""
+    return ", ".join(map(str, changes(experiment.recipe, plain.recipe)))
 
 
 def _between(key: str, before: object, after: object) -> Iterator[Change]:

@@ -15,6 +15,7 @@ from orchestra.config.explain import faults_from
 from orchestra.config.faults import Fault, RecipeError, UserError
 from orchestra.config.recipe import Recipe
 from orchestra.config.yamlfile import read_mapping, shown
+from settings import near
 
 KEYS = tuple(ExperimentKeys.model_fields)
 
@@ -118,7 +119,8 @@ def _keys(written: Mapping[str, Any], path: Path) -> ExperimentKeys:
                 [
                     Fault(
                         ("reported",),
-                        f"{figure.arm!r} is no arm of this file (arms: {', '.join(arms)})",
+                        f"{figure.arm!r} is no arm of this file (arms: {', '.join(keys.arms) or 'none'}; those of a "
+                        f"recipe that it extends are not taken over){near(figure.arm, keys.arms)}",
                         where=shown(path),
                     )
                 ]
@@ -146,9 +148,10 @@ def _same_faults(arm: str, changes: object, arms: Mapping[str, Recipe], recipe: 
     """An arm that is not what its name says that it is."""
     at, where = ("arms", arm), shown(path)
     if changes and arms[arm] == recipe:
-        return [Fault(at, "changes nothing: with these keys it is the recipe as it stands, which is `{}`", where=where)]
+        message = "changes nothing: the recipe has these values already; change others, or write {} for the recipe"
+        return [Fault(at, message, where=where)]
     twin = next((other for other in arms if other != arm and arms[other] == arms[arm]), None)
-    return [Fault(at, f"is the same as arm {twin!r}", where=where)] if twin is not None else []
+    return [] if twin is None else [Fault(at, f"is the same as arm {twin!r}; change it, or take it out", where=where)]
 
 
 def _labelled(fault: Fault, label: str) -> Fault:

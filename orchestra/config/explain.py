@@ -110,6 +110,8 @@ def _message(error: ErrorDetails, path: tuple[str | int, ...], raw: Mapping[str,
         hint = ""
         if isinstance(value, str) and kind[:3] in ("int", "flo") and _is_number(value):
             hint = "; remove the quotes"
+        if kind == "string_type" and isinstance(value, int | float) and not isinstance(value, bool):
+            hint = f'; in quotes it is text: "{value}"'
         if kind == "model_type" and path and model_at(path, raw) is not None:
             hint = f" with {', '.join(model_at(path, raw).model_fields)}"
         return f"{brief(value)} is {_kind_of(value)}; {NEEDED[kind]} is needed{hint}"

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
+from orchestra.config.arms import ExperimentKeys
 from orchestra.config.faults import Fault, RecipeError, brief, dotted
 from orchestra.config.recipe import Recipe
 from orchestra.config.yamlfile import parse
@@ -32,6 +33,11 @@ def apply(raw: dict[str, Any], sets: Iterable[str], origins: dict[Where, str]) -
             value = parse(value_text, origin)
         except RecipeError as error:
             faults += error.faults
+            continue
+        if keys[0] in ExperimentKeys.model_fields:
+            remedy = "; --seeds says it" if keys[0] == "seeds" else ""
+            message = f"{keys[0]} is the file's own to say, a recipe has no such key{remedy}"
+            faults.append(Fault((), message, where=origin))
             continue
         if keys[0] == "stages" and len(keys) > 1:
             faults += _set_in_stages(raw, keys, value, origin, origins)

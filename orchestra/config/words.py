@@ -95,7 +95,9 @@ def unknown_words(
             if not isinstance(value, str) or not value or value in refers.also:
                 continue
             if refers.to == "model":
-                message = _model(value)
+                # a model of the Hub whose name is that near to a word of the project can be given with its owner
+                meant = "" if "/" in value else near(value.lower(), refers.also)
+                message = f"is no model that is known here{meant}" if meant else _model(value)
             elif refers.to == "problems" and domain is not None:
                 message = _source(value, domain)
             if message:

@@ -99,14 +99,16 @@ def _runs_of(folders: Sequence[Path]) -> list[tuple[str, int, Path]]:
 
 
 def _name(folder: Path, folders: Sequence[Path]) -> str:
-    """Of the arm that a single run belongs to: runs that differ in their seeds alone are one, by the first's name."""
+    """Of the arm that a single run belongs to: runs that differ in their seeds alone are one, by the first's name (of a
+    run of an experiment the arm's)."""
 
     def without_seed(one: Path) -> str:
         recipe = read_json(one / "run.json").get("recipe", {})
         return json.dumps({key: value for key, value in recipe.items() if key != "seed"}, sort_keys=True)
 
     own = without_seed(folder)
-    return next(one.name for one in folders if not (one / FILE).is_file() and without_seed(one) == own)
+    alike = next(one for one in folders if not (one / FILE).is_file() and without_seed(one) == own).absolute()
+    return alike.parent.name if (alike.parent.parent / FILE).is_file() else alike.name
 
 
 def _begun(run_dir: Path) -> RunRecord | None:

@@ -46,10 +46,11 @@ def find_run(name: str) -> Path:
                 f"{path} holds an experiment; `orchestra compare {name}` shows it, and its runs are "
                 f"{', '.join(f'{name}/{one}' for one in inside) or 'yet to come'}"
             )
-    runs = sorted(path.parent for path in Path("runs").glob("*/run.json"))
+    known = ("run.json", "experiment.json")
+    runs = sorted({path.parent for file in known for path in Path("runs").glob(f"*/{file}")})
     starting = [run for run in runs if run.name.startswith(f"{name}-")]
     if len(starting) == 1:
-        return starting[0]
+        return find_run(str(starting[0]))
     names = [run.name for run in runs]
     raise UserError(f"there is no run {name!r} (runs: {', '.join(names) or 'none yet'}){near(name, names)}")
 

@@ -121,15 +121,27 @@ def test_seeds_pair_only_where_they_are_the_same():
     same = compare_arms([arm("a", before), arm("b", after)], 0.95).rows[1].difference
     other = compare_arms([arm("a", before), arm("b", after, seeds=(1, 2, 4))], 0.95).rows[1].difference
     fewer = compare_arms([arm("a", before), arm("b", after[:2])], 0.95).rows[1].difference
-    one = compare_arms([arm("a", before), arm("b", after[:1])], 0.95).rows[1].difference
-    assert [x.by_seed for x in (same, other, fewer, one)] == [True, False, False, False]
+    one = compare_arms([arm("a", before), arm("b", after[:1], seeds=(9,))], 0.95).rows[1].difference
+    assert [x.by_seed for x in (same, other, fewer, one)] == [True, False, True, False]
     assert [x.scope for x in (same, other, fewer, one)] == ["recipe", "recipe", "recipe", "runs"]
     a, b = means(arm("a", before)), means(arm("b", after))
     assert other.difference == same.difference
     assert (other.high - other.low) / 2 == pytest.approx(half_width(spread_unpaired(b, a), 0.05))
-    assert fewer.p_value == p_value(spread_unpaired(b[:, :2], a))
+    assert fewer.p_value == p_value(spread(b[:, :2] - a[:, :2]))
     # three runs against one: t over the problems
     assert (one.high - one.low) / 2 == pytest.approx(half_width(spread((b[:, 0] - a.mean(axis=1))[:, None]), 0.05))
+
+
+def test_an_arm_with_seeds_to_come_is_compared_under_those_that_it_has():
+    """The first arm is good under seed 2 alone, which the other has not been run under."""
+    first = [np.array([[0], [1], [0], [0]]), np.array([[1], [1], [1], [1]])]
+    later = [np.array([[0], [1], [1], [0]])]
+    one = compare_arms([arm("a", first, seeds=(1, 2)), arm("b", later, seeds=(1,))], 0.95).rows[1].difference
+    wanted = statistics.paired_difference(later[0].astype(float), first[0].astype(float), 0.95)
+    # one problem of four is gained; against the mean of both seeds, 5 / 8, it would be a loss
+    assert one.difference == wanted.difference == 0.25 and one.p_value == wanted.p_value and one.scope == "runs"
+    turned = compare_arms([arm("b", later, seeds=(1,)), arm("a", first, seeds=(1, 2))], 0.95).rows[1].difference
+    assert turned.difference == -0.25
 
 
 def test_order_of_problems_runs_and_files_does_not_matter():

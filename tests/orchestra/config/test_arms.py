@@ -95,7 +95,7 @@ def test_a_file_may_extend_another(written):
 @pytest.mark.parametrize(
     ("arms", "said"),
     [
-        ("same: {stages: {imitate: {steps: 100}}}", "arms.same: changes nothing: with these keys it is the recipe"),
+        ("same: {stages: {imitate: {steps: 100}}}", "arms.same: changes nothing: the recipe has these values already"),
         ("a: {stages: {imitate: {steps: 7}}}\n  b: {stages: {imitate: {steps: 7}}}", "arms.b: is the same as arm 'a'"),
         ("a: {}\n  b: {}", "arms.b: is the same as arm 'a'"),
         ("a: {stages: {imitat: {steps: 7}}}", "arm 'a': stages.imitat: the recipe has no such stage"),
