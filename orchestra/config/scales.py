@@ -27,7 +27,7 @@ from orchestra.config.yamlfile import line_of, shown
 from orchestra.stages import kinds
 from rewards.settings import Problems
 from rl.settings import Rollouts
-from settings import SIZE, marked, near, reference_of
+from settings import SIZE, marked, near, node_in, reference_of
 
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "model": Model,
@@ -128,6 +128,8 @@ class _Writer:
             field, inner = model.model_fields.get(str(key)), _node(model, str(key))
             if field is None:
                 self.fault((*keys, key), f"unknown key{near(key, marked(model, SIZE))}")
+            elif inner is not None and target.get(key) is False:  # what is off stays off
+                continue
             elif inner is not None:
                 if not isinstance(target.get(key), dict):
                     target[key] = {}
@@ -167,9 +169,8 @@ def _stages(raw: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
 def _node(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     """The class of a nested mapping some of whose keys a scale may set."""
     field = model.model_fields.get(key)
-    annotation = field.annotation if field is not None else None
-    nested = isinstance(annotation, type) and issubclass(annotation, BaseModel) and marked(annotation, SIZE)
-    return annotation if nested else None
+    nested = node_in(field.annotation) if field is not None else None
+    return nested if nested is not None and marked(nested, SIZE) else None
 
 
 def _own(raw: Any, path: Where, default: object) -> object:
