@@ -20,8 +20,9 @@ from evals.statistics import paired_difference
 if TYPE_CHECKING:
     from evals.evaluate import Evaluation
 
-CUT_OFF, WRONG, RIGHT = "cut off", "wrong", "right"
-"""What the policy's greedy answer was before; a cut-off one is that whether right or wrong."""
+CUT_OFF, WRONG, RIGHT, NOT_GRADED = "cut off", "wrong", "right", "not graded"
+"""What the policy's greedy answer was before; a cut-off one is that whether right or wrong, and one that could not be
+judged is not wrong."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Gain:
     """What the problems of one sort add to a difference in sampled accuracy.
 
     Fields:
-        before: `CUT_OFF`, `WRONG` or `RIGHT`.
+        before: `CUT_OFF`, `WRONG`, `RIGHT` or `NOT_GRADED`.
         share: of all problems.
         part: of the difference on all problems, to which the parts sum; low, high: its interval.
         longer: mean change of a completion's tokens on these problems.
@@ -99,14 +100,14 @@ def _read(after: Evaluation, before: Evaluation, ids: Sequence[str]) -> _Read:
 
     now, was = rows(after), rows(before)
     cut_off_P = np.array(before.greedy.cut_off)[was, 0]
-    right_P = np.nan_to_num(before.greedy.correct_PS[was, 0]) == 1
+    correct_P = before.greedy.correct_PS[was, 0]
     longer_P = np.mean(after.sampled.lengths, axis=1)[now] - np.mean(before.sampled.lengths, axis=1)[was]
-    sort_P = np.where(cut_off_P, CUT_OFF, np.where(right_P, RIGHT, WRONG))
+    sort_P = np.select([cut_off_P, correct_P == 1, correct_P == 0], [CUT_OFF, RIGHT, WRONG], NOT_GRADED)
     return _Read(before.sampled.correct_PS[was], after.sampled.correct_PS[now], longer_P, sort_P)
 
 
 def _found(read: Sequence[_Read], confidence: float, seed: int) -> Iterator[Gain]:
-    for name in (CUT_OFF, WRONG, RIGHT):
+    for name in (CUT_OFF, WRONG, RIGHT, NOT_GRADED):
         of_PR = np.stack([one.sort_P == name for one in read], axis=1)  # problems x runs
         if not of_PR.any():
             continue

@@ -43,3 +43,8 @@ def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int
 def opening_of(prompt: str) -> str:
     """What a prompt already says of the completion: R1's template ends in `<think>`."""
     return f"{THINK}\n" if prompt.rstrip().endswith(THINK) else ""
+
+
+def missing_opening(sampled: str, trained: str) -> str:
+    """What has to be put before a completion to the one prompt that is then trained on under the other."""
+    return "" if opening_of(trained) else opening_of(sampled)

@@ -92,7 +92,8 @@ class TrainingSettings(Node):
     """Steps between checkpoints, from which a killed run goes on."""
     evaluate_every: Annotated[Count | None, SIZE] = None
     """Steps between evaluations on `problems.validation` while it trains, and one after the last step; training is the
-    same with and without them. None: none."""
+    same with and without them, but for the traces that an sft stage then sets aside (`memorisation_above`). None:
+    none."""
     keep: Literal["last", "best"] = "last"
     """The policy that is handed on: the last one, or the one that did best on `problems.validation` (of equal ones the
     earlier), of those at `evaluate_every`."""

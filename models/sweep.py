@@ -2,11 +2,13 @@
 
 A line is written before the checkpoint of the same step is, so that a checkpoint has all lines up to it, and a run that
 goes on from one drops those behind it, which it will write again. The adapters of the steps lie among the checkpoints,
-which are deleted when the stage is finished and not before: a run killed after training chooses again.
+which are deleted when the stage is finished and not before: a run killed after training chooses again. Once there is a
+checkpoint, from which a killed run goes on, only the best one up to it can still be chosen, and the others go.
 """
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +89,17 @@ class Sweep(TrainerCallback):
                 self._processes.once(lambda: save_adapter(self._policy, adapter_at(self._folder, step)))
             line = {"step": step} | dict(self._measure(step))
         self._processes.once(lambda: self._write([line], "a"))
+
+    def on_save(self, args: "TrainingArguments", state: TrainerState, control: "TrainerControl", **_: object) -> None:
+        self._processes.once(self._forget_worse)
+
+    def _forget_worse(self) -> None:
+        if not (lines := read_sweep(self._folder)):
+            return
+        best = adapter_at(self._folder, best_of(lines)["step"])
+        for place in best.parent.glob("*"):
+            if place != best:
+                shutil.rmtree(place)
 
     def _due(self, step: int) -> bool:
         return step % self._settings.evaluate_every == 0 or step == self._settings.steps

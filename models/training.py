@@ -318,7 +318,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         self._path, self._names, self._constants = path, dict(names), dict(constants or {})
         self._on_step = on_step
-        self._last = time.perf_counter()
+        self._began = time.perf_counter()
 
     def on_train_begin(
         self, args: "TrainingArguments", state: TrainerState, control: "TrainerControl", **_: object
@@ -327,9 +327,14 @@ class MetricsFile(TrainerCallback):
             lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
             self._path.write_text("".join(kept))
-        self._last = time.perf_counter()
         if self._on_step:
             self._on_step(state.global_step, None)
+
+    def on_step_begin(
+        self, args: "TrainingArguments", state: TrainerState, control: "TrainerControl", **_: object
+    ) -> None:
+        # not from the line before: an evaluation may lie in between
+        self._began = time.perf_counter()
 
     def on_log(
         self,
@@ -345,9 +350,7 @@ class MetricsFile(TrainerCallback):
         # a mean over nothing (a step in which no completion could be graded, say) is None or NaN
         known = {name: value for name, value in logs.items() if value is not None and math.isfinite(value)}
         line |= {self._names.get(name, name): value for name, value in known.items() if name != "epoch"}
-        now = time.perf_counter()
-        line |= {"seconds": now - self._last} | self._constants
-        self._last = now
+        line |= {"seconds": time.perf_counter() - self._began} | self._constants
         with self._path.open("a") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._on_step:

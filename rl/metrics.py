@@ -57,6 +57,10 @@ class StepMetrics:
         self._accelerator, self._names, self._scale = accelerator, rewards, scale_rewards
         self._told = _Told()
 
+    def begin(self) -> None:
+        """The step begins now: what is done between two steps is not a part of its time."""
+        self._told.start = time.perf_counter()
+
     def add(self, name: str, value: float) -> None:
         """Add this process's part to one of `SUMS`."""
         self._told.sums[name] += value

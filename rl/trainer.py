@@ -110,6 +110,7 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
             metrics=self._told,
         )
         self._batches: list[Batch] = []
+        self._mismatch = served.mismatch
 
     # what is trained on
 
@@ -124,6 +125,7 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
         Args:
             inputs: this process's problems of the step, each repeated for its group.
         """
+        self._told.begin()
         if self.state.global_step % self.num_iterations == 0:
             self._batches = self._sampled(inputs[:: self.num_generations])
         *others, last = self._batches
@@ -140,6 +142,8 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
     def _sampled(self, problems: list[Problem]) -> list[Batch]:
         """The micro-batches of a step, from completions that are sampled now."""
         rows, tokens = self._source.rows(self._policy(), problems, self.state)
+        # when it sampled; in between it may be asked, and is then compared with a policy that is further on
+        self._mismatch = self._served.mismatch
         self.state.num_input_tokens_seen += tokens
         self._told.counted("num_tokens", self.state.num_input_tokens_seen)
         in_loss = torch.tensor(sum(len(row.completion) for row in rows if row.in_loss), device=self.accelerator.device)
@@ -217,7 +221,7 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_runtime" not in logs and self.model.training:
-            told = self._told.take(engine_mismatch=self._served.mismatch, with_kl=self.beta != 0.0)
+            told = self._told.take(engine_mismatch=self._mismatch, with_kl=self.beta != 0.0)
             self._metrics["train"].update({name: [value] for name, value in told.items()})
             # to TRL each pass is a step
             self._metrics["train"].pop("step_time", None)

@@ -93,7 +93,8 @@ def sample_traces(
         asked: the problems, and their prompts as the teacher takes them.
         seeds: one per problem.
         progress: called with the number of problems done, those of an earlier process included.
-        opening: text that the prompt already holds of the completion (`<think>` in some chat templates).
+        opening: text that the teacher's prompt already holds of the completion (`<think>` in some chat templates) and
+            the student's does not.
         processes: of this run; None: this one alone.
     """
     processes = processes or Processes()
@@ -154,9 +155,9 @@ def choose_traces(
     """Decide over samples.jsonl; writes traces.jsonl and statistics.json.
 
     A sample is kept where its answer equals the gold (`keep: correct`) or where it has one (`keep: all`), and in either
-    case only where, rewritten, it keeps the student's format; or just as it is (`keep: raw`). None is kept that is cut
-    off, which would teach to end in the middle, and its length lies between `min_tokens` and `max_tokens`, both
-    inclusive, in student tokens.
+    case only where, rewritten, it keeps the student's format, and once; or just as it is, as often as it was drawn
+    (`keep: raw`). None is kept that is cut off, which would teach to end in the middle, and its length lies between
+    `min_tokens` and `max_tokens`, both inclusive, in student tokens.
 
     Args:
         domain: finds and judges the answers.
@@ -229,8 +230,8 @@ def _of_problem(
     dropped: Counter[str],
 ) -> Iterator[Trace]:
     seen: set[str] = set()
+    kept, raw = 0, settings.keep == "raw"
     for completion, verdict in zip(completions, verdicts, strict=True):
-        raw = settings.keep == "raw"
         text = completion["text"] if raw else rewritten(completion["text"], domain, format)
         tokens = len(tokenizer(text, add_special_tokens=False).input_ids) if text else 0
         reason = None
@@ -249,14 +250,16 @@ def _of_problem(
             reason = "too_short"
         elif tokens > settings.max_tokens:
             reason = "too_long"
-        elif " ".join(text.split()) in seen:
+        elif not raw and " ".join(text.split()) in seen:
+            # what was drawn twice is twice as likely, which imitating samples as they are is about
             reason = "duplicate"
-        elif settings.max_per_problem is not None and len(seen) >= settings.max_per_problem:
+        elif settings.max_per_problem is not None and kept >= settings.max_per_problem:
             reason = "enough_for_problem"
         if reason:
             dropped[reason] += 1
             continue
         seen.add(" ".join(text.split()))
+        kept += 1
         yield Trace(problem.id, problem.question, problem.gold, text, verdict, tokens)
 
 

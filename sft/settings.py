@@ -43,7 +43,8 @@ class DistillSettings(TopK, Band):
     """Nucleus."""
     keep: Literal["correct", "all", "raw"] = "correct"
     """Keep traces whose answer equals the gold; or all that have an answer and are not cut off; or, without any check,
-    the samples just as they are, but for those that are empty or cut off (SSD, arXiv 2604.01193)."""
+    the samples just as they are and as often as they were drawn, but for those that are empty, cut off or shorter than
+    `min_tokens` (SSD, arXiv 2604.01193)."""
     max_per_problem: Annotated[Count | None, SIZE] = None
     """Keep at most this many traces per problem. None: all."""
     max_tokens: Annotated[Count, SIZE] = 2048

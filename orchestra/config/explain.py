@@ -63,7 +63,10 @@ def _fault(error: ErrorDetails, raw: Mapping[str, Any]) -> Fault:
     if path[:1] == ("stages",) and len(path) > 2 and path[2] in kinds():
         path = path[:2] + path[3:]  # pydantic inserts the discriminator's value
     # and words of its own in brackets: `[key]`, and which form a value was taken for (settings.by_form)
-    path = tuple(key for key in path if not (isinstance(key, str) and key.startswith("[")))
+    # but a key that is unknown may be called anything
+    named = path[-1:] if error["type"] == "extra_forbidden" else ()
+    further = path[: len(path) - len(named)]
+    path = tuple(key for key in further if not (isinstance(key, str) and key.startswith("["))) + named
     return Fault(path, _message(error, path, raw), stage=stage_label(path, raw))
 
 

@@ -97,6 +97,7 @@ def render(folder: Path) -> str:
         runs=runs,
         done=sum(run.done for run in runs),
         compared=compared,
+        compared_with=next(iter(gathered.answers), None),
         notes=notes,
         charts=_charts(compared),
         gained=_gained(gathered),

@@ -97,9 +97,10 @@ class Run:
                 # before anything is written that says what this run is
                 self._judge_changes(ledger)
                 if first:
-                    for stage in self.recipe.stages:
-                        if stage.name not in ledger.entries:
-                            stage.ready(self.recipe)
+                    with chatter_to(self._log(self.run_dir)):
+                        for stage in self.recipe.stages:
+                            if stage.name not in ledger.entries:
+                                stage.ready(self.recipe)
                     self._note_versions()
             stack.push(self._close)
             stack.enter_context(_sigterm_as_interrupt(alone=self.processes.count == 1))

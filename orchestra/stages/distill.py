@@ -77,7 +77,7 @@ class DistillStage(Stage, DistillSettings):
 
     def run(self, context: StageContext) -> StageResult:
         from models.base import spoken_to
-        from models.prompts import opening_of
+        from models.prompts import missing_opening, render_prompt
         from orchestra.work.policies import serve, start_policy
         from sft.distill import sample_traces
 
@@ -89,6 +89,8 @@ class DistillStage(Stage, DistillSettings):
             if spoken.other is not None:
                 context.progress.say(f"    {teacher} is asked in {spoken.format} prompts: {spoken.why}")
         asked = resources.train(teacher, self.problems)
+        # of the same problem as training will ask it
+        trained = render_prompt(resources.tokenizer(), resources.format.messages(asked.problems[0].question))
         engine = serve(context, start_policy(context)).engine if own else resources.engine(teacher)
         with context.progress.bar(f"{self.name}: sample", len(asked.problems), "problems") as bar:
             sample_traces(
@@ -98,7 +100,7 @@ class DistillStage(Stage, DistillSettings):
                 context.folder,
                 seeds=[context.seed + 1000 * i for i in range(len(asked.problems))],
                 progress=_reached(bar),
-                opening=opening_of(asked.prompts[0]),
+                opening=missing_opening(asked.prompts[0], trained),
                 processes=context.processes,
             )
         self._release_teacher(context)

@@ -151,7 +151,8 @@ class GrpoStage(Stage, GrpoSettings):
         result = context.result(engine_mismatch=outcome.engine_mismatch, base_sha256=outcome.base_sha256, **swept.extra)
         # a further iteration over the same rollouts has no tokens of its own
         tokens = int(max(line.get("num_tokens", 0) for line in course))
-        result = replace(result, beta=self.beta, kl=last_quarter(course, "kl") if self.beta else None)
+        kept_step = swept.extra.get("kept_step", self.steps)
+        result = replace(result, beta=self.beta, kl=last_quarter(course, "kl", kept_step) if self.beta else None)
         return trained(context, policy, result, steps=self.steps, tokens=tokens + swept.tokens)
 
     def _reference(self, context: StageContext, policy: PeftModel) -> Reference:
@@ -171,8 +172,8 @@ def read_steps(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def last_quarter(steps: Sequence[Mapping[str, float]], key: str) -> float | None:
-    """Mean of a metric over the last quarter of the steps that have it."""
-    values = [line[key] for line in steps if line.get(key) is not None]
+def last_quarter(steps: Sequence[Mapping[str, float]], key: str, until: float) -> float | None:
+    """Mean of a metric over the last quarter of the steps that have it, of those up to this one."""
+    values = [line[key] for line in steps if line["step"] <= until and line.get(key) is not None]
     tail = values[-max(1, len(values) // 4) :]
     return sum(tail) / len(tail) if tail else None

@@ -155,7 +155,8 @@ def _texts(
     if not found:
         raise UserError(
             f"{source}: none of its {len(traces)} texts fits: with its prompt the shortest is longer than {max_length} "
-            f"tokens, or the prompt longer than {rollouts.max_prompt_tokens} (rollouts.max_prompt_tokens)"
+            f"tokens, or the prompt longer than {rollouts.max_prompt_tokens} (rollouts.max_prompt_tokens); leave it "
+            "out of `data`, or raise these limits"
         )
 
     def twice(text: Text) -> Twice:

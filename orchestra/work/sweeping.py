@@ -80,7 +80,13 @@ def set_aside(
         return [(asked, answer) for asked, answer in rows if len(asked) + len(answer) <= max_length]
 
     texts = Texts(tokens(found.beside), tokens(found.aside), settings.memorisation_above)
-    return found.trained, texts if texts.trained and texts.aside else None
+    if texts.trained and texts.aside:
+        return found.trained, texts
+    context.progress.say(
+        f"    of these, or of those to compare them with, all are longer than {max_length:,} tokens: "
+        f"memorisation_above ({settings.memorisation_above:g}) is not looked at"
+    )
+    return found.trained, None
 
 
 def sweep_of(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evals.evaluate import Evaluation, Pass
-from evals.gains import CUT_OFF, RIGHT, WRONG, gains
+from evals.gains import CUT_OFF, NOT_GRADED, RIGHT, WRONG, gains
 from evals.statistics import accuracy
 
 
@@ -61,6 +61,15 @@ def test_parts_sum_to_the_difference_whatever_the_order_and_what_is_ungraded():
     turned = evaluation(one(now[order]), greedy, tuple(after.problem_ids[i] for i in order))
     for one_gain, other in zip(gains([(after, before)], 0.95), gains([(turned, before)], 0.95), strict=True):
         assert (one_gain.share, one_gain.part) == pytest.approx((other.share, other.part))
+
+
+def test_a_greedy_answer_that_could_not_be_judged_was_not_wrong():
+    """Of problems 0 and 1 it could not; the first was cut off besides, and is told by that."""
+    greedy = one([[np.nan], [np.nan], [0], [1]], cut_off=[[1], [0], [0], [0]], temperature=0.0)
+    before, after = evaluation(one([[0]] * 4), greedy), evaluation(one([[1]] * 4), greedy)
+    found = {gain.before: gain for gain in gains([(after, before)], 0.95)}
+    assert list(found) == [CUT_OFF, WRONG, RIGHT, NOT_GRADED]
+    assert all((gain.share, gain.part) == (0.25, 0.25) for gain in found.values())
 
 
 def test_a_policy_that_did_not_change_gains_nothing_where_it_was_wrong():

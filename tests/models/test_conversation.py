@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from models.adapters import save_adapter
 from models.base import ModelError, end_tokens, load_tokenizer, spoken_to
 from models.engines.start import Capacity, start_engine
-from models.prompts import render_prompt
+from models.prompts import missing_opening, render_prompt
 from models.settings import Model, Serving
 from rewards.formats import FORMATS
 from sft.train import IGNORED, _example
@@ -179,3 +179,13 @@ def test_who_takes_no_system_message_gets_all_in_the_users_turn(tokenizer, tiny_
     asked = render_prompt(own, MESSAGES)
     assert asked == f"<|user|>{MESSAGES[0]['content']}\n\nWhat is 12 - 5?<|assistant|>{opening}"
     assert render_prompt(own, MESSAGES[1:]) == f"<|user|>What is 12 - 5?<|assistant|>{opening}"
+
+
+def test_a_completion_begins_where_the_prompt_that_it_is_trained_under_ends(tokenizer, tiny_path):
+    """What the teacher's prompt says of it is put before it, unless the student's prompt says the same: a policy that
+    imitates its own samples would learn to begin to think twice."""
+    thinking = AutoTokenizer.from_pretrained(tiny_path)
+    thinking.chat_template = R1
+    begun, bare = render_prompt(thinking, MESSAGES), render_prompt(tokenizer, MESSAGES)
+    assert missing_opening(begun, bare) == "<think>\n"
+    assert [missing_opening(*both) for both in ((begun, begun), (bare, begun), (bare, bare))] == ["", "", ""]

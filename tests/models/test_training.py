@@ -124,7 +124,7 @@ def state(step, first=True):
 
 
 def lines(path):
-    """Without the seconds since the line before."""
+    """Without the seconds."""
     read = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(line.pop("seconds", 0.0) >= 0 for line in read)
     return read
@@ -139,6 +139,21 @@ def test_a_line_a_step_under_our_names(tmp_path):
     file.on_log(None, state(2, first=False), None, logs={"reward": 2.0})
     assert lines(path) == [{"step": 1, "loss": 1.5, "reward": 2.0, "beta": 0.1}]
     assert [step for step, _ in heard] == [0, 1] and heard[0][1] is None and heard[1][1]["loss"] == 1.5
+
+
+def test_seconds_are_the_steps_own(tmp_path, monkeypatch):
+    """The first step takes 2; then the policy is evaluated for 100, and the second takes 3."""
+    now = [1000.0]
+    monkeypatch.setattr("models.training.time.perf_counter", lambda: now[0])
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, {})
+    file.on_train_begin(None, state(0), None)
+    for step, before, own in ((1, 0.0, 2.0), (2, 100.0, 3.0)):
+        now[0] += before
+        file.on_step_begin(None, state(step - 1), None)
+        now[0] += own
+        file.on_log(None, state(step), None, logs={"loss": 1.0})
+    assert [json.loads(line)["seconds"] for line in path.read_text().splitlines()] == [2.0, 3.0]
 
 
 def test_a_resume_drops_what_comes_after_and_what_was_cut_off(tmp_path):

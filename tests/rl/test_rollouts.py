@@ -422,3 +422,15 @@ def test_training_stops_on_a_stale_engine(transformers_engine, tiny_path, tmp_pa
 
     with pytest.raises(EngineError, match="at step 2"):
         Stage(tiny_path, Deaf()).run(tmp_path)
+
+
+def test_tokens_per_second_are_of_the_step_alone(monkeypatch):
+    """4 tokens in 2 seconds, 100 seconds after the step before ended (the policy was evaluated in between)."""
+    now = [1000.0]
+    monkeypatch.setattr("rl.metrics.time.perf_counter", lambda: now[0])
+    metrics = StepMetrics(ONE_PROCESS, FIRST.names, "group")
+    now[0] += 100
+    metrics.begin()
+    metrics.add("sampled_tokens", 4)
+    now[0] += 2
+    assert metrics.take(engine_mismatch=0.0, with_kl=False)["tokens_per_second"] == 2.0

@@ -234,6 +234,17 @@ def test_raw_keeps_samples_as_they_are(tmp_path, tokenizer):
     assert found.answered == sum(bool(MATH.answer(text)) for text, _ in texts)
 
 
+def test_raw_keeps_what_was_drawn_twice_twice(tmp_path, tokenizer):
+    """Dropped, what is likely would be imitated as if it were not; `max_per_problem` counts each."""
+    texts = [("well, 4 I think", "stop"), ("well, 4 I think", "stop"), ("\\boxed{4}", "stop")]
+    written(tmp_path, {"p0": texts})
+    assert choose(problems(), tmp_path, changed(keep="raw"), tokenizer).dropped == {}
+    assert [trace.completion for trace in read_traces(tmp_path / TRACES)] == [text for text, _ in texts]
+    found = choose(problems(), tmp_path, changed(keep="raw", max_per_problem=2), tokenizer)
+    assert found.kept == 2 and found.dropped == {"enough_for_problem": 1}
+    assert choose(problems(), tmp_path, changed(keep="raw", min_tokens=4), tokenizer).dropped == {"too_short": 1}
+
+
 def test_all_keeps_wrong_answers_and_no_bare_ones(tmp_path, tokenizer):
     """An empty think block is what the format reward pays nothing for: no trace may teach it."""
     written(tmp_path, {"p0": [(THINK.completion("2+2=5", "5"), "stop"), ("\\boxed{4}", "stop"), ("No idea.", "stop")]})

@@ -26,8 +26,9 @@ def imitate(tiny_path, tokenizer):
     """run(folder, ...) -> (policy, lines of sweep.jsonl, step metrics); dropout draws random numbers at every step."""
     prompts, completions = tiny.prompts(tokenizer), [f"<think>\n{answer}\n</think>" for answer in ANSWERS]
 
-    def run(folder, every=2, asked=None, stop_at=None, **changes):
-        """`asked`: called as it is measured, with the step; `stop_at`: killed after this step's metrics."""
+    def run(folder, every=2, asked=None, stop_at=None, accuracy=None, **changes):
+        """`asked`: called as it is measured, with the step; `stop_at`: killed after this step's metrics; `accuracy`: by
+        step, in the place of a number of the policy's."""
         folder.mkdir(exist_ok=True)
         values = {"data": "traces", "steps": 5, "learning_rate": 1e-2, "batch_size": 4, "save_steps": 2,
                   "lr_scheduler_type": "constant", "warmup_ratio": 0.0, "evaluate_every": every}  # fmt: skip
@@ -41,7 +42,7 @@ def imitate(tiny_path, tokenizer):
             drawn = torch.rand(3), np.random.rand(2), random.random()
             if asked is not None:
                 asked(step)
-            return {"accuracy": found, "drawn": len(drawn)}
+            return {"accuracy": found if accuracy is None else accuracy[step], "drawn": len(drawn)}
 
         def on_step(step, line):
             if line is not None and step == stop_at:
@@ -118,13 +119,27 @@ def test_lines_beyond_the_checkpoint_are_written_again(imitate, tmp_path):
 
 def test_going_back_to_a_step_is_the_policy_of_that_step(imitate, alone, tmp_path):
     """A constant rate, so that a stage of two steps is the beginning of one of five."""
-    policy, _, _ = imitate(tmp_path / "whole", keep="best")
+    policy, _, _ = imitate(tmp_path / "whole", keep="best", accuracy={2: 0.9, 4: 0.1, 5: 0.2})
     two, _, _ = imitate(tmp_path / "two", every=None, steps=2)
     go_back_to(policy, tmp_path / "whole", 2)
     assert sha256(policy) == sha256(two) != sha256(alone[0])
     # the last one is in memory: nothing is kept that nobody would go back to
     imitate(tmp_path / "last", keep="last")
     assert not adapter_at(tmp_path / "last", 2).exists()
+
+
+@pytest.mark.parametrize("accuracy, left", [({1: 0.1, 2: 0.6, 3: 0.2, 4: 0.6, 5: 0.3}, [2]),
+                                            ({1: 0.5, 2: 0.4, 3: 0.9, 4: 0.1, 5: 0.2}, [3])])  # fmt: skip
+def test_only_what_could_still_be_kept_stays(imitate, tmp_path, accuracy, left):
+    """Asked at every step, saved at the second and fourth: killed after the third, the best up to the second is there
+    for a run that goes on from it, also where the third was better."""
+    there = lambda: sorted(int(place.name[5:]) for place in adapter_at(tmp_path / "x", 1).parent.glob("*"))  # noqa: E731
+    run = {"folder": tmp_path / "x", "every": 1, "keep": "best", "accuracy": accuracy}
+    with pytest.raises(Interrupted):
+        imitate(**run, stop_at=4)
+    assert there() == sorted({max((1, 2), key=accuracy.get), 3})
+    lines = imitate(**run)[1]
+    assert there() == left == [best_of(lines)["step"]]
 
 
 def test_the_best_is_the_earliest_of_equal_ones():

@@ -1,6 +1,7 @@
 """Loading: files, scales and overrides, and what is said about every mistake."""
 
 import os
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -362,6 +363,12 @@ def test_no_override_ends_in_anything_but_a_message(key, value):
         load_recipe("40d", "embedded", [f"{key}={value}", f"stages.explore.{key}={value}"])
     except UserError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize("key", ["[x", "[mapping]", "problems.[x]", "stages.imitate.[x"])
+def test_an_unknown_key_may_be_called_anything(key):
+    with pytest.raises(UserError, match=re.escape(key.rpartition(".")[2]) + ".*unknown key"):
+        load_recipe("40d", "embedded", [f"{key}=1"])
 
 
 @settings(max_examples=150, deadline=None)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -140,6 +141,23 @@ def test_in_progress(tmp_path):
     # base, imitate and explore are finished, polish and look are not
     assert "decode, seed 1: 3 of 5 stages" in text and "plain, seed 2: to do" in text
     assert "longer, sampled" in text and "decode, sampled" not in text and "of these training runs alone" in text
+
+
+def test_while_the_first_arm_is_to_come_differences_are_not_said_to_be_to_it(tmp_path):
+    """The second one, which they are to until then, stands in its place."""
+    reported = "reported: {source: a blog, figures: [{what: accuracy, value: 70, arm: c}]}\n"
+    arms = "{a: {}, b: {stages: {imitate: {steps: 20}}}, c: {stages: {imitate: {steps: 30}}}}"
+    experiment = written.load(tmp_path, f"seeds: 1\narms: {arms}\n{reported}")
+
+    def answers(arm, *_):
+        one = written.evaluation([[int(arm == "c")]] * 5 + [[0]] * 5, [0] * 6 + [1] * 4)
+        told = {"lengths": ((3,),) * 10, "cut_off": ((False,),) * 10}
+        return replace(one, sampled=replace(one.sampled, **told), greedy=replace(one.greedy, **told))
+
+    text = page_of(written.write(experiment, tmp_path / "x", answers, unfinished={("a", 1)})).text
+    assert "Difference to b, sampled" in text and "sampled accuracy to b, by what" in text and "to b: +50.0" in text
+    assert "What the others are compared with, when it has been evaluated." in text
+    assert not re.search(r"(to|accuracy to) a\b", text)
 
 
 def test_nothing_yet(tmp_path):

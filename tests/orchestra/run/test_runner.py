@@ -17,6 +17,7 @@ from orchestra.config.loading import load_recipe
 from orchestra.run import runner
 from orchestra.run.ledger import Ledger
 from orchestra.run.progress import Progress
+from orchestra.stages import all_kinds
 from settings.hub import HubError
 
 
@@ -57,6 +58,13 @@ def test_chatter_goes_to_the_log(start, capfd):
     start(Fake())
     log = (start.run_dir / "03-explore" / "log.txt").read_text()
     assert "chatter of explore" in log and "chatter from C" in log
+    assert "chatter" not in capfd.readouterr().out
+
+
+def test_so_does_that_of_what_is_looked_at_before_the_first_stage(start, capfd, monkeypatch):
+    monkeypatch.setattr(all_kinds()["sft"], "ready", lambda stage, recipe: print("chatter of", stage.name))
+    start(Fake())
+    assert "chatter of imitate" in (start.run_dir / "log.txt").read_text()
     assert "chatter" not in capfd.readouterr().out
 
 

@@ -206,7 +206,7 @@ def test_what_it_is_measured_on(prepare, policy):
 
 def test_nothing_fits(prepare):
     context = prepare([{"question": "Why?", "answer": "7", "solution": "1 + " * 200}])
-    with pytest.raises(UserError, match=r"source0.jsonl: none of its 1 texts fits"):
+    with pytest.raises(UserError, match=r"source0.jsonl: none of its 1 texts fits.*leave it out of `data`"):
         measure(context, None)
 
 
