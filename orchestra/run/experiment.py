@@ -8,7 +8,6 @@ runs/<recipe>-<scale>/
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,7 +96,7 @@ def share_commits(folder: Path, run_dir: Path) -> None:
     ours, theirs = folder / commits.FILE, run_dir / commits.FILE
     if ours.is_file() and not theirs.is_file():
         run_dir.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ours, theirs)
+        write_json(theirs, read_json(ours))
 
 
 def keep_commits(folder: Path, run_dir: Path) -> None:
