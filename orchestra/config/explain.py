@@ -63,7 +63,11 @@ def _fault(error: ErrorDetails, raw: Mapping[str, Any]) -> Fault:
     if path[:1] == ("stages",) and len(path) > 2 and path[2] in kinds():
         path = path[:2] + path[3:]  # pydantic inserts the discriminator's value
     # and words of its own in brackets: `[key]`, and which form a value was taken for (settings.by_form)
-    path = tuple(key for key in path if not (isinstance(key, str) and key.startswith("[")))
+    # an unknown key is the user's, whatever it looks like
+    own = path[-1:] if error["type"] == "extra_forbidden" else ()
+    path = (
+        tuple(key for key in path[: len(path) - len(own)] if not (isinstance(key, str) and key.startswith("["))) + own
+    )
     return Fault(path, _message(error, path, raw), stage=stage_label(path, raw))
 
 
