@@ -92,7 +92,7 @@ def line_of(path: Path, keys: tuple[str | int, ...]) -> int | None:
 
 @lru_cache(maxsize=16)
 def _composed(text: str) -> Node | None:
-    """Asked for every key that an arm changes, of the same few files; it is half of what `orchestra check` takes else."""
+    """Asked for every key that an arm changes, of the same few files, which is half of `orchestra check` else."""
     return YAML(typ="safe", pure=True).compose(text)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from models.sizes import arithmetic_name
 from orchestra.config.changes import Change, changes
@@ -70,6 +71,19 @@ def changes_of(experiment: Experiment) -> dict[str, tuple[Change, ...]]:
     """What each arm has otherwise than the first one."""
     first = next(iter(experiment.named.values()))
     return {arm: changes(recipe, first) for arm, recipe in experiment.named.items()}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What an experiment is, by its folder.
+
+    Raises:
+        UserError: the file cannot be read, or does not say it.
+    """
+    told = read_json(folder / FILE)
+    for key, of in (("arms", str), ("seeds", int)):
+        if not isinstance(told.get(key), list) or not all(isinstance(one, of) for one in told[key]):
+            raise UserError(f"{folder / FILE} is damaged (no {key}); move it away and run the same command")
+    return told
 
 
 def must_be_for(folder: Path, *, single: bool) -> None:

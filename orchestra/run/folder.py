@@ -50,7 +50,8 @@ def find_run(name: str) -> Path:
     starting = [run for run in runs if run.name.startswith(f"{name}-")]
     if len(starting) == 1:
         return starting[0]
-    names = [run.name for run in runs]
+    experiments = sorted(path.parent for path in Path("runs").glob("*/experiment.json"))
+    names = [run.name for run in (*runs, *experiments)]
     raise UserError(f"there is no run {name!r} (runs: {', '.join(names) or 'none yet'}){near(name, names)}")
 
 
@@ -82,7 +83,7 @@ def in_progress(run_dir: Path) -> bool:
     """Whether a process works in the folder, that is holds its lock; nothing is written to find out."""
     try:
         file = open(run_dir / LOCK, "rb")  # noqa: SIM115  (closed below, which gives the lock back)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
     with file:
         try:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -15,7 +16,7 @@ from orchestra.plan.experiment import plan_experiment
 from orchestra.plan.machine import Machine
 from orchestra.run import experiment as experiments
 from orchestra.run.folder import locked
-from orchestra.run.ledger import Ledger, write_json
+from orchestra.run.ledger import Ledger, sha256_of, write_json
 from orchestra.run.progress import Progress
 from orchestra.run.runner import Run
 from orchestra.run.siblings import finder
@@ -45,6 +46,7 @@ def start(tmp_path, monkeypatch):
         every = experiments.runs_of(experiment, folder)
         experiments.prepare(experiment, folder, {})
         again, ran = experiments.restarts(restart, every), {}
+        go.calls = ran
         for one in every:
             fake = Fake(fail=fail.get((one.arm, one.seed), {}) if fail else {}).instead(monkeypatch)
             ran[one.arm, one.seed] = fake.calls
@@ -226,3 +228,23 @@ def test_commits_are_shared_whole_or_not_at_all(tmp_path, monkeypatch):
     assert list((tmp_path / "a" / "seed-1").iterdir()) == []
     experiments.share_commits(tmp_path, tmp_path / "a" / "seed-1")
     assert (tmp_path / "a" / "seed-1" / "hub.json").read_bytes() == (tmp_path / "hub.json").read_bytes()
+
+
+@pytest.mark.parametrize("how", ["other", "no folder"])
+def test_what_is_not_what_a_stage_wrote_is_not_taken_over(start, how):
+    """Of a run that comes later, which nobody has looked at yet."""
+    _, folder = start()
+    place = folder / "rising" / "seed-1" / "01-traces"
+    if how == "no folder":
+        shutil.rmtree(place)
+    else:
+        write_json(place / "traces.jsonl", "other traces")
+    shutil.rmtree(folder / "flat"), shutil.rmtree(folder / "short")
+    text = ARMS.replace("arms:\n", "arms:\n  early: {stages: {polish: null, release: null}}\n")
+    with pytest.raises(UserError, match="stage 'traces' is finished, but"):  # `rising`, when it is its turn
+        start(text)
+    told = json.loads((folder / "early" / "seed-1" / "ledger.json").read_text())["stages"][1]["outputs"]
+    path = folder / "early" / "seed-1" / "01-traces" / "traces.jsonl"
+    assert sha256_of(path) == told["traces.jsonl"]
+    # what is whole still is: the traces came out the same again
+    assert start.calls["early", 1] == ["traces"]
