@@ -27,7 +27,7 @@ from orchestra.config.yamlfile import line_of, shown
 from orchestra.stages import kinds
 from rewards.settings import Problems
 from rl.settings import Rollouts
-from settings import SIZE, marked, near, reference_of
+from settings import SIZE, marked, near, node_in, reference_of
 from settings.hub import HubName
 
 SECTIONS: Mapping[str, type[BaseModel]] = {
@@ -144,7 +144,7 @@ class _Writer:
             elif inner is not None:
                 if target.get(key) is None:
                     target[key] = {}
-                if isinstance(target[key], dict):  # else a fault of the recipe's
+                if isinstance(target[key], dict):  # else it is off, or a fault of the recipe's
                     self.write(target[key], value, inner, (*keys, key), (*at, key))
             elif key not in marked(model, SIZE):
                 possible = ", ".join(sorted(marked(model, SIZE)))
@@ -185,9 +185,8 @@ def _stages(raw: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
 def _node(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     """The class of a nested mapping some of whose keys a scale may set."""
     field = model.model_fields.get(key)
-    annotation = field.annotation if field is not None else None
-    nested = isinstance(annotation, type) and issubclass(annotation, BaseModel) and marked(annotation, SIZE)
-    return annotation if nested else None
+    nested = node_in(field.annotation) if field is not None else None
+    return nested if nested is not None and marked(nested, SIZE) else None
 
 
 def _own(raw: Any, path: Where, default: object) -> object:

@@ -84,6 +84,16 @@ def test_what_is_said_of_one_recipe_goes_last_and_for_it_alone(load):
     assert other.stage("imitate").steps == 50 and other.problems.train == "embedded"
 
 
+@pytest.mark.parametrize(
+    ("own", "problems"), [("", 16), (", preflight: {max_ratio: 2.0}", 16), (", preflight: false", None)]
+)
+def test_what_may_be_off_is_cast_and_stays_off(load, own, problems):
+    text = TEXT.replace("steps: 100", f"steps: 100{own}")
+    found = load("kinds: {sft: {preflight: {problems: 16}}}\n", text).stage("imitate").preflight
+    assert (found.problems if problems else found) == (problems or False)
+    assert not problems or found.max_ratio == (2.0 if own else 1.25)
+
+
 def test_a_part_of_a_number_that_the_recipe_does_not_have_is_none(load):
     scale = "kinds: {sft: {evaluate_every: x 0.1, steps: x 0.5}}\n"
     assert load(scale).stage("imitate").evaluate_every is None
