@@ -130,6 +130,8 @@ class Overlaid:
 
     def origins_over(self, earlier: Origins, path: Path) -> Origins:
         """With those of the recipe itself, which is in the file `path` where they say nothing else."""
+        if ("stages",) in self.origins:  # all of them are others
+            earlier = {at: place for at, place in earlier.items() if at[:1] != ("stages",)}
         if self.places is None:
             return earlier | self.origins
         found = {at: place for at, place in earlier.items() if at[:1] != ("stages",) or len(at) < 2}

@@ -77,7 +77,7 @@ def load_experiment(
     keys = _keys(written, path)
     base, kin = _extended({key: value for key, value in written.items() if key not in KEYS}, keys.extends, path)
     if keys.extends is not None and written.get("name") in (None, *kin):
-        message = "is missing" if "name" not in written else f"{written['name']!r} is that recipe's own"
+        message = "is missing" if written.get("name") is None else f"{written['name']!r} is that recipe's own"
         message += f"; a recipe that extends {keys.extends} has a name, and so a folder, of its own"
         raise RecipeError([loading.placed(Fault(("name",), message), path, {})])
     labels = {arm: f"arm {arm!r}" for arm in keys.arms}

@@ -197,6 +197,9 @@ def test_a_recipe_in_another_folder_is_extended(written, tmp_path):
     [
         ("", "extends: mine\nname: a", "b.yaml: extends: no recipe is called 'mine'"),
         ("", "extends: ./mine.yaml\nname: mine", "b.yaml:2: name: 'mine' is that recipe's own; a recipe that extends"),
+        ("", "extends: ./mine.yaml\nname:", "b.yaml:2: name: is missing; a recipe that extends"),
+        ("", "extends: ./mine.yaml\nname: a\nstages: [{name: a, kind: evaluate, limit: -1}]",
+         "b.yaml:3: stage 'a': limit: -1"),
         ("extends: 3\n", "extends: ./mine.yaml\nname: a", "mine.yaml:1: extends: 3 is no recipe's name"),
         ("extends: [a]\n", "extends: ./mine.yaml\nname: a", "mine.yaml:1: extends: ['a'] is no recipe's name"),
         ("sed: 3\n", "extends: ./mine.yaml\nname: a", "mine.yaml, which b.yaml extends: sed: unknown key"),
