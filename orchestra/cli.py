@@ -18,6 +18,7 @@ from orchestra import RECIPES
 from orchestra.cli_diff import diff
 from orchestra.cli_verify import verify
 from orchestra.config import loading
+from orchestra.config.arms import MAX_SEEDS
 from orchestra.config.faults import RecipeError, UserError, is_user_error
 from orchestra.config.schema import json_schema
 from orchestra.run.progress import PLAIN_WIDTH
@@ -37,7 +38,7 @@ Sets = Annotated[
     typer.Option("--set", help="Override a key: --set stages.polish.beta=0.02. Repeatable.", show_default=False),
 ]
 SeedCount = Annotated[
-    int | None, typer.Option("--seeds", min=1, max=1000, help="Training seeds 1 to this, each a run of its own.")
+    int | None, typer.Option("--seeds", min=1, max=MAX_SEEDS, help="Training seeds 1 to this, each a run of its own.")
 ]
 RunName = Annotated[str, typer.Argument(help="A run's folder, or its name below runs/.", show_default=False)]
 

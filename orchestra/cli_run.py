@@ -19,7 +19,8 @@ from orchestra.plan.machine import Machine, this_machine, why_unusable
 from orchestra.plan.table import beside
 from orchestra.run import experiment as experiments
 from orchestra.run import gates, processes
-from orchestra.run.disk import StageError
+from orchestra.run.disk import StageError, disk_errors
+from orchestra.run.folder import locked
 from orchestra.run.live import LiveReport
 from orchestra.run.progress import Progress, chatter_to
 from orchestra.run.runner import Outcome, Run
@@ -72,7 +73,13 @@ def run_command(
             _finish(plan, outcome, progress)
         no_go = outcome.verdict != gates.GO
     else:
-        no_go = _run_arms(settled, folder, asked, plans, restart_from)
+        with contextlib.ExitStack() as stack:
+            if asked.processes.first:
+                with disk_errors(folder):
+                    experiments.must_be_for(folder, single=False)
+                    # of the whole folder: another command would write over what is asked, which the tables are made by
+                    stack.enter_context(locked(folder))
+            no_go = _run_arms(settled, folder, asked, plans, restart_from)
     # at a process that ends with a gate's code the launcher ends the others
     asked.processes.wait()
     return GATE_EXIT if no_go else 0
@@ -129,13 +136,15 @@ def _run_arms(
     engines, stopped = Engines(kept=True), []
     if first:
         about = {"name": experiment.recipe.name, "scale": asked.scale, "source": asked.source, "set": asked.sets}
-        experiments.prepare(experiment, folder, about)
+        with disk_errors(folder):
+            experiments.prepare(experiment, folder, about)
     asked.processes.wait()
     try:
         for number, one in enumerate(every, 1):
             say(f"({number}/{len(every)}) {one}")
             if first:
-                experiments.share_commits(folder, one.run_dir)
+                with disk_errors(one.run_dir):
+                    experiments.share_commits(folder, one.run_dir)
             shared = finder([other.run_dir for other in every], one.run_dir)
             run = asked.run(one.recipe, one.run_dir, plans[one.arm], engines=engines, shared=shared, arm=one.arm)
             try:
@@ -143,7 +152,8 @@ def _run_arms(
             except UserError as error:
                 raise StageError(f"{one}: {error}", getattr(error, "exit_code", 1)) from error
             if first:
-                experiments.keep_commits(folder, one.run_dir)
+                with disk_errors(folder):
+                    experiments.keep_commits(folder, one.run_dir)
                 _report(one.run_dir, asked.progress)
                 _report(folder, asked.progress)
             if outcome.verdict != gates.GO:

@@ -30,16 +30,19 @@ from pydantic_core import PydanticCustomError
 
 from orchestra.config.faults import Fault, brief
 from orchestra.config.yamlfile import line_of, shown
-from settings import Node, Slug, Text, near
+from settings import SLUG, Node, Slug, Text, near
 
 Where = tuple[str | int, ...]
 Origins = dict[Where, str]
 POSITION = ("after", "before")
+MAX_SEEDS = 1000
 
 
 def as_seeds(value: object) -> object:
     """`3` is 1, 2, 3."""
-    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1000:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 < value <= MAX_SEEDS:
+            raise PydanticCustomError("rule", f"{{value}}: from 1 to {MAX_SEEDS}, or a list of seeds", {"value": value})
         return tuple(range(1, value + 1))
     return tuple(value) if isinstance(value, list) else value
 
@@ -47,7 +50,14 @@ def as_seeds(value: object) -> object:
 Seeds = Annotated[
     tuple[Annotated[int, Field(ge=0, lt=2**31)], ...],
     BeforeValidator(as_seeds),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer"}}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": MAX_SEEDS},
+                {"type": "array", "items": {"type": "integer", "minimum": 0}, "uniqueItems": True},
+            ]
+        }
+    ),
 ]
 
 
@@ -78,9 +88,16 @@ class ExperimentKeys(Node):
     """Another recipe, by name or path, over which this file is written; its arms and seeds are not taken over."""
     seeds: Seeds = ()
     """Training seeds, or how many (3 is 1, 2, 3). None: the recipe's `seed` alone."""
-    arms: Annotated[dict[Slug, Any], WithJsonSchema({"type": "object", "additionalProperties": {"type": "object"}})] = (
-        Field(default_factory=dict)
-    )
+    arms: Annotated[
+        dict[Slug, Any],
+        WithJsonSchema(
+            {
+                "type": "object",
+                "propertyNames": {"pattern": SLUG, "maxLength": 40},
+                "additionalProperties": {"anyOf": [{"type": "object"}, {"type": "null"}]},
+            }
+        ),
+    ] = Field(default_factory=dict)
     """Named differences: keys of the recipe, and of its stages by name (null takes a stage out, `kind` and `after` or
     `before` put one in; where no other is left there is no place to say). `{}` is the recipe as it stands."""
     reported: Reported | None = None
@@ -103,11 +120,27 @@ class Overlaid:
 
     Fields:
         raw: of its own, all the way down; origins: where what was written comes from; faults: of the overlay itself.
+        places: where the recipe's stages stand now; None: where they stood.
     """
 
     raw: dict[str, Any]
     origins: Origins
     faults: list[Fault]
+    places: Mapping[int, int] | None = None
+
+    def origins_over(self, earlier: Origins, path: Path) -> Origins:
+        """With those of the recipe itself, which is in the file `path` where they say nothing else."""
+        if ("stages",) in self.origins:  # all of them are others
+            earlier = {at: place for at, place in earlier.items() if at[:1] != ("stages",)}
+        if self.places is None:
+            return earlier | self.origins
+        found = {at: place for at, place in earlier.items() if at[:1] != ("stages",) or len(at) < 2}
+        for old, new in self.places.items():
+            own = {at[2:]: place for at, place in earlier.items() if at[:2] == ("stages", old)}
+            if old != new:  # its lines are not found by its position
+                own = {(): shown(path)} | own
+            found |= {("stages", new, *rest): place for rest, place in own.items()}
+        return found | self.origins
 
 
 def overlaid(raw: Mapping[str, Any], changes: Mapping[str, Any], path: Path, at: Where, label: str = "") -> Overlaid:
@@ -154,7 +187,9 @@ class _Writer:
 
     def _stages(self, made: Overlaid, changes: Mapping[str, Any]) -> None:
         own = made.raw.get("stages")
-        stages: list[Any] = list(own) if isinstance(own, list) else []
+        before = own if isinstance(own, list) else []
+        changes = {str(name): change for name, change in changes.items()}  # `1` is a name, too
+        stages: list[Any] = list(before)
         for name, change in changes.items():
             if not isinstance(change, Mapping | None):
                 self._fault(made, (name,), f"{brief(change)} is not a mapping (`key: value`), nor null")
@@ -162,14 +197,19 @@ class _Writer:
             at = self._index(made, stages, name, "to take out")
             if at is not None:
                 del stages[at]
+        added = {name for name, one in changes.items() if isinstance(one, Mapping) and _index(stages, name) is None}
         for name, change in changes.items():
-            if isinstance(change, Mapping) and _index(stages, name) is None:
-                self._add(made, stages, str(name), change)
+            if name in added:
+                self._add(made, stages, name, change)
         made.raw["stages"] = stages
+        now = {id(stage): at for at, stage in enumerate(stages)}
+        made.places = {at: now[id(stage)] for at, stage in enumerate(before) if id(stage) in now}
         for name, change in changes.items():
             at = _index(stages, name)
             if isinstance(change, Mapping) and at is not None:
                 stages[at] = dict(stages[at])
+                for word in () if name in added else (word for word in POSITION if word in change):
+                    self._fault(made, (name, word), "the recipe has this stage already, and it stays where it stands")
                 for key, value in change.items():
                     if key not in POSITION:
                         self._set(made, stages[at], key, value, ("stages", at), ("stages", name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from orchestra.config import loading
 from orchestra.config.arms import ExperimentKeys, Origins, Overlaid, Reported, overlaid
 from orchestra.config.explain import faults_from
-from orchestra.config.faults import Fault, RecipeError, UserError
+from orchestra.config.faults import Fault, RecipeError, UserError, brief
 from orchestra.config.recipe import Recipe
 from orchestra.config.yamlfile import read_mapping, shown
 from settings import near
@@ -63,7 +63,7 @@ class Experiment:
 def load_experiment(
     name: str, scale: str | None = "auto", sets: Iterable[str] = (), seeds: tuple[int, ...] = (), *, files: bool = True
 ) -> Experiment:
-    """The experiment of a recipe file at a scale, with `key=value` overrides in every arm.
+    """The experiment of a recipe file at a scale, with `key=value` overrides in every arm that has what they name.
 
     Args:
         seeds: instead of the file's.
@@ -76,20 +76,35 @@ def load_experiment(
     path, sets = loading.find(name), tuple(sets)
     written = read_mapping(path)
     keys = _keys(written, path)
-    if keys.extends is not None and "name" not in written:
-        message = f"is missing; a recipe that extends {keys.extends} has a name, and so a folder, of its own"
-        raise RecipeError([Fault(("name",), message, where=shown(path))])
-    base = _extended({key: value for key, value in written.items() if key not in KEYS}, keys.extends, path)
-    recipe = loading.recipe_of(base.raw, path, scale, sets, files=files, origins=base.origins, faults=base.faults)
+    base, kin = _extended({key: value for key, value in written.items() if key not in KEYS}, keys.extends, path)
+    if keys.extends is not None and written.get("name") in (None, *kin):
+        message = "is missing" if written.get("name") is None else f"{written['name']!r} is that recipe's own"
+        message += f"; a recipe that extends {keys.extends} has a name, and so a folder, of its own"
+        raise RecipeError([loading.placed(Fault(("name",), message), path, {})])
+    labels = {arm: f"arm {arm!r}" for arm in keys.arms}
+    overlays = {
+        arm: overlaid(base.raw, changes or {}, path, ("arms", arm), labels[arm]) for arm, changes in keys.arms.items()
+    }
+    every = [stage for one in (base, *overlays.values()) for stage in loading.stages_in(one.raw)]
+
+    def recipe_of(one: Overlaid, origins: Origins) -> Recipe:
+        return loading.recipe_of(
+            one.raw, path, scale, sets, files=files, origins=origins, faults=one.faults, kin=kin, elsewhere=every
+        )
+
+    for one in sets if seeds or keys.seeds else ():
+        if one.partition("=")[0].strip() == "seed":
+            listed = ", ".join(map(str, seeds or keys.seeds))
+            message = f"does nothing: the recipe is run under the seeds {listed}; say how many with --seeds"
+            raise RecipeError([Fault((), message, where=f"--set {one[:200]}")])
+    recipe = recipe_of(base, base.origins)
     arms: dict[str, Recipe] = {}
     faults: list[Fault] = []
     for arm, changes in keys.arms.items():
-        label = f"arm {arm!r}"
-        made = overlaid(base.raw, changes or {}, path, ("arms", arm), label)
+        label, made = labels[arm], overlays[arm]
+        made.faults.extend(_not_an_arms(changes or {}, made.raw, base.raw, arm, path, label))
         try:
-            arms[arm] = loading.recipe_of(
-                made.raw, path, scale, sets, files=files, origins=base.origins | made.origins, faults=made.faults
-            )
+            arms[arm] = recipe_of(made, made.origins_over(base.origins, path))
         except RecipeError as error:
             faults += [_labelled(fault, label) for fault in error.faults]
             continue
@@ -128,20 +143,52 @@ def _keys(written: Mapping[str, Any], path: Path) -> ExperimentKeys:
     return keys
 
 
-def _extended(own: dict[str, Any], extends: str | None, path: Path, seen: tuple[Path, ...] = ()) -> Overlaid:
-    """The file's own text over that of the recipe which it extends."""
+def _extended(
+    own: dict[str, Any], extends: object, path: Path, seen: tuple[Path, ...] = ()
+) -> tuple[Overlaid, tuple[str, ...]]:
+    """The file's own text over that of the recipe which it extends, and the names of those, the first one first."""
     if extends is None:
-        return Overlaid(own, {}, [])
-    other = loading.find(extends)
+        # of a file that another one extends, so that a fault in it is not looked for there
+        place = f"{shown(path)}, which {shown(seen[0])} extends" if seen else ""
+        return Overlaid(own, loading.origins_of(own, place) if seen else {}, []), ()
+    if not isinstance(extends, str):
+        raise RecipeError([loading.placed(Fault(("extends",), f"{brief(extends)} is no recipe's name"), path, {})])
+    other = _other(extends, path)
     chain = (*seen, path.resolve())
     if other.resolve() in chain:
         raise UserError(f"{shown(path)}: extends: {extends!r} extends this file, too")
     written = read_mapping(other)
-    more = written.get("extends")
-    base = _extended({key: value for key, value in written.items() if key not in KEYS}, more, other, chain)
+    text = {key: value for key, value in written.items() if key not in KEYS}
+    base, kin = _extended(text, written.get("extends"), other, chain)
+    loading.found_beside(base.raw, other)
     made = overlaid(base.raw, own, path, ())
-    origins: Origins = base.origins | made.origins
-    return Overlaid(made.raw, origins, [*base.faults, *made.faults])
+    origins = made.origins_over(base.origins, other)
+    return Overlaid(made.raw, origins, [*base.faults, *made.faults]), (*kin, str(written.get("name", other.stem)))
+
+
+def _other(extends: str, path: Path) -> Path:
+    """The file of a recipe that is extended: beside this one, or else as on the command line. Raises UserError."""
+    beside = path.parent / Path(extends).expanduser()
+    if loading.is_path(extends) and beside.is_file():
+        return beside
+    try:
+        return loading.find(extends)
+    except UserError as error:
+        raise UserError(f"{shown(path)}: extends: {error}") from error
+
+
+def _not_an_arms(
+    changes: Mapping[str, Any], raw: Mapping[str, Any], base: Mapping[str, Any], arm: str, path: Path, label: str
+) -> Iterator[Fault]:
+    """What would be there and do nothing."""
+    for key, remedy in (
+        ("seed", "every arm is run under the same seeds; write `seeds: [...]` beside `arms`"),
+        ("name", "an arm is called by its key under `arms`"),
+    ):
+        if key in changes and raw.get(key) != base.get(key):
+            message = f"is not an arm's to change: {remedy}"
+            place = loading.placed(Fault(("arms", arm, key), message), path, {})
+            yield Fault((key,), message, where=f"{place.where}: {label}")
 
 
 def _same_faults(arm: str, changes: object, arms: Mapping[str, Recipe], recipe: Recipe, path: Path) -> list[Fault]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def available(folder: str = "") -> dict[str, Path]:
 
 def find(name: str, what: str = "recipe") -> Path:
     """The file of a recipe or scale, from its name or its path. Raises UserError with the near misses."""
-    if name.endswith((".yaml", ".yml")) or "/" in name:
+    if is_path(name):
         path = Path(name).expanduser()
         if path.is_file():
             return path
@@ -58,6 +59,11 @@ def find(name: str, what: str = "recipe") -> Path:
     if name in options:
         return options[name]
     raise UserError(f"no {what} is called {name!r} (there are: {', '.join(options) or 'none'}){near(name, options)}")
+
+
+def is_path(name: str) -> bool:
+    """Whether a recipe, or a scale, is called by its file's path."""
+    return name.endswith((".yaml", ".yml")) or "/" in name
 
 
 def choose_scale(name: str | None) -> Scale:
@@ -85,19 +91,22 @@ def load_recipe(name: str, scale: str | None = "auto", sets: Iterable[str] = (),
 
 def recipe_of(
     raw: Mapping[str, Any], path: Path, scale: str | None, sets: Iterable[str], *,
-    files: bool, origins: Origins, faults: Iterable[Fault] = (),
+    files: bool, origins: Origins, faults: Iterable[Fault] = (), kin: Sequence[str] = (),
+    elsewhere: Sequence[Mapping[str, Any]] = (),
 ) -> Recipe:  # fmt: skip
     """A recipe's own text at a scale, with overrides.
 
     Args:
         raw: left as it is; path: the file that it is from.
         origins: where keys come from that do not stand in that file; faults: that were found in it before.
+        kin: the names of the recipes that it extends, the first one first.
+        elsewhere: the stages of the file's other arms, of which an override may be instead of this one's.
     """
     raw, origins, faults = copy.deepcopy(dict(raw)), dict(origins), list(faults)
     chosen = choose_scale(scale)
     if chosen.path is not None:
-        faults += scales.apply(raw, read_mapping(chosen.path), chosen.path, origins)
-    faults += overrides.apply(raw, sets, origins)
+        faults += scales.apply(raw, read_mapping(chosen.path), chosen.path, origins, kin)
+    faults += overrides.apply(raw, sets, origins, elsewhere)
     if files:
         faults += _words(raw, path, {at for at, place in origins.items() if place.startswith("--set")})
     faults += _between_stages(raw)
@@ -122,12 +131,31 @@ def placed(fault: Fault, path: Path, origins: Mapping[Where, str]) -> Fault:
     return Fault(fault.path, fault.message, where=place, stage=fault.stage)
 
 
+def stages_in(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages of a raw recipe, as far as they are mappings."""
+    stages = raw.get("stages")
+    return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+
+
+def origins_of(raw: Mapping[str, Any], place: str) -> Origins:
+    """Where a raw recipe is from, of its every part and stage."""
+    stages = raw.get("stages")
+    places = [(key,) for key in raw] + [("stages", i) for i in range(len(stages) if isinstance(stages, list) else 0)]
+    return dict.fromkeys(places, place)
+
+
+def found_beside(raw: dict[str, Any], path: Path) -> None:
+    """Write the places of the local files that lie beside a raw recipe's own file into it."""
+    for at, mapping, model in _mappings(raw):
+        find_files(mapping, at, model, path.absolute().parent, None, ())
+
+
 def _order(fault: Fault) -> tuple[bool, bool, int, float]:
     """First what lies outside the stages, then stage by stage; what has a line before what is missing."""
     in_stages, by_set = fault.path[:1] == ("stages",), fault.where.startswith("--set")
     position = fault.path[1] if len(fault.path) > 1 and isinstance(fault.path[1], int) else -1
     line = fault.where.rpartition(":")[2]
-    return in_stages, by_set, position, int(line) if line.isdigit() else float("inf")
+    return in_stages, by_set, position, int(line) if line.isdecimal() else float("inf")
 
 
 def _words(raw: dict[str, Any], path: Path, overridden: Container[Where]) -> list[Fault]:
@@ -188,17 +216,30 @@ def _read(model: type[Node], raw: object) -> Node | None:
         return None
 
 
+def _readable(path: Path) -> dict[str, Any]:
+    """A file's mapping; what cannot be read is told of elsewhere."""
+    with contextlib.suppress(RecipeError):
+        return read_mapping(path)
+    return {}
+
+
+def _stage_names(written: Mapping[str, Any]) -> Iterator[str]:
+    """The stages that a recipe file names, in whatever form: its own, those that it adds to another's, its arms'."""
+    arms = written.get("arms")
+    for one in (written, *(arms.values() if isinstance(arms, dict) else ())):
+        stages = one.get("stages") if isinstance(one, dict) else None
+        if isinstance(stages, dict):
+            yield from map(str, stages)
+        else:
+            yield from (str(stage.get("name")) for stage in stages_in(one if isinstance(one, dict) else {}))
+
+
 def unknown_in_scales() -> list[str]:
     """Names of recipes and stages in scale files that there are not, which would else be ignored without a word."""
-    names = set()
-    for path in available().values():
-        stages = read_mapping(path).get("stages")
-        names |= {
-            str(stage.get("name")) for stage in (stages if isinstance(stages, list) else []) if isinstance(stage, dict)
-        }
+    names = {name for path in available().values() for name in _stage_names(_readable(path))}
     messages = []
     for path in available("scales").values():
-        scale = read_mapping(path)
+        scale = _readable(path)
         own = scale.get("recipes") if isinstance(scale.get("recipes"), dict) else {}
         for name in own:
             if str(name) not in available():

@@ -5,7 +5,7 @@ Stages go by name: `stages.polish.beta=0.02`; `stages.*.steps=3` sets every stag
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -19,8 +19,14 @@ from settings import near
 Where = tuple[str | int, ...]
 
 
-def apply(raw: dict[str, Any], sets: Iterable[str], origins: dict[Where, str]) -> list[Fault]:
-    """Write the overrides into the raw recipe and note their origin; the faults of the overrides themselves."""
+def apply(
+    raw: dict[str, Any], sets: Iterable[str], origins: dict[Where, str], elsewhere: Sequence[Mapping[str, Any]] = ()
+) -> list[Fault]:
+    """Write the overrides into the raw recipe and note their origin; the faults of the overrides themselves.
+
+    Args:
+        elsewhere: stages of other arms; an override of one of these says nothing of a recipe without it.
+    """
     faults: list[Fault] = []
     for text in sets:
         origin = f"--set {text if len(text) <= 200 else text[:197] + '...'}"
@@ -40,15 +46,16 @@ def apply(raw: dict[str, Any], sets: Iterable[str], origins: dict[Where, str]) -
             faults.append(Fault((), message, where=origin))
             continue
         if keys[0] == "stages" and len(keys) > 1:
-            faults += _set_in_stages(raw, keys, value, origin, origins)
+            faults += _set_in_stages(raw, keys, value, origin, origins, elsewhere)
         else:
             faults += _set(raw, raw, (), keys, value, origin, origins)
     return faults
 
 
 def _set_in_stages(
-    raw: dict[str, Any], keys: list[str], value: object, origin: str, origins: dict[Where, str]
-) -> list[Fault]:
+    raw: dict[str, Any], keys: list[str], value: object, origin: str, origins: dict[Where, str],
+    elsewhere: Sequence[Mapping[str, Any]],
+) -> list[Fault]:  # fmt: skip
     stages = raw.get("stages")
     stages = [stage if isinstance(stage, dict) else {} for stage in stages] if isinstance(stages, list) else []
     names = [str(stage.get("name")) for stage in stages]
@@ -57,13 +64,22 @@ def _set_in_stages(
         example = f"stages.{wanted}.steps=10"
         return [Fault((), f"name a key of the stage too, as in {example}", where=origin)]
     pattern = any(sign in wanted for sign in "*?[")
-    chosen = [i for i, name in enumerate(names) if (fnmatchcase(name, wanted) if pattern else name == wanted)]
+
+    def meant(name: str) -> bool:
+        return fnmatchcase(name, wanted) if pattern else name == wanted
+
+    chosen = [i for i, name in enumerate(names) if meant(name)]
+    others = [stage for stage in elsewhere if meant(str(stage.get("name")))]
+    if not chosen and others:
+        return []
     if not chosen:
         return [
             Fault((), f"no stage is called {wanted!r} (stages: {', '.join(names)}){near(wanted, names)}", where=origin)
         ]
     if pattern:
         has_key = [i for i in chosen if _has(stages[i], rest[0])]
+        if not has_key and any(_has(stage, rest[0]) for stage in others):
+            return []
         if not has_key:
             possible = {
                 key for i in chosen if (kind := kinds().get(str(stages[i].get("kind")))) for key in kind.model_fields
@@ -75,7 +91,7 @@ def _set_in_stages(
     ]  # fmt: skip
 
 
-def _has(stage: dict[str, Any], key: str) -> bool:
+def _has(stage: Mapping[str, Any], key: str) -> bool:
     kind = kinds().get(str(stage.get("kind")))
     return kind is not None and key in kind.model_fields
 

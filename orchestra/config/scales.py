@@ -2,18 +2,18 @@
 
 A scale file has the recipe's own sections (`model`, `problems`, `rollouts`, `evaluate`), then `kinds` (settings for
 every stage of a kind), `stages` (settings for a stage by name, where the recipe has one), `instead` (what stands for a
-model or a data set of the Hub here, wherever the recipe names it) and `recipes` (all of these again, for a recipe by
-name). It may set only the keys that the schema marks with `SIZE`. A value such as `x 0.4` is that part of the recipe's
-own number, and nothing where the recipe has none. What a recipe says by a word of the project (`teacher: self`) or has
-in a file is not the scale's to change.
+model or a data set of the Hub here, wherever the recipe names it, at whatever revision) and `recipes` (all of these
+again, for a recipe by name and those that extend it). It may set only the keys that the schema marks with `SIZE`. A
+value such as `x 0.4` is that part of the recipe's own number, and nothing where the recipe has none. What a recipe says
+by a word of the project (`teacher: self`) or has in a file is not the scale's to change.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,6 +28,7 @@ from orchestra.stages import kinds
 from rewards.settings import Problems
 from rl.settings import Rollouts
 from settings import SIZE, marked, near, node_in, reference_of
+from settings.hub import HubName
 
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "model": Model,
@@ -36,20 +37,32 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "evaluate": Evaluate,
 }
 BESIDE = ("kinds", "stages", "instead", "recipes")
-FACTOR = re.compile(r"^x\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)$")
+FACTOR = re.compile(r"^x\s*((?:[0-9]+\.?|[0-9]*\.[0-9]+)(?:[eE][-+]?[0-9]+)?)$")
 
 Where = tuple[str | int, ...]
 
 
-def apply(raw: dict[str, Any], scale: Mapping[str, Any], path: Path, origins: dict[Where, str]) -> list[Fault]:
-    """Write the scale's values into the raw recipe and note their origin; the faults of the scale file itself."""
+def apply(
+    raw: dict[str, Any], scale: Mapping[str, Any], path: Path, origins: dict[Where, str], kin: Sequence[str] = ()
+) -> list[Fault]:
+    """Write the scale's values into the raw recipe and note their origin; the faults of the scale file itself.
+
+    Args:
+        kin: names of the recipes that this one extends, the first one first; what is said of them is said of it.
+    """
     writer = _Writer(raw, copy.deepcopy(raw), path, origins, [])
     recipes = writer.mapping(scale.get("recipes"), ("recipes",))
-    own = writer.mapping(recipes.get(str(raw.get("name"))), ("recipes", str(raw.get("name"))))
-    names = writer.names(scale, ()) | writer.names(own, ("recipes", str(raw.get("name"))))
+    written = {str(name): (settings, ("recipes", name)) for name, settings in recipes.items()}
+    names, of_recipes = writer.names(scale, ()), []
+    for name in dict.fromkeys((*kin, str(raw.get("name")))):
+        if name in written:
+            settings, keys = written[name]
+            of_recipes.append((writer.mapping(settings, keys), keys))
+            names |= writer.names(*of_recipes[-1])
     writer.rename(names)
     writer.write_all({key: value for key, value in scale.items() if key != "recipes"}, ())
-    writer.write_all(own, ("recipes", str(raw.get("name"))))
+    for settings, keys in of_recipes:
+        writer.write_all(settings, keys)
     return list(dict.fromkeys(writer.faults))
 
 
@@ -95,10 +108,10 @@ class _Writer:
                 refers = reference_of(model, key)
                 if refers is None or refers.to not in ("model", "problems"):
                     continue
-                said = [name for _, name in refers.names_in(target[key]) if isinstance(name, str) and name in names]
+                said = [found for _, name in refers.names_in(target[key]) if (found := _instead(name, names))]
                 if said:
-                    target[key] = refers.renamed(target[key], lambda name: _instead(name, names))
-                    self.origins[(*at, key)] = f"{shown(self.path)} ({dotted(names[said[0]][1])})"
+                    target[key] = refers.renamed(target[key], lambda name: (_instead(name, names) or (name,))[0])
+                    self.origins[(*at, key)] = f"{shown(self.path)} ({dotted(said[0][1])})"
                     renamed.add((*at, key))
         self.renamed = frozenset(renamed)
 
@@ -106,8 +119,8 @@ class _Writer:
         """The sections, then what is said of kinds and of stages."""
         for key, value in values.items():
             if key in SECTIONS:
-                if not isinstance(self.raw.get(key), dict):
-                    self.raw[key] = {} if self.raw.get(key) is None else self.raw[key]
+                if self.raw.get(key) is None:
+                    self.raw[key] = {}
                 if isinstance(self.raw[key], dict):
                     self.write(self.raw[key], value, SECTIONS[key], (*keys, key), (key,))
             elif key not in BESIDE or (key == "recipes" and keys):
@@ -128,12 +141,11 @@ class _Writer:
             field, inner = model.model_fields.get(str(key)), _node(model, str(key))
             if field is None:
                 self.fault((*keys, key), f"unknown key{near(key, marked(model, SIZE))}")
-            elif inner is not None and target.get(key) is False:  # what is off stays off
-                continue
             elif inner is not None:
-                if not isinstance(target.get(key), dict):
+                if target.get(key) is None:
                     target[key] = {}
-                self.write(target[key], value, inner, (*keys, key), (*at, key))
+                if isinstance(target[key], dict):  # else it is off, or a fault of the recipe's
+                    self.write(target[key], value, inner, (*keys, key), (*at, key))
             elif key not in marked(model, SIZE):
                 possible = ", ".join(sorted(marked(model, SIZE)))
                 self.fault((*keys, key), f"a scale says how big, never what is learned (it may set: {possible})")
@@ -155,8 +167,12 @@ class _Writer:
         return at in self.renamed or name in refers.also or made
 
 
-def _instead(name: object, names: Mapping[str, tuple[str, Where]]) -> object:
-    return names[name][0] if isinstance(name, str) and name in names else name
+def _instead(name: object, names: Mapping[str, tuple[str, Where]]) -> tuple[str, Where] | None:
+    """What stands for a name, or for what it is a revision of."""
+    if not isinstance(name, str):
+        return None
+    hub = HubName.parse(name)
+    return names.get(name) or (names.get(str(replace(hub, revision=None))) if hub is not None else None)
 
 
 def _stages(raw: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -199,5 +215,8 @@ def _scaled(value: object, own: object, annotation: Any) -> object:
         return None
     if isinstance(own, bool) or not isinstance(own, int | float):
         raise ValueError(f"{value!r} is a part of the recipe's own number, and the recipe has none here")
-    scaled = own * float(factor[1])
-    return max(1, round(scaled)) if whole else float(f"{scaled:.6g}")
+    try:
+        scaled = own * float(factor[1])
+        return max(1, round(scaled)) if whole else float(f"{scaled:.6g}")
+    except OverflowError:
+        raise ValueError(f"{value!r} of {brief(own)} is no number that a computer has") from None

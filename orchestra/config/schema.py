@@ -36,7 +36,16 @@ def _partial(key: str, of: dict[str, Any], definitions: dict[str, Any]) -> dict[
     if key == "stages":
         by_name = {"type": "object", "additionalProperties": {"anyOf": [{"type": "object"}, {"type": "null"}]}}
         return {"anyOf": [of, by_name], "description": of.get("description", "")}
-    if "$ref" not in of:
+    if key == "name":
         return of
+    if "$ref" not in of:
+        return _or_null(of)
     section = definitions[of["$ref"].rpartition("/")[2]]
-    return {name: value for name, value in section.items() if name != "required"}
+    partly = {name: value for name, value in section.items() if name != "required"}
+    own = {name: _partial(name, value, definitions) for name, value in section.get("properties", {}).items()}
+    return _or_null(partly | {"properties": own} if own else partly)
+
+
+def _or_null(of: dict[str, Any]) -> dict[str, Any]:
+    """The same, or null: what the other recipe says of it does not hold here, but its default."""
+    return {"anyOf": [of, {"type": "null"}]} | ({"description": of["description"]} if "description" in of else {})

@@ -22,9 +22,9 @@ from orchestra.report.gathered import Gathered, gather
 from orchestra.report.html import PAGE, rendered, write_page
 from orchestra.report.page import write_report
 from orchestra.report.parts import Chart
+from orchestra.run import experiment as experiments
 from orchestra.run import gates
 from orchestra.run.experiment import FILE
-from orchestra.run.folder import read_json
 
 LEGEND = "points; grey: could not have been seen; hollow: not resolved"
 PASSES: tuple[Of, ...] = ("sampled", "greedy")
@@ -80,7 +80,7 @@ def write_comparison(folder: Path) -> Path:
 
 def render(folder: Path) -> str:
     """The page as HTML text."""
-    about, gathered = read_json(folder / FILE), gather([folder])
+    about, gathered = experiments.read(folder), gather([folder])
     compared, notes = _compared(gathered)
     transfers = {of: one.transfer for of, one in compared.items() if one.transfer is not None}
     rows = {row.arm: row for one in list(compared.values())[:1] for row in one.comparison.rows}

@@ -20,6 +20,7 @@ from orchestra.config.faults import UserError
 from orchestra.config.recipe import Recipe
 from orchestra.config.stage import Stage
 from orchestra.report.data import RunRecord, StageRecord, read_run
+from orchestra.run import experiment as experiments
 from orchestra.run.experiment import FILE
 from orchestra.run.folder import read_json
 from settings import near
@@ -60,7 +61,8 @@ def gather(folders: Sequence[Path], stage: str | None = None) -> Gathered:
     """
     found, names = Gathered(), set()
     for folder in folders:
-        if told := read_json(folder / FILE).get("reported"):
+        told = experiments.read(folder).get("reported") if (folder / FILE).is_file() else None
+        if told:
             found.reported.append(Reported.model_validate_json(json.dumps(told)))
     for arm, seed, run_dir in _runs_of(folders):
         found.runs[arm, seed] = run = _begun(run_dir)
@@ -90,7 +92,7 @@ def _runs_of(folders: Sequence[Path]) -> list[tuple[str, int, Path]]:
     found = []
     for folder in folders:
         if (folder / FILE).is_file():
-            about = read_json(folder / FILE)
+            about = experiments.read(folder)
             found += [(arm, seed, folder / arm / f"seed-{seed}") for arm in about["arms"] for seed in about["seeds"]]
             continue
         recipe = read_json(folder / "run.json").get("recipe", {})

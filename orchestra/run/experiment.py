@@ -8,10 +8,10 @@ runs/<recipe>-<scale>/
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from models.sizes import arithmetic_name
 from orchestra.config.changes import Change, changes
@@ -73,6 +73,19 @@ def changes_of(experiment: Experiment) -> dict[str, tuple[Change, ...]]:
     return {arm: changes(recipe, first) for arm, recipe in experiment.named.items()}
 
 
+def read(folder: Path) -> dict[str, Any]:
+    """What an experiment is, by its folder.
+
+    Raises:
+        UserError: the file cannot be read, or does not say it.
+    """
+    told = read_json(folder / FILE)
+    for key, of in (("arms", str), ("seeds", int)):
+        if not isinstance(told.get(key), list) or not all(isinstance(one, of) for one in told[key]):
+            raise UserError(f"{folder / FILE} is damaged (no {key}); move it away and run the same command")
+    return told
+
+
 def must_be_for(folder: Path, *, single: bool) -> None:
     """A folder holds one run or an experiment.
 
@@ -97,7 +110,7 @@ def share_commits(folder: Path, run_dir: Path) -> None:
     ours, theirs = folder / commits.FILE, run_dir / commits.FILE
     if ours.is_file() and not theirs.is_file():
         run_dir.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ours, theirs)
+        write_json(theirs, read_json(ours))
 
 
 def keep_commits(folder: Path, run_dir: Path) -> None:

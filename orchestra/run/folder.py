@@ -83,7 +83,7 @@ def in_progress(run_dir: Path) -> bool:
     """Whether a process works in the folder, that is holds its lock; nothing is written to find out."""
     try:
         file = open(run_dir / LOCK, "rb")  # noqa: SIM115  (closed below, which gives the lock back)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
     with file:
         try:

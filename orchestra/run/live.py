@@ -134,6 +134,7 @@ class LiveReport:
         seconds = process.stdout.read()
         self._close(process)
         if process.returncode:
+            partial_page(self.run_dir, process.pid).unlink(missing_ok=True)  # the kernel may have killed it
             self._complain(f"exit code {process.returncode}")
         else:
             self._every = max(PAGE_SECONDS, float(seconds) / SHARE)

@@ -11,9 +11,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from orchestra.run import experiment as experiments
 from orchestra.run import gates, show
-from orchestra.run.experiment import FILE
-from orchestra.run.folder import in_progress, read_json
+from orchestra.run.folder import in_progress
 from orchestra.run.ledger import StageResult
 from orchestra.run.state import Current, stages_of
 from orchestra.text import clock
@@ -69,7 +69,7 @@ class RunState:
 
 def overview_of(folder: Path) -> list[RunState]:
     """Every run of an experiment, in the order in which they are made. Raises UserError where a file is damaged."""
-    about = read_json(folder / FILE)
+    about = experiments.read(folder)
     runs = [(arm, seed, folder / arm / f"seed-{seed}") for seed in about["seeds"] for arm in about["arms"]]
     found = []
     for arm, seed, run_dir in runs:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestra.run.ledger import Ledger, LedgerEntry
+from orchestra.run.ledger import Ledger, LedgerEntry, sha256_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,15 @@ class Found:
 
     run_dir: Path
     entry: LedgerEntry
+
+    @property
+    def whole(self) -> bool:
+        """Whether its files are what the stage wrote: its own run, which may come later, is not asked."""
+        place = self.run_dir / self.entry.folder
+        outputs = self.entry.outputs.items()
+        return place.is_dir() and all(
+            (place / name).is_file() and sha256_of(place / name) == digest for name, digest in outputs
+        )
 
     def linked(self, place: Path) -> LedgerEntry:
         """Put its files into a folder of one's own; gives that run's entry for it. Whole, or not at all."""
@@ -48,7 +57,9 @@ def finder(runs: Sequence[Path], own: Path) -> Finder:
                 continue
             entries = sorted(Ledger(run_dir).entries.values(), key=lambda entry: entry.folder)
             if [entry.fingerprint.digest for entry in entries[: len(digests)]] == list(digests):
-                return Found(run_dir, entries[len(digests) - 1])
+                found = Found(run_dir, entries[len(digests) - 1])
+                if found.whole:
+                    return found
         return None
 
     return find

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from orchestra.run.folder import in_progress
 from orchestra.run.progress import Done
@@ -104,7 +106,7 @@ def current_stage(run_dir: Path, finished: frozenset[str]) -> Current | None:
         config = _tree(_read(place / "config.json").get("stage"))
         try:
             began = (place / "config.json").stat().st_mtime
-        except FileNotFoundError:  # the folder alone is no beginning
+        except (FileNotFoundError, NotADirectoryError):  # the folder alone is no beginning, and a file none at all
             continue
         last = last_line(place / "metrics.jsonl")
         bars = _bars(run_dir / BARS, match[1], began) if running else ()
@@ -153,16 +155,23 @@ def last_line(path: Path) -> dict[str, float]:
 
 def bars_json(stage: str, bars: list[Done], now: float) -> str:
     """What BARS holds."""
-    return json.dumps({"stage": stage, "written": now, "bars": [vars(bar) for bar in bars]})
+    return json.dumps(asdict(_Told(stage, now, tuple(bars))))
+
+
+@dataclass(frozen=True)
+class _Told:
+    stage: str
+    written: float
+    bars: tuple[Done, ...]
 
 
 def _bars(path: Path, stage: str, began: float) -> tuple[Done, ...]:
     """Those of this stage by the process that works on it; a killed one may have left its file."""
-    told = _read(path)
-    if told.get("stage") != stage or told.get("written", 0.0) < began:
+    try:
+        told = TypeAdapter(_Told).validate_json(path.read_bytes())
+    except (OSError, ValidationError):  # not there (yet), or of another version
         return ()
-    known = {one.name for one in fields(Done)}
-    return tuple(Done(**{key: value for key, value in bar.items() if key in known}) for bar in told.get("bars", ()))
+    return told.bars if told.stage == stage and told.written >= began else ()
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -107,6 +107,9 @@ def test_a_file_may_extend_another(written):
         ("a: {stages: {traces: null}}", "arm 'a': stage 'imitate': data: 'traces' is neither an earlier stage"),
         ("a: {stages: {explore: {beta: 0.5}}}", "arm 'a': stage 'polish': beta:"),
         ("a: 3", "arms.a: is not a mapping"),
+        ("a: {seed: 5}", "mine.yaml:10: arm 'a': seed: is not an arm's to change"),
+        ("a: {name: other}", "arm 'a': name: is not an arm's to change"),
+        ("a: {stages: {imitate: {after: polish, steps: 7}}}", "stages.imitate.after: the recipe has this stage"),
     ],
 )  # fmt: skip
 def test_what_an_arm_cannot_be(written, arms, said):
@@ -125,7 +128,8 @@ def test_every_fault_of_every_arm_at_once(written):
     ("more", "said"),
     [
         ("seeds: [1, 1]", "seeds: 1 is there twice"),
-        ("seeds: 0", "seeds"),
+        ("seeds: 0", "seeds: 0: from 1 to 1000, or a list of seeds"),
+        ("seeds: 1001", "seeds: 1001: from 1 to 1000"),
         (
             "arms: {a: {}}\nreported: {source: x, figures: [{what: y, value: 1.0, arm: b}]}",
             "'b' is no arm of this",
@@ -139,3 +143,81 @@ def test_what_cannot_stand_beside_a_recipe(written, more, said):
 def test_the_recipes_own_faults_are_told_once(written):
     text = RECIPE.replace("steps: 200", "stps: 200") + "arms: {a: {}, b: {seed: 3}}\n"
     assert len(faults(written(text))) == 2  # the unknown key, and the missing one
+
+
+def test_an_override_is_for_the_arms_that_have_what_it_names(written):
+    """An arm without a stage is not a reason to leave the stage as it is in the others."""
+    more = "arms:\n  a: {}\n  b: {stages: {polish: null}}\n  c: {stages: {look: {kind: evaluate, after: polish}}}\n"
+    name = written(RECIPE + more)
+    found = load_experiment(name, None, ["stages.polish.steps=3", "stages.look.samples=2", "stages.l*.limit=5"])
+    assert [found.arms[arm].stage("polish").steps for arm in "ac"] == [3, 3]
+    assert (found.arms["c"].stage("look").samples, found.arms["c"].stage("look").limit) == (2, 5)
+    assert [stage.name for stage in found.arms["b"].stages] == ["traces", "imitate", "explore"]
+    assert faults(name, None, ["stages.polsh.steps=3"])[0].endswith("did you mean 'polish'?")
+    assert "no such stage has the key 'beat'" in faults(name, None, ["stages.*.beat=3"])[0]
+
+
+def test_a_seed_beside_seeds_would_do_nothing(written):
+    name = written(RECIPE + "seeds: [4, 5]\n")
+    assert faults(name, None, ["seed=2"]) == [
+        "--set seed=2: does nothing: the recipe is run under the seeds 4, 5; say how many with --seeds"
+    ]
+    assert load_experiment(written(RECIPE), None, ["seed=2"]).recipe.seed == 2
+
+
+def test_a_recipe_that_extends_another_is_cast_as_that_one(written):
+    """What a scale says of a recipe holds for what is made of that: `ssd` has its 64 steps, not 0.12 of them."""
+    said = "mine: {kinds: {sft: {steps: 60}}}, c: {stages: {explore: {steps: 9}}}"
+    written(f"kinds: {{sft: {{steps: x 0.1}}}}\nrecipes: {{{said}}}\n", "tiny.yaml")
+    written(RECIPE)
+    written("extends: mine.yaml\nname: b\n", "b.yaml")
+    found = load_experiment(written("extends: ./b.yaml\nname: c\n", "c.yaml"), "./tiny.yaml").recipe
+    assert (found.stage("imitate").steps, found.stage("explore").steps) == (60, 9)
+    assert load_experiment("./b.yaml", "./tiny.yaml").recipe.stage("explore").steps == 200
+    for scale in ("embedded", "gpu", None):
+        mine = load_experiment(written("extends: ssd\nname: my-ssd\n", "my.yaml"), scale).recipe
+        assert mine.model_copy(update={"name": "ssd"}) == load_experiment("ssd", scale).recipe
+
+
+def test_a_recipe_in_another_folder_is_extended(written, tmp_path):
+    """It is found beside the file that names it, and what it names beside itself."""
+    (tmp_path / "deep").mkdir()
+    for folder, answer in (("deep", 2), (".", 3)):
+        (tmp_path / folder / "p.jsonl").write_text(f'{{"question": "1 + 1", "answer": "{answer}"}}\n')
+    written(RECIPE.replace("train: embedded", "train: p.jsonl"), "deep/root.yaml")
+    written("extends: root.yaml\nname: middle\n", "deep/middle.yaml")
+    found = load_experiment(written("extends: deep/middle.yaml\nname: own\n"), None).recipe
+    assert found.problems.train == str(tmp_path / "deep" / "p.jsonl")
+    found = load_experiment(written("extends: deep/root.yaml\nname: own\nproblems: {train: p.jsonl}\n"), None).recipe
+    assert found.problems.train == "p.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("root", "own", "said"),
+    [
+        ("", "extends: mine\nname: a", "b.yaml: extends: no recipe is called 'mine'"),
+        ("", "extends: ./mine.yaml\nname: mine", "b.yaml:2: name: 'mine' is that recipe's own; a recipe that extends"),
+        ("", "extends: ./mine.yaml\nname:", "b.yaml:2: name: is missing; a recipe that extends"),
+        ("", "extends: ./mine.yaml\nname: a\nstages: [{name: a, kind: evaluate, limit: -1}]",
+         "b.yaml:3: stage 'a': limit: -1"),
+        ("extends: 3\n", "extends: ./mine.yaml\nname: a", "mine.yaml:1: extends: 3 is no recipe's name"),
+        ("extends: [a]\n", "extends: ./mine.yaml\nname: a", "mine.yaml:1: extends: ['a'] is no recipe's name"),
+        ("sed: 3\n", "extends: ./mine.yaml\nname: a", "mine.yaml, which b.yaml extends: sed: unknown key"),
+        ("", "extends: ./mine.yaml\nname: a\nstages: {traces: null}",
+         "mine.yaml, which b.yaml extends: stage 'imitate': data: 'traces' is neither"),
+        ("", "extends: ./mine.yaml\nname: a\nstages: {traces: null, imitate: null,\n  polish: {steps: -1}}",
+         "b.yaml:4: stage 'polish': steps: -1"),
+        ("", "extends: ./mine.yaml\nname: a\nstages: {1: {kind: evaluate, after: polish, limit: -1}}",
+         "b.yaml:3: stage '1': limit: -1"),
+    ],
+)  # fmt: skip
+def test_faults_of_files_that_extend_others_say_which_file(written, root, own, said):
+    written(root + RECIPE)
+    with pytest.raises(UserError) as error:
+        load_experiment(written(own + "\n", "b.yaml"), None)
+    assert any(line.startswith(said) for line in str(error.value).splitlines()), str(error.value)
+
+
+def test_a_fault_of_a_stage_that_has_moved_has_no_other_stages_line(written):
+    lines = faults(written(RECIPE + "arms:\n  a: {stages: {traces: null}}\n"))
+    assert [line for line in lines if line.startswith("mine.yaml: arm 'a': stage 'imitate': data: 'traces' is")], lines

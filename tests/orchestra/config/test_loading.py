@@ -348,6 +348,9 @@ def test_set(written, sets, get, value):
         ("stages=3", "3 is a whole number; a list is needed"),
         ("stages.explore.gate={mind_difference: 3}", "gate.mind_difference: unknown key; did you mean"),
         ("model=3", "a mapping (`key: value`) is needed"),
+        ("[=", "[: unknown key"),
+        ("stages.explore.[names]=3", "stage 'explore': [names]: unknown key"),
+        ("=:²", "write it as key=value"),
         ("problems.train=/nowhere/x.jsonl", "problems.train: '/nowhere/x.jsonl': no such file"),
     ],
 )
@@ -462,3 +465,15 @@ def test_shipped_scales_name_only_stages_that_exist(written):
     written("recipes: {y: {}, x: {stages: {explor: {steps: 3}}}}", "recipes/scales/odd.yaml")
     assert any("recipes.y: no recipe has that name" in line for line in unknown_in_scales())
     assert any("recipes.x.stages.explor: no recipe has a stage" in line for line in unknown_in_scales())
+
+
+def test_stages_that_a_recipe_adds_are_stages(written):
+    """In a mapping, to another recipe's; or in an arm. What cannot be read hides nothing."""
+    for folder in ("recipes", "recipes/scales"):
+        (load.Path.cwd() / folder).mkdir(exist_ok=True)
+    more = "stages: {look: {kind: evaluate, after: polish}}\narms: {a: {stages: {see: {}}}, b: }\n"
+    written(f"extends: 40d\nname: x\n{more}", "recipes/x.yaml")
+    written("stages: {look: {samples: 2}, see: {samples: 2}, lok: {}}", "recipes/scales/odd.yaml")
+    written("name: [", "recipes/damaged.yaml")
+    written("[", "recipes/scales/damaged.yaml")
+    assert [line.rpartition(": ")[0] for line in unknown_in_scales()] == ["recipes/scales/odd.yaml: stages.lok"]

@@ -115,6 +115,13 @@ def test_the_json_schema_catches_a_typo():
         ({"extends": "40d", "name": "mine", "problems": {"train_limt": 5}}, False),
         ({"extends": "40d", "problems": {"train_limit": 5}}, False),
         ({"name": "mine", "problems": {"train_limit": 5}}, False),
+        ({"extends": "40d", "name": "mine", "rollouts": None, "reward": {"format": None}}, True),
+        ({"extends": "40d", "name": None}, False),
+        ({"extends": "40d", "name": "mine", "arms": {"a": None}, "seeds": [0, 2]}, True),
+        ({"extends": "40d", "name": "mine", "arms": {"A b": {}}}, False),
+        ({"extends": "40d", "name": "mine", "seeds": [2, 2]}, False),
+        ({"extends": "40d", "name": "mine", "seeds": [-1]}, False),
+        ({"extends": "40d", "name": "mine", "seeds": 1001}, False),
     ],
 )
 def test_the_json_schema_of_a_file_that_extends_another(text, right):

@@ -107,6 +107,8 @@ def test_a_part_of_a_number_that_the_recipe_does_not_have_is_none(load):
         ("instead: [1]", "instead: [1] is not a mapping"),
         ("instead: {openai/gsm8k: 3}", "instead.openai/gsm8k: 3 is not a name"),
         ("instead: {openai/gsm8k: embeded}", "tiny.yaml (instead.openai/gsm8k): problems.train: 'embeded' is neither"),
+        ("kinds: {sft: {steps: x 1e400}}", "kinds.sft.steps: 'x 1e400' of 100 is no number that a computer has"),
+        ("kinds: {sft: {steps: x 1.2.3}}", "steps: 'x 1.2.3' is text; a whole number is needed"),
         ("recipes: 3", "recipes: 3 is not a mapping"),
         ("recipes: {mine: 3}", "recipes.mine: 3 is not a mapping"),
         ("recipes: {mine: {recipes: {}}}", "recipes.mine.recipes: a scale has the sections"),
@@ -118,3 +120,28 @@ def test_faults(load, text, said):
     with pytest.raises(RecipeError) as error:
         load(text)
     assert any(said in str(fault) for fault in error.value.faults), [str(fault) for fault in error.value.faults]
+
+
+def test_a_recipe_whose_name_is_a_number(load):
+    """YAML reads `21:` as one."""
+    text = TEXT.replace("name: mine", 'name: "21"')
+    assert load("recipes: {21: {kinds: {sft: {steps: 7}}}}", text).stage("imitate").steps == 7
+
+
+def test_a_name_at_a_revision_is_that_name(load):
+    text = TEXT.replace("one: openai/gsm8k", "one: openai/gsm8k@0123abc").replace(
+        "two: some/math", "two: some/math:hard"
+    )
+    found = load("instead: {openai/gsm8k: embedded, some/math: embedded:formal}", text).stage("look")
+    assert found.problems == {"one": "embedded", "two": "some/math:hard"}, "another configuration is another set"
+
+
+@pytest.mark.parametrize("wrong", ["lora: 16", "lora: [rank]", "lora: false"])
+def test_a_scale_hides_no_fault_of_the_recipe(load, wrong):
+    with pytest.raises(RecipeError, match=r"mine\.yaml:2: model\.lora: .* a mapping"):
+        load("model: {lora: {rank: 4}}", TEXT.replace("base: some/base}", f"base: some/base, {wrong}}}"))
+
+
+def test_a_number_that_is_no_float(load):
+    with pytest.raises(RecipeError, match="is no number that a computer has"):
+        load("kinds: {sft: {steps: x 0.5}}", TEXT.replace("steps: 100", "steps: 1" + "0" * 400))

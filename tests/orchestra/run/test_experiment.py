@@ -1,16 +1,22 @@
 """Arms and seeds with stages that only pretend: what is run, what is shared, and what a change touches."""
 
+import errno
 import json
+import os
+import shutil
+import sys
 
 import pytest
 from fake_stages import STAGES, Fake
 
+from orchestra import cli
 from orchestra.config.experiment import load_experiment
 from orchestra.config.faults import UserError
 from orchestra.plan.experiment import plan_experiment
 from orchestra.plan.machine import Machine
 from orchestra.run import experiment as experiments
-from orchestra.run.ledger import Ledger
+from orchestra.run.folder import locked
+from orchestra.run.ledger import Ledger, sha256_of, write_json
 from orchestra.run.progress import Progress
 from orchestra.run.runner import Run
 from orchestra.run.siblings import finder
@@ -40,6 +46,7 @@ def start(tmp_path, monkeypatch):
         every = experiments.runs_of(experiment, folder)
         experiments.prepare(experiment, folder, {})
         again, ran = experiments.restarts(restart, every), {}
+        go.calls = ran
         for one in every:
             fake = Fake(fail=fail.get((one.arm, one.seed), {}) if fail else {}).instead(monkeypatch)
             ran[one.arm, one.seed] = fake.calls
@@ -174,3 +181,70 @@ def test_a_folder_is_one_run_or_an_experiment(start, tmp_path):
     with pytest.raises(UserError, match="holds a single run"):
         experiments.must_be_for(tmp_path / "one", single=False)
     assert json.loads((folder / "experiment.json").read_text())["arms"] == ["rising", "flat", "short"]
+
+
+def test_one_command_at_a_time_works_in_a_folder(tmp_path, monkeypatch, capfd):
+    """A second one would say in experiment.json what it is about, and the first one's tables would be of that."""
+    (tmp_path / "arms.yaml").write_text(ARMS)
+    monkeypatch.chdir(tmp_path)
+    Fake().instead(monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["orchestra", "run", "./arms.yaml", "--scale", "embedded", "--seeds", "1"])
+    folder = tmp_path / "runs" / "arms-embedded"
+    experiments.prepare(load_experiment("./arms.yaml", "embedded"), folder, {})
+    before = (folder / "experiment.json").read_bytes()
+    with locked(folder):
+        assert cli.main() == 1
+    assert "another run (process" in capfd.readouterr().err
+    assert (folder / "experiment.json").read_bytes() == before
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == []
+
+
+def test_a_disk_that_is_full_is_one_line_also_between_runs(tmp_path, monkeypatch, capfd):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "arms.yaml").write_text(ARMS)
+    monkeypatch.chdir(tmp_path)
+    Fake().instead(monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["orchestra", "run", "./arms.yaml", "--scale", "embedded"])
+    for what in ("prepare", "share_commits", "keep_commits"):
+        with monkeypatch.context() as patched:
+            patched.setattr(experiments, what, full)
+            assert cli.main() == 1
+        assert "is full; make room and run the same command" in capfd.readouterr().err
+
+
+def test_commits_are_shared_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A part of the file would be a damaged one to the next command."""
+    write_json(tmp_path / "hub.json", {"openai/gsm8k": "0" * 40})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            experiments.share_commits(tmp_path, tmp_path / "a" / "seed-1")
+    assert list((tmp_path / "a" / "seed-1").iterdir()) == []
+    experiments.share_commits(tmp_path, tmp_path / "a" / "seed-1")
+    assert (tmp_path / "a" / "seed-1" / "hub.json").read_bytes() == (tmp_path / "hub.json").read_bytes()
+
+
+@pytest.mark.parametrize("how", ["other", "no folder"])
+def test_what_is_not_what_a_stage_wrote_is_not_taken_over(start, how):
+    """Of a run that comes later, which nobody has looked at yet."""
+    _, folder = start()
+    place = folder / "rising" / "seed-1" / "01-traces"
+    if how == "no folder":
+        shutil.rmtree(place)
+    else:
+        write_json(place / "traces.jsonl", "other traces")
+    shutil.rmtree(folder / "flat"), shutil.rmtree(folder / "short")
+    text = ARMS.replace("arms:\n", "arms:\n  early: {stages: {polish: null, release: null}}\n")
+    with pytest.raises(UserError, match="stage 'traces' is finished, but"):  # `rising`, when it is its turn
+        start(text)
+    told = json.loads((folder / "early" / "seed-1" / "ledger.json").read_text())["stages"][1]["outputs"]
+    path = folder / "early" / "seed-1" / "01-traces" / "traces.jsonl"
+    assert sha256_of(path) == told["traces.jsonl"]
+    # what is whole still is: the traces came out the same again
+    assert start.calls["early", 1] == ["traces"]

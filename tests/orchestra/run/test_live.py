@@ -260,3 +260,16 @@ def test_a_page_that_hangs_ends_with_a_killed_run(tmp_path):
         assert process.stdout.readline() == b"1\n" and process.poll() is None, "it hangs"
         process.stdin.close()
         assert process.wait(10) == 1
+
+
+def test_a_page_that_the_kernel_killed_leaves_no_part_of_itself(tmp_path, monkeypatch):
+    """Out of memory, or after so many seconds: it cannot clear up itself."""
+    begin = "import json, os, signal, sys; from orchestra.report.html import partial_page; from pathlib import Path; "
+    half = "partial_page(Path(sys.argv[1]), os.getpid()).write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(live, "START", f"import sys, json; sys.path[:] = json.loads(sys.argv.pop()); {begin}{half}")
+    monkeypatch.setattr(live, "TICK_SECONDS", 0.01)
+    file = tmp_path / "said.txt"
+    with open(file, "w") as out, LiveReport(tmp_path, Progress(Console(file=out, width=400))) as report:
+        report.begin(Recipe.model_validate(RECIPE).stages[0])
+        assert until(lambda: "exit code -9" in read(file))
+        assert not list(tmp_path.glob(".report-*"))

@@ -102,9 +102,13 @@ def test_the_stage_in_progress_and_the_one_that_was_stopped(tmp_path):
         for left, told in (("explore", 1), ("imitate", -1)):
             (run / "progress.json").write_text(bars_json(left, bars, stopped.began + told))
             assert current_stage(run, names).bars == (), "of another stage, or of a process before this one"
-        for text in ("", "{", "[]", '{"stage": "imitate", "written": 1e12}'):
+        none, one = '{"stage": "imitate", "written": 1e12', '{"label": "a", "done": 1}'
+        odd = (f'{none.replace("1e12", chr(34) + chr(34))}, "bars": []}}', f'{none}, "bars": [3, {one}]}}')
+        for text in ("", "{", "[]", f"{none}}}", *odd):
             (run / "progress.json").write_text(text)
             assert sentences(current_stage(run, names), 7)[1:] == ["  step 12 of 40, loss 0.25"]
+        (run / "02-a-note").write_text("of a person")
+        assert current_stage(run, names) == current_stage(run, names | {"a-note"}), "no stage's folder"
         (run / "02-imitate" / "config.json").unlink()
         assert current_stage(run, names) is None, "between two stages"
 
@@ -183,3 +187,18 @@ def test_a_run_of_an_experiment_that_was_killed(experiment):
     assert sentences(current_of(run, results), 7) == [
         "stopped in traces (grpo), stage 2 of 7; the same command goes on"
     ]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"arms": "ab", "seeds": 3}', '{"arms": ["a"], "seeds": ["x"]}'])
+def test_an_experiment_that_does_not_say_what_it_is(experiment, capfd, monkeypatch, text):
+    (experiment / "experiment.json").write_text(text)
+    for command in ("show", "report", "compare"):
+        monkeypatch.setattr(sys, "argv", ["orchestra", command, str(experiment)])
+        assert cli.main() == 1
+        said = capfd.readouterr().err
+        assert "experiment.json is damaged (" in said and said.count("\n") == 1
+
+
+def test_a_run_that_is_no_folder_is_to_do(experiment):
+    (experiment / "flat" / "seed-2").write_text("of a person")
+    assert overview.overview_of(experiment)[3].status == "to do"
