@@ -221,7 +221,7 @@ def _difference(one: Difference | None) -> tuple[str, str, str]:
 
 def notes(compared: Compared) -> list[str]:
     """What is to be known of the comparison."""
-    lines = [f"{compared.comparison.problems} problems, the same for all", *left_out(compared.comparison)]
+    lines = [f"{compared.comparison.problems} problems, the same for all", *cautions(compared.comparison)]
     if compared.on is not None:
         lines.append(f"p (Holm) is over the {compared.transfer.differences} differences on all sets")
     if compared.unfinished:
@@ -234,17 +234,19 @@ def notes(compared: Compared) -> list[str]:
 def transfer_notes(transfer: Transfer) -> list[str]:
     """What is to be known of the table of sets."""
     lines = [f"p (Holm) is over all {transfer.differences} differences of this table; --set NAME has one set in full"]
-    lines += [f"{name}: {line}" for name, one in transfer.sets.items() for line in left_out(one)]
+    lines += [f"{name}: {line}" for name, one in transfer.sets.items() for line in cautions(one)]
     return [*lines, *(f"{name} is not compared: {why}" for name, why in transfer.refused.items())]
 
 
-def left_out(comparison: Comparison) -> list[str]:
-    """Which problems do not count, and why."""
+def cautions(comparison: Comparison) -> list[str]:
+    """Which problems do not count, and why; and where there are too few seeds."""
     lines = []
     if comparison.not_common:
         lines.append(f"{comparison.not_common} problems were not asked in all runs and are left out")
     if comparison.ungraded:
         lines.append(f"{comparison.ungraded} problems could not be graded in a run and are left out")
+    if any(len(row.seeds) == 2 for row in comparison.rows):
+        lines.append("two training seeds tell little of how much a seed matters, and intervals are wide: take three")
     return lines
 
 

@@ -238,8 +238,12 @@ def _few_ticks(axes: Axes) -> None:
     """Plain numbers below, also on a logarithmic scale."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    logarithmic = axes.get_xscale() == "log"
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8) if logarithmic else MaxNLocator(nbins=5))
+    if axes.get_xscale() == "log":
+        low, high = axes.get_xlim()
+        # over several powers of ten there is room for some of these alone
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=6))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

@@ -16,7 +16,7 @@ from orchestra.config.arms import Figure
 from orchestra.config.changes import Change
 from orchestra.config.faults import UserError
 from orchestra.report import arm_charts
-from orchestra.report.arms import Compared, Of, Transfer, compare, left_out
+from orchestra.report.arms import Compared, Of, Transfer, cautions, compare
 from orchestra.report.data import RunRecord
 from orchestra.report.gathered import Gathered, gather
 from orchestra.report.html import PAGE, rendered, write_page
@@ -124,7 +124,7 @@ def _compared(gathered: Gathered) -> tuple[dict[Of, Compared], list[str]]:
         except UserError as error:
             notes[str(error)] = None
             continue
-        notes |= dict.fromkeys(f"{line[0].upper()}{line[1:]}." for line in left_out(found[of].comparison))
+        notes |= dict.fromkeys(f"{line[0].upper()}{line[1:]}." for line in cautions(found[of].comparison))
     return found, list(notes)
 
 

@@ -93,6 +93,7 @@ class RunRecord:
     """A run folder.
 
     Fields:
+        arm: of the experiment that it is a run of; empty where it is of none.
         recipe: as YAML text, with what the scale and the command line changed; defaults are left out.
         resolved: the recipe itself; None where it is of another version of the schema.
         ran_on: versions, machine and the like, by name.
@@ -103,6 +104,7 @@ class RunRecord:
 
     path: Path
     name: str
+    arm: str
     scale: str
     seed: str
     recipe: str
@@ -159,6 +161,7 @@ def read_run(run_dir: Path) -> RunRecord:
     return RunRecord(
         path=run_dir,
         name=str(recipe.get("name") or about.get("name") or run_dir.name),
+        arm=str(about.get("arm", "")),
         scale=str(about.get("scale", "")),
         seed=str(about.get("seed", recipe.get("seed", ""))),
         recipe=recipe_text,

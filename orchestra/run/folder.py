@@ -104,10 +104,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def about(recipe: Recipe, scale: str, source: str, sets: tuple[str, ...]) -> dict[str, Any]:
+def about(recipe: Recipe, scale: str, source: str, sets: tuple[str, ...], arm: str = "") -> dict[str, Any]:
     """What run.json says."""
     return {
         "name": recipe.name,
+        "arm": arm,
         "scale": scale,
         "seed": recipe.seed,
         "source": source,

@@ -135,7 +135,7 @@ class Run:
             self.progress.say(f"no longer in the recipe: {', '.join(sorted(gone))}; set aside in {target}")
 
     def _note_versions(self) -> None:
-        about = run_folder.about(self.recipe, self.scale, self.source, self.sets) | {"plan": self.plan}
+        about = run_folder.about(self.recipe, self.scale, self.source, self.sets, self.arm) | {"plan": self.plan}
         old = run_folder.read_json(self.run_dir / "run.json").get("versions", {})
         changed = [
             f"{name} {old[name]} -> {new}" for name, new in about["versions"].items() if old.get(name, new) != new

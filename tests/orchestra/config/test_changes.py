@@ -1,6 +1,7 @@
 """What one recipe has otherwise than another, key by key."""
 
-from orchestra.config.changes import changes
+from orchestra.config.changes import changes, of_the_scale
+from orchestra.config.experiment import load_experiment
 from orchestra.config.loading import load_recipe
 from orchestra.config.recipe import Recipe
 
@@ -55,3 +56,19 @@ def test_another_kind_under_the_same_name():
         and found[0].startswith("stages.polish: grpo, steps 100")
         and "-> evaluate, samples 3" in found[0]
     )
+
+
+def test_what_a_scale_sets_is_told(tmp_path, monkeypatch):
+    """What the file says and the scale replaces, and what it adds; not what the command line says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nmodel: {base: embedded/student}\nproblems: {train: embedded, test: embedded, test_limit: 60}\n"
+        "stages: [{name: own, kind: distill, teacher: self, problems: 30}]\n"
+    )
+    (tmp_path / "tiny.yaml").write_text("problems: {test_limit: 500}\nkinds: {distill: {problems: 7, samples: 2}}\n")
+    sets = ["stages.own.samples=3"]
+    experiment = load_experiment("./mine.yaml", "./tiny.yaml", sets)
+    assert of_the_scale("./mine.yaml", experiment, sets) == (
+        "problems.test_limit: 60 -> 500, stages.own.problems: 30 -> 7"
+    )
+    assert of_the_scale("./mine.yaml", load_experiment("./mine.yaml", None), ()) == ""

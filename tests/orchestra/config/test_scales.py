@@ -101,6 +101,23 @@ def test_a_part_of_a_number_that_the_recipe_does_not_have_is_none(load):
     assert load(scale, asked).stage("imitate").evaluate_every == 2
 
 
+@pytest.mark.parametrize("meant", ["slef", "Self"])
+def test_self_misspelt_is_no_model(load, meant):
+    with pytest.raises(RecipeError, match="did you mean 'self'"):
+        load("kinds: {sft: {steps: 3}}", TEXT.replace("teacher: self", f"teacher: {meant}"))
+
+
+@pytest.mark.parametrize(("key", "remedy"), [("seeds=3", "--seeds says it"), ("arms.human.steps=3", "the file's own")])
+def test_what_is_the_files_own_is_not_set(load, key, remedy):
+    with pytest.raises(RecipeError, match=remedy):
+        load("kinds: {sft: {steps: 3}}", sets=[key])
+
+
+def test_a_number_where_text_is_meant(load):
+    with pytest.raises(RecipeError, match='in quotes it is text: "21"'):
+        load("kinds: {sft: {steps: 3}}", TEXT.replace("name: mine", "name: 21"))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

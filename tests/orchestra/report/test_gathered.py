@@ -162,3 +162,21 @@ def test_the_command_line(sets, monkeypatch, capfd):
     code, out, _ = orchestra("report", str(sets))
     assert code == 0 and out.strip() == str(sets / "report.html")
     assert "By set of problems" in (sets / "report.html").read_text()
+
+
+def test_runs_of_an_experiment_are_called_after_their_arms(tmp_path):
+    """Both lie in folders called `seed-17`."""
+    arms = "arms: {first: {}, own: {stages: {polish: {steps: 9}}}}\n"
+    folder = experiment(tmp_path, arms)
+    found = gather([folder / "first" / "seed-17", folder / "own" / "seed-17"])
+    assert list(found.answers) == ["first", "own"]
+
+
+def test_two_seeds_are_told_to_be_few(tmp_path):
+    def said(seeds):
+        arms = f"arms: {{first: {{}}, own: {{stages: {{polish: {{steps: 9}}}}}}}}\nseeds: {seeds}\n"
+        place = tmp_path / str(seeds)
+        place.mkdir()
+        return [line for line in notes(compare_runs([experiment(place, arms)])) if "two training seeds" in line]
+
+    assert len(said(2)) == 1 and said(1) == said(3) == []
