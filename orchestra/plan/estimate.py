@@ -54,8 +54,12 @@ PROMPT_SHARE = 0.5
 """Mean length of a prompt as a share of the limit."""
 EMBEDDED_PROMPT, EMBEDDED_LONGEST_PROMPT = 26, 48
 """Tokens of the generator's prompts, on average and at most, however high the limit is."""
-ALL_PROBLEMS: Mapping[Split, int] = {"train": 7473, "test": 1319}
-"""What `None` means for a source whose size is not known: GSM8K's."""
+GSM8K: Mapping[Split, int] = {"train": 7473, "test": 1319}
+HUB_PROBLEMS: Mapping[str, Mapping[Split, int]] = {
+    "openai/gsm8k": GSM8K,
+    "nlile/hendrycks-MATH-benchmark": {"train": 12000, "test": 500},
+}
+"""What `None` means for the data sets that the recipes name; of others GSM8K's size is assumed."""
 EMBEDDED_PROBLEMS: Mapping[Split, int] = {"train": 4000, "test": 500}
 
 
@@ -338,9 +342,9 @@ class Estimator:
 
 def _count(source: str, split: Split, limit: int | None) -> int:
     """How many problems there are; a guess for sources that are not at hand."""
-    if source == "embedded":
+    if source.partition(":")[0] == "embedded":
         return limit or EMBEDDED_PROBLEMS[split]  # the generator makes as many as are asked for
-    return min(_lines(source) or ALL_PROBLEMS[split], limit or 10**9)
+    return min(_lines(source) or HUB_PROBLEMS.get(source, GSM8K)[split], limit or 10**9)
 
 
 def estimate(recipe: Recipe, machine: Machine, scale: str = "none") -> Plan:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from models.sizes import activation_bytes
 from models.training import checkpoints_activations
+from orchestra.config.experiment import load_experiment
 from orchestra.config.loading import load_recipe
 from orchestra.plan import estimate as planning
 from orchestra.plan import shapes
@@ -286,3 +287,17 @@ def test_planned_beside_measured():
     results = (StageResult("a", "sft", seconds=120.0), StageResult("b", "grpo", seconds=30.0))
     line = beside({"a": 100.0, "b": 50.0, "c": 1000.0}, results, 2 * GIB, 3 * GIB)
     assert line == "time: planned 2:30, measured 2:30 (+0%); memory: planned 2.0 GiB, measured 3.0 GiB"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scale", "said"),
+    [
+        ("ssd", "gpu", "nlile/hendrycks-MATH-benchmark (500)"),
+        ("21", "gpu", "openai/gsm8k (1,319)"),
+        # the scale's own limit; the generator has as many of a part as are asked for
+        ("ssd", "embedded", "embedded:formal (500)"),
+    ],
+)
+def test_how_many_problems_a_source_has(recipe, scale, said):
+    plan = estimate(load_experiment(recipe, scale).recipe, Machine(2, 24 * 2**30, ()), scale)
+    assert plan.stages[0].data == said
