@@ -80,7 +80,16 @@ def test_asking_does_not_change_training(imitate, alone, tmp_path):
     assert sha256(policy) == sha256(alone[0]) and metrics == alone[1]
 
 
-@pytest.mark.parametrize("where, step", [("before", 4), ("in", 4), ("in", 5), ("behind", 4), ("behind", 5)])
+@pytest.mark.parametrize(
+    "where, step",
+    [
+        pytest.param("before", 4, marks=pytest.mark.slow),
+        ("in", 4),
+        pytest.param("in", 5, marks=pytest.mark.slow),
+        pytest.param("behind", 4, marks=pytest.mark.slow),
+        ("behind", 5),
+    ],
+)
 def test_killed_around_an_evaluation_it_ends_the_same(imitate, alone, tmp_path, step, where):
     """Before it is asked, while it is, and behind it: after the next step, or where the last one is asked again. The
     steps' metrics are told before they are asked, checkpoints are written after it."""
