@@ -20,6 +20,7 @@ from statsmodels.stats.multitest import multipletests
 
 from evals.arms import Arm, Difference, Run, compare_arms
 from evals.evaluate import Evaluation
+from orchestra.config.experiment import load_experiment
 
 HERE = Path(__file__).parent
 LEVEL = 0.05
@@ -157,15 +158,13 @@ def table(answers: Sequence[Answer]) -> Iterator[str]:
         )
 
 
-def reported(runs: Path, recipes: Sequence[str]) -> Iterator[str]:
+def reported(recipes: Sequence[str]) -> Iterator[str]:
     """What others reported, as lines of a list."""
     for recipe in recipes:
-        told = json.loads((folder_of(runs, recipe) / "experiment.json").read_text(encoding="utf-8")).get("reported")
-        if told:
-            figures = "; ".join(
-                f"{one['arm'] + ': ' if one['arm'] else ''}{one['what']} {one['value']:g}" for one in told["figures"]
-            )
-            yield f"- {recipe}: {figures or 'no figures'} ({told['source']})"
+        told = load_experiment(recipe, None).reported
+        if told is not None:
+            figures = [f"{one.arm + ': ' if one.arm else ''}{one.what} {one.value:g}" for one in told.figures]
+            yield f"- {recipe}: {'; '.join(figures) or 'no figures'} ({told.source})"
 
 
 def folder_of(runs: Path, recipe: str) -> Path:
@@ -178,7 +177,8 @@ HEADER = """# The experiments at the embedded scale
 Differences in accuracy on 500 held-out problems, in points with 95 % intervals; problems and training seeds both drawn
 at random where there are several seeds (evals/arms.py). 4 samples a problem, and one greedy. "Could have seen": the
 true difference that this design finds with a power of 80 % on its own. Holm: corrected for all rows of a pass. Made by
-`make experiments`. The embedded models are tiny: what is resolved here is so for them, and for nobody's 3B model.
+`make experiments`. The embedded models are tiny: what is resolved here is so for them, and for nobody's 3B model. 24a is
+arm `self` of 21, frozen: the same seeds give the same policies.
 
 """
 
@@ -200,7 +200,7 @@ def main() -> None:
     answers = corrected([answer(question, folder_of(arguments.runs, question.recipe)) for question in asked])
     lines = list(table(answers))
     theirs = ["", "What others reported, of other models, mostly from single runs:", ""]
-    text = HEADER + "\n".join([*lines, *theirs, *reported(arguments.runs, chosen)]) + "\n"
+    text = HEADER + "\n".join([*lines, *theirs, *reported(chosen)]) + "\n"
     (HERE / "experiments.md").write_text(text, encoding="utf-8")
     (HERE / "experiments.json").write_text(json.dumps([asdict(one) for one in answers], indent=1) + "\n")
     print("\n".join(lines))
