@@ -177,8 +177,8 @@ HEADER = """# The experiments at the embedded scale
 Differences in accuracy on 500 held-out problems, in points with 95 % intervals; problems and training seeds both drawn
 at random where there are several seeds (evals/arms.py). 4 samples a problem, and one greedy. "Could have seen": the
 true difference that this design finds with a power of 80 % on its own. Holm: corrected for all rows of a pass. Made by
-`make experiments`. The embedded models are tiny: what is resolved here is so for them, and for nobody's 3B model. 24a is
-arm `self` of 21, frozen: the same seeds give the same policies.
+`make experiments`. The embedded models are tiny: what is resolved here is so for them, and for nobody's 3B model.
+24a is arm `self` of 21, frozen: the same seeds give the same policies.
 
 """
 

@@ -1,6 +1,7 @@
 """benchmarks/experiments.py: its questions are of recipes that there are, and a row is what its evaluations say."""
 
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,9 +13,14 @@ from evals.statistics import accuracy
 from orchestra.config.experiment import load_experiment
 
 
+@cache
+def arms_of(recipe):
+    return load_experiment(recipe, "embedded").named
+
+
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda one: f"{one.recipe}: {one.asked}")
 def test_every_question_is_of_an_arm_and_a_stage_that_there_are(question):
-    arms = load_experiment(question.recipe, "embedded", seeds=(1, 2)).named
+    arms = arms_of(question.recipe)
     for policy in (question.after, question.before):
         stage = arms[policy.arm].stage(policy.stage)
         assert "evaluation" in stage.gives
@@ -23,7 +29,7 @@ def test_every_question_is_of_an_arm_and_a_stage_that_there_are(question):
 
 def test_both_sides_are_asked_the_same_problems():
     for question in QUESTIONS:
-        arms = load_experiment(question.recipe, "embedded", seeds=(1, 2)).named
+        arms = arms_of(question.recipe)
         asked = []
         for policy in (question.after, question.before):
             stage = arms[policy.arm].stage(policy.stage)
