@@ -18,8 +18,9 @@ from sft.distill import CHUNK
 
 ROOT = Path(__file__).parents[2]
 STORE = """
-import sys, time
+import faulthandler, sys, time
 from pathlib import Path
+faulthandler.dump_traceback_later(50)  # where it is, should it hang
 sys.path[:0] = [{root!r}, {tests!r}]
 from torch.distributed import TCPStore
 from models.processes import Processes
@@ -178,5 +179,8 @@ except KeyboardInterrupt:
             time.sleep(0.05)
         time.sleep(0.3)
         waiting.send_signal(signal.SIGINT)
-        _, error = waiting.communicate(timeout=60)
+        try:
+            _, error = waiting.communicate(timeout=60)
+        except subprocess.TimeoutExpired as hung:
+            pytest.fail(f"it hangs:\n{(hung.stderr or b'').decode()}")
         assert waiting.returncode == 7, error
