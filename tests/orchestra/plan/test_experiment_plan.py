@@ -10,9 +10,10 @@ from rich.console import Console
 
 from orchestra import cli
 from orchestra.config.experiment import load_experiment
+from orchestra.config.loading import available
 from orchestra.plan.devices import GIB
 from orchestra.plan.experiment import plan_experiment
-from orchestra.plan.machine import Machine
+from orchestra.plan.machine import Gpu, Machine
 from orchestra.plan.table import show_experiment
 
 LAPTOP = Machine(cores=2, memory=24 * GIB, gpus=())
@@ -140,3 +141,11 @@ def test_the_command_line(tmp_path, monkeypatch, capfd):
     assert told["arms"][1]["taken_over"]["explore"] == "rising"
     assert told["arms"][1]["plan"]["stages"][0]["name"] == "base"
     assert told["seconds"] < told["seconds_without_sharing"]
+
+
+@pytest.mark.parametrize("name", sorted(available()))
+def test_every_shipped_recipe_fits_one_gpu(name):
+    """On real data and Qwen2.5-3B, as the gpu scale has it."""
+    machine = Machine(16, 128 * GIB, (Gpu("NVIDIA H100 80GB HBM3", 80 * GIB),))
+    plan = plan_experiment(load_experiment(name, "gpu"), machine, "gpu")
+    assert all(arm.plan.stages and arm.plan.fits for arm in plan.arms), [arm.plan.reason for arm in plan.arms]
