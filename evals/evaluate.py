@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from evals.statistics import Interval, PairedDifference, accuracy, paired_difference, pass_at_k
-from rewards.formats import Format
+from rewards.formats import Format, with_opening
 from rewards.problems import Asked, Problem
 from rewards.verdict import Judgement, Verdict
 
@@ -186,7 +186,9 @@ def evaluate(
         completions_PS, seconds = _generate(engine, asked, sampling, seed, progress)
         flat = [completion for completions in completions_PS for completion in completions]
         judgements = domain.judge([one.text for one in flat], [gold for gold in golds for _ in range(samples)])
-        return _summed(flat, judgements, sampling, seconds, settings.confidence, format), flat, judgements
+        prompts = [prompt for prompt in asked.prompts for _ in range(samples)]
+        follows = [format.follows(with_opening(prompt, one.text)) for prompt, one in zip(prompts, flat, strict=True)]
+        return _summed(flat, judgements, follows, sampling, seconds, settings.confidence), flat, judgements
 
     sampled, completions, judgements = decode(samples, settings.temperature)
     greedy = None
@@ -249,12 +251,13 @@ def _generate(
 def _summed(
     completions: Sequence[Completion],
     judgements: Sequence[Judgement],
+    follows: Sequence[bool],
     sampling: Sampling,
     seconds: float,
     confidence: float,
-    format: Format,
 ) -> Pass:
-    """A pass in numbers; the `sampling.n` completions of a problem stand in a row."""
+    """A pass in numbers; the `sampling.n` completions of a problem stand in a row, `follows` says which keep the
+    format."""
 
     def by_problem(values: Sequence[T]) -> tuple[tuple[T, ...], ...]:
         return tuple(tuple(values[at : at + sampling.n]) for at in range(0, len(values), sampling.n))
@@ -269,7 +272,7 @@ def _summed(
         accuracy=accuracy(np.array(correct, dtype=float), confidence),
         mean_length=sum(lengths) / len(completions),
         truncation_rate=sum(cut_off) / len(completions),
-        format_rate=sum(format.follows(completion.text) for completion in completions) / len(completions),
+        format_rate=sum(follows) / len(completions),
         ungradable=grades.count(None),
         tokens=sum(lengths),
         seconds=seconds,

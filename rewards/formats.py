@@ -29,6 +29,11 @@ def split_completion(text: str) -> tuple[str, str]:
     return (inside.strip(), "") if opened else ("", text.strip())
 
 
+def with_opening(prompt: object, completion: str) -> str:
+    """A completion with the think tag that a chat template may have put at the end of its prompt."""
+    return f"{OPEN}\n{completion}" if isinstance(prompt, str) and prompt.rstrip().endswith(OPEN) else completion
+
+
 def boxes(text: str) -> list[tuple[int, int, str]]:
     r"""All closed top-level `\boxed{...}` in `text` as (start, end, content); braces may nest."""
     found, start = [], text.find(BOX)

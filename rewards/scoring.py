@@ -27,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from rewards.formats import Format
+from rewards.formats import Format, with_opening
 from rewards.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class FormatKept:
 
     def __call__(self, prompts, completions, completion_ids=None, **columns):
         return [
-            float(self.format.follows(_opened(prompt) + _text(completion)))
+            float(self.format.follows(with_opening(prompt, _text(completion))))
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
 
@@ -254,11 +254,6 @@ class UserReward:
                     f"reward: {self.__name__} returned {value!r}; return None or a number between -1 and 1"
                 )
         return [None if value is None else float(value) for value in values]
-
-
-def _opened(prompt) -> str:
-    """The think tag a chat template may have put at the end of the prompt."""
-    return "<think>\n" if isinstance(prompt, str) and prompt.rstrip().endswith("<think>") else ""
 
 
 def _text(completion: str | Sequence[Mapping[str, str]]) -> str:

@@ -30,6 +30,7 @@ from orchestra.work.policies import serve
 from orchestra.work.resources import Resources, stage_seed
 from orchestra.work.settings import PREFLIGHT, QUESTION, PreflightLimits
 from orchestra.work.texts import Text, as_trained, by_chance, scored, shown_names
+from rewards.formats import with_opening
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -208,6 +209,9 @@ def _alignment(
     otherwise = perplexity([read.of_otherwise for read in reads], **measure)
     own = perplexity([read.of_own for read in reads], **measure)
     ends = end_tokens(recipe.model.base, resources.tokenizer()) | set(resources.stops())
+    # a trace has its think tag in any case, an answer may have it in its prompt
+    prompt = render_prompt(resources.tokenizer(), resources.format.messages(reads[0].text.trace.question))
+    answers = [(with_opening(prompt, read.own.text), read.own.token_ids) for read in reads]
     rates = _rates(resources, [(read.text.trace.completion, read.text.answer) for read in reads], ends)
     ratio = perplexity_ratio(text, own, **measure)
     return Alignment(
@@ -217,7 +221,7 @@ def _alignment(
         text=text,
         rates=rates,
         own=own,
-        own_rates=_rates(resources, [(read.own.text, read.own.token_ids) for read in reads], ends),
+        own_rates=_rates(resources, answers, ends),
         second=ROWS_OWN if mismatch else limits.template,
         otherwise=otherwise,
         ratio=ratio,

@@ -259,3 +259,19 @@ def test_with_the_real_judge():
     math = get_domain("math")
     found = evaluate(engine, asked_for(problems(6)), SETTINGS, math, FORMAT, seed=5, stop_token_ids=())
     assert found.sampled.accuracy.estimate == 1.0 and found.sampled.ungradable == 0
+
+
+@pytest.mark.parametrize(("prompt", "rate"), [("Ask <think>\n", 1.0), ("Ask", 0.0)])
+def test_what_the_prompt_has_said_already_keeps_the_format_too(prompt, rate):
+    """Some chat templates open the think block, which the completion then does not."""
+
+    class Thinker:
+        def generate(self, prompts, sampling, seeds=None, progress=None):
+            return [[Completion([1], "so\n</think>\n\\boxed{4}", "stop")] * sampling.n for _ in prompts]
+
+    math = get_domain("math")
+    asked = Asked((Problem("p0", "2 + 2?", "4"),), (prompt,), ((1,),))
+    settings = Evaluate(samples=2, max_completion_tokens=8)
+    found = evaluate(Thinker(), asked, settings, math, math.format("think-boxed"), seed=0, stop_token_ids=())
+    assert found.sampled.format_rate == found.greedy.format_rate == rate
+    assert found.sampled.accuracy.estimate == 1.0
