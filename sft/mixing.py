@@ -71,7 +71,8 @@ def mixed(
 def shared_out(there: Mapping[str, int], shares: Mapping[str, float], at_most: int | None) -> dict[str, int]:
     """How many to take of each source: as many as the one that has the fewest for its share allows.
 
-    What is lost by rounding down goes to the largest remainders, of equal ones to the first by name.
+    What is lost by rounding down goes to the largest remainders, of equal ones to the first by name; a source whose
+    share rounds to nothing gives one trace all the same, which the largest one gives less.
 
     Args:
         there: what each source has.
@@ -89,6 +90,11 @@ def shared_out(there: Mapping[str, int], shares: Mapping[str, float], at_most: i
     by_remainder = sorted(parts, key=lambda name: (counts[name] - rows * parts[name], name))
     for name in by_remainder[: rows - sum(counts.values())]:
         counts[name] += 1
+    for name in sorted(name for name, count in counts.items() if not count and there[name]):
+        largest = max(counts, key=lambda other: (counts[other], other))
+        if counts[largest] > 1:
+            counts[largest] -= 1
+            counts[name] = 1
     if empty := sorted(name for name, count in counts.items() if not count):
         had = ", ".join(f"{there[name]:,} traces of {name} (share {float(parts[name]):.3g})" for name in sorted(parts))
         limit = "" if at_most is None else f", at most {at_most:,} in all"

@@ -7,8 +7,10 @@ model of the run, whose engine stays as it is.
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from models.engines.protocol import Completion, EngineError, Sampling, Tokens
 from models.engines.start import Capacity, start_engine
@@ -33,7 +35,8 @@ class ApartEngine:
         alone = multiprocessing.get_context("spawn")
         self._connection, theirs = alone.Pipe()
         self._process = alone.Process(target=_serve, args=(theirs, model, serving, capacity), daemon=True)
-        self._process.start()
+        with _found_first():
+            self._process.start()
         theirs.close()
         self._answer(None)
 
@@ -72,6 +75,18 @@ class ApartEngine:
                 return value
             if progress is not None:
                 progress(value)
+
+
+@contextlib.contextmanager
+def _found_first() -> Iterator[None]:
+    """Inside, a process that is started looks for these packages here before anywhere else: it is told what to run
+    before it has imported what knows where they are (orchestra/__init__.py), and in its working directory there may be
+    others of these names."""
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    try:
+        yield
+    finally:
+        del sys.path[0]
 
 
 def _serve(connection: Connection, model: str, serving: Serving, capacity: Capacity) -> None:

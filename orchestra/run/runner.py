@@ -28,6 +28,7 @@ from orchestra.run.fingerprint import fingerprint, hashed_outputs
 from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult, sha256_of, write_json
 from orchestra.run.progress import Progress, chatter_to
 from orchestra.work.context import StageContext
+from orchestra.work.held_out import must_be_readable
 from settings import near
 
 if TYPE_CHECKING:
@@ -98,9 +99,10 @@ class Run:
                 self._judge_changes(ledger)
                 if first:
                     with chatter_to(self._log(self.run_dir)):
-                        for stage in self.recipe.stages:
-                            if stage.name not in ledger.entries:
-                                stage.ready(self.recipe)
+                        to_come = [stage for stage in self.recipe.stages if stage.name not in ledger.entries]
+                        must_be_readable(self.recipe, to_come)
+                        for stage in to_come:
+                            stage.ready(self.recipe)
                     self._note_versions()
             stack.push(self._close)
             stack.enter_context(_sigterm_as_interrupt(alone=self.processes.count == 1))

@@ -7,7 +7,7 @@ stage and so may be neither.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from orchestra.config.faults import UserError
@@ -23,6 +23,16 @@ def load(recipe: Recipe, source: str, split: Split, limit: int | None) -> list[P
     """Problems of a source. The held-out ones are the same for every training seed."""
     seed = recipe.seed if split == "train" else 0
     return get_domain(recipe.problems.domain).problems(source, split, limit=limit, seed=seed)
+
+
+def must_be_readable(recipe: Recipe, stages: Sequence[Stage]) -> None:
+    """Read what stages train on once, so that a row that cannot be used is known before anything has run.
+
+    Raises:
+        ProblemError: there is such a row.
+    """
+    for source, limit in dict.fromkeys(one for stage in stages for one in stage.trains_on(recipe)):
+        load(recipe, source, "train", limit)
 
 
 def held_out(recipe: Recipe) -> tuple[tuple[str, int | None], ...]:

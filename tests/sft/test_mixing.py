@@ -50,10 +50,16 @@ def test_no_source_is_asked_for_more_than_it_has():
             assert abs(counts[name] - rows * shares[name] / sum(shares.values())) < 1
 
 
+def test_a_share_that_rounds_to_nothing_gives_one():
+    # 21 / 0.988 = 21.2 rows, of which b's share is a quarter of a trace
+    assert shared_out({"a": 21, "b": 12}, {"a": 7473, "b": 89}, None) == {"a": 20, "b": 1}
+    assert shared_out({"a": 30, "b": 6, "c": 5}, {"a": 98, "b": 1, "c": 1}, 20) == {"a": 18, "b": 1, "c": 1}
+
+
 def test_what_a_share_would_leave_empty_is_told_with_numbers():
-    had = r"there are 30 traces of a \(share 0.99\), 6 traces of b \(share 0.01\), at most 20 in all"
+    had = r"there are 1 traces of a \(share 0.99\), 6 traces of b \(share 0.01\)"
     with pytest.raises(DistillError, match=f"^data: nothing would be taken of b: {had}$"):
-        shared_out({"a": 30, "b": 6}, {"a": 99, "b": 1}, 20)
+        shared_out({"a": 1, "b": 6}, {"a": 99, "b": 1}, None)
     with pytest.raises(DistillError, match=r"nothing would be taken of a, b: there are 30 traces of a.* 0 traces of b"):
         shared_out({"a": 30, "b": 0}, {"a": 1, "b": 1}, None)
 

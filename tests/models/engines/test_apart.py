@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -11,6 +14,7 @@ from models.engines.protocol import EngineError
 from models.engines.start import Capacity, start_engine
 from models.settings import Serving
 
+ROOT = Path(__file__).parents[3]
 ROOM = Capacity(max_model_len=192, max_num_seqs=8)
 SERVING = Serving(engine="transformers", dtype="float32")
 PROMPTS = [[65, 66, 67], [70, 71]]
@@ -43,3 +47,20 @@ def test_it_ends_with_whoever_asked(tiny_path):
     process = engine._process
     engine.close()
     assert process.exitcode == 0
+
+
+def test_it_finds_its_own_packages_from_any_folder(tmp_path):
+    """Also where the folder one works in has packages of the same names, as `python -m orchestra` is run there."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("raise RuntimeError('not this one')")
+    script = (
+        "import orchestra\nfrom models.engines.apart import ApartEngine\nfrom models.engines.start import Capacity\n"
+        "from models.settings import Serving\n"
+        "if __name__ == '__main__':\n"
+        "    ApartEngine('./nowhere', Serving(engine='transformers', dtype='float32'), Capacity(8, max_num_seqs=1))\n"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.path.append({str(ROOT)!r})\n{script}"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert "nowhere" in done.stderr and "EngineError" in done.stderr, done.stderr
+    assert "ended by itself" not in done.stderr

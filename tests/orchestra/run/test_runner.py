@@ -18,6 +18,7 @@ from orchestra.run import runner
 from orchestra.run.ledger import Ledger
 from orchestra.run.progress import Progress
 from orchestra.stages import all_kinds
+from rewards.problems import ProblemError
 from settings.hub import HubError
 
 
@@ -41,6 +42,16 @@ def test_a_token_that_is_missing_is_told_before_the_first_stage(start, monkeypat
     fake = Fake()
     with pytest.raises(HubError, match="hub:a/b: there is no Hub token here"):
         start(fake, ["stages.release.hub=a/b"])
+    assert fake.calls == []
+
+
+def test_a_training_row_that_cannot_be_used_is_told_before_the_first_stage(start, tmp_path):
+    """Not after the base has been evaluated, by the stage that trains on it."""
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"question": "1 + 1", "answer": "2"}\n{"question": "1 + 2", "answer": ""}\n')
+    fake = Fake()
+    with pytest.raises(ProblemError, match=r"mine.jsonl:2: key 'answer' is empty"):
+        start(fake, [f"problems.train={file}"])
     assert fake.calls == []
 
 
