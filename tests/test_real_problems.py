@@ -40,8 +40,9 @@ def folder(tmp_path, monkeypatch):
     for files in FILES.values():
         for file in files:
             # some rows have no answer, and are to be dropped, as the message says
-            rows = (DATA / file).read_text(encoding="utf-8").splitlines(keepends=True)
-            (tmp_path / file).write_text("".join(row for row in rows if json.loads(row)["answer"]), encoding="utf-8")
+            rows = [row for row in (DATA / file).read_text(encoding="utf-8").split("\n") if row]
+            kept = [row for row in rows if json.loads(row)["answer"]]
+            (tmp_path / file).write_text("\n".join(kept), encoding="utf-8")
     for path in RECIPES.glob("*.yaml"):
         text = path.read_text(encoding="utf-8")
         for name, (train, test) in FILES.items():
