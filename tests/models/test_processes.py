@@ -18,9 +18,10 @@ from sft.distill import CHUNK
 
 ROOT = Path(__file__).parents[2]
 STORE = """
-import faulthandler, sys, time
+import faulthandler, signal, sys, time
 from pathlib import Path
 faulthandler.dump_traceback_later(50)  # where it is, should it hang
+signal.signal(signal.SIGINT, signal.default_int_handler)  # of a command in a shell's background it is ignored
 sys.path[:0] = [{root!r}, {tests!r}]
 from torch.distributed import TCPStore
 from models.processes import Processes
