@@ -67,6 +67,14 @@ def own_engine():
     return start
 
 
+@pytest.fixture(scope="module")
+def engine(tiny_path):
+    """The same kind for all tests of a file; whoever asks it has pushed a policy."""
+    started = _start("transformers", tiny_path)
+    yield started
+    started.close()
+
+
 @pytest.fixture
 def transformers_engine(tiny_path):
     """transformers' own generate on the tiny model."""

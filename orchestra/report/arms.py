@@ -234,19 +234,24 @@ def notes(compared: Compared) -> list[str]:
 def transfer_notes(transfer: Transfer) -> list[str]:
     """What is to be known of the table of sets."""
     lines = [f"p (Holm) is over all {transfer.differences} differences of this table; --set NAME has one set in full"]
-    lines += [f"{name}: {line}" for name, one in transfer.sets.items() for line in cautions(one)]
+    lines += [f"{name}: {line}" for name, one in transfer.sets.items() for line in left_out(one)]
     return [*lines, *(f"{name} is not compared: {why}" for name, why in transfer.refused.items())]
 
 
 def cautions(comparison: Comparison) -> list[str]:
-    """Which problems do not count, and why; and where there are too few seeds."""
+    """Which problems do not count, and whether there are too few seeds."""
+    few = any(len(row.seeds) == 2 for row in comparison.rows)
+    told = "two training seeds tell little of how much a seed matters, and intervals are wide: take three"
+    return [*left_out(comparison), *([told] if few else [])]
+
+
+def left_out(comparison: Comparison) -> list[str]:
+    """Which problems do not count, and why."""
     lines = []
     if comparison.not_common:
         lines.append(f"{comparison.not_common} problems were not asked in all runs and are left out")
     if comparison.ungraded:
         lines.append(f"{comparison.ungraded} problems could not be graded in a run and are left out")
-    if any(len(row.seeds) == 2 for row in comparison.rows):
-        lines.append("two training seeds tell little of how much a seed matters, and intervals are wide: take three")
     return lines
 
 

@@ -76,14 +76,25 @@ def evaluated(
         prompt: another format than the recipe's, in which the problems are asked.
         of: one of the stage's sets of problems, by name; None: the first.
     """
-    resources, settings = context.resources, context.stage.evaluation(context.recipe)
-    asked = resources.test(context.stage, prompt, of)
+    asked = context.resources.test(context.stage, prompt, of)
     if asked.left_out:
         context.progress.say(f"    {asked.left_out} test problems are too long for the model and left out")
+    evaluation = answered(context, asked, f"evaluate{f' on {of}' if of else ''}", prompt)
+    context.once(lambda: (context.folder / file).write_text(evaluation.to_json()))
+    return evaluation, asked
+
+
+def answered(context: StageContext, asked: Asked, doing: str, prompt: PromptFormat | None = None) -> Evaluation:
+    """What the engine's policy does on problems, asked as the stage is evaluated.
+
+    Args:
+        doing: in a word, for the bar.
+        prompt: the format that they are asked in, if it is another than the recipe's.
+    """
+    resources, settings = context.resources, context.stage.evaluation(context.recipe)
     passes = 2 if settings.greedy and settings.temperature else 1
-    said = f"{context.stage.name}: evaluate{f' on {of}' if of else ''}"
-    with context.progress.bar(said, passes * len(asked.problems), "problems") as bar:
-        evaluation = evaluate(
+    with context.progress.bar(f"{context.stage.name}: {doing}", passes * len(asked.problems), "problems") as bar:
+        return evaluate(
             resources.engine(),
             asked,
             settings,
@@ -93,8 +104,6 @@ def evaluated(
             stop_token_ids=resources.stops(prompt),
             progress=bar.advance,
         )
-    context.once(lambda: (context.folder / file).write_text(evaluation.to_json()))
-    return evaluation, asked
 
 
 def evaluated_in_both_formats(context: StageContext, other: PromptFormat) -> tuple[Evaluation, Asked, dict[str, float]]:

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from evals.evaluate import evaluate
 from evals.memorisation import memorisation
 from evals.perplexity import Scored, score
 from models.base import trained_arithmetic
 from models.prompts import render_prompt
 from models.sweep import Line, Sweep, best_of, go_back_to, read_sweep
 from orchestra.text import percent
-from orchestra.work.policies import SharedJudge, rows_at_once
+from orchestra.work.policies import answered, rows_at_once
 from sft.examples import example_tokens
 from sft.held_apart import SHARE, held_apart
 
@@ -162,21 +161,9 @@ def kept(context: StageContext, policy: PeftModel, settings: TrainingSettings) -
 
 def _asked(context: StageContext, policy: PeftModel, step: int) -> Line:
     """The validation problems, put to the policy as it is now."""
-    resources, asked = context.resources, context.resources.validation()
-    settings = context.stage.evaluation(context.recipe)
-    resources.served().push(policy, step)
-    passes = 2 if settings.greedy and settings.temperature else 1
-    with context.progress.bar(f"{context.stage.name}: validate", passes * len(asked.problems), "problems") as bar:
-        evaluation = evaluate(
-            resources.engine(),
-            asked,
-            settings,
-            SharedJudge(resources.domain, context.processes),
-            resources.format,
-            seed=context.recipe.seed,
-            stop_token_ids=resources.stops(),
-            progress=bar.advance,
-        )
+    asked = context.resources.validation()
+    context.resources.served().push(policy, step)
+    evaluation = answered(context, asked, "validate")
     sampled, greedy = evaluation.sampled, evaluation.greedy
     line = {
         "accuracy": sampled.accuracy.estimate,

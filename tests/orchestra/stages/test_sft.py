@@ -24,15 +24,6 @@ from orchestra.work.preflighted import measured_by
 SFT = {"name": "imitate", "kind": "sft", "steps": 3, "batch_size": 2, "learning_rate": 1e-2}
 
 
-@pytest.fixture(scope="module")
-def engine(tiny_path):
-    from conftest import _start
-
-    started = _start("transformers", tiny_path)
-    yield started
-    started.close()
-
-
 @pytest.fixture
 def imitate(tiny_path, tmp_path, engine):
     """Makes the context of a stage that imitates a file, in a folder of its own."""

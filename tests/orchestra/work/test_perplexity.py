@@ -24,15 +24,6 @@ GRPO = {"kind": "grpo", "steps": 1, "learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_path):
-    from conftest import _start
-
-    started = _start("transformers", tiny_path)
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module")
 def policy(tiny_path):
     return tiny.policy(tiny_path)
 

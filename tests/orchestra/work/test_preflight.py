@@ -33,16 +33,6 @@ def rows(**more):
     ]
 
 
-@pytest.fixture(scope="module")
-def engine(tiny_path):
-    """One for all tests here; whoever asks it has pushed a policy."""
-    from conftest import _start
-
-    started = _start("transformers", tiny_path)
-    yield started
-    started.close()
-
-
 @pytest.fixture
 def prepare(tiny_path, tmp_path, engine):
     """Makes the context of a preflight of files with these rows."""
