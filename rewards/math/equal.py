@@ -18,8 +18,6 @@ Decided once, with reasons, tested in tests/rewards/math/test_verifier_policies.
 
 from __future__ import annotations
 
-import time
-
 from rewards.math.equal_single import Outcome, same_leaf
 from rewards.math.families import same_family
 from rewards.math.inequalities import as_interval
@@ -30,27 +28,30 @@ from rewards.math.set_builder import Family
 from rewards.math.tokens import Unreadable
 from rewards.math.values import Grid, Group, Leaf, Relation, Union, Value, read, spelled
 
-SECONDS = 0.5
+MAX_COMPARISONS = 20_000  # about a second; a list of 200 in another order takes some 10,000
 
 
 class Overtime(ArithmeticError):
-    """A comparison that takes longer than it may."""
+    """A comparison of more steps than it may take."""
 
 
 class Comparison:
-    """One comparison, within its time: lists of hundreds of roots are not worth a training step."""
+    """One comparison, of so many steps: lists of hundreds of roots are not worth a training step.
 
-    def __init__(self, seconds: float = SECONDS):
-        # time of this thread, not of the clock: a busy machine must not change a verdict
-        self.deadline = time.thread_time() + seconds
+    Steps and not seconds, not even the thread's own: a slow or busy machine must not change a verdict.
+    """
+
+    def __init__(self, most: int = MAX_COMPARISONS):
+        self.left = most
 
     def equal(self, gold: Value, answer: Value) -> Outcome:
         """True, False, or the pairs of expressions on which it depends.
 
         Raises:
-            Overtime: the comparison's time is over.
+            Overtime: the comparison's steps are used up.
         """
-        if time.thread_time() > self.deadline:
+        self.left -= 1
+        if self.left < 0:
             raise Overtime
         if (
             isinstance(gold, Leaf)

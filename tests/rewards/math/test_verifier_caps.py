@@ -5,7 +5,6 @@ The hostile inputs are stopped by many caps at once, so that no one of them is m
 
 import pytest
 
-from rewards.math import equal
 from rewards.math.decide import decide
 from rewards.math.equal_expression import order, real, same
 from rewards.math.exact import rational
@@ -65,13 +64,13 @@ def test_the_workers_are_asked_eight_questions_and_no_ninth():
     assert len(decide("1,2,3,4,5,6,7,8", unread(8)).open) == 8
 
 
-def test_a_comparison_ends_in_time(monkeypatch):
-    """The clock goes on a tenth of a second whenever it is looked at."""
-    now = iter(range(10**6))
-    monkeypatch.setattr(equal.time, "thread_time", lambda: next(now) / 10)
-    assert not decide("1,2", "1,2,3").late
-    decision = decide("1,2,3,4,5,6", "6,5,4,3,2,7")
-    assert decision.late and not decision.equal
+def test_a_comparison_ends_after_so_many_steps_and_not_by_a_clock():
+    # two lists of n in opposite order: the k-th is found behind n - k others, n (n + 1) / 2 steps, and one for the
+    # lists themselves: 19,901 for 199, 20,101 for 200
+    for count, late in ((199, False), (200, True)):
+        numbers = [f"{k}.5" for k in range(count)]
+        decision = decide(",".join(numbers), ",".join(reversed(numbers)))
+        assert (decision.equal, decision.late) == (not late, late)
 
 
 @pytest.mark.parametrize(
