@@ -15,9 +15,10 @@ from orchestra.config.recipe import Recipe
 from orchestra.config.stage import EVALUATION, OUTPUTS, Stage
 from orchestra.config.words import is_local
 from orchestra.run.code import closure, imported_by
-from orchestra.run.ledger import Fingerprint, LedgerEntry, sha256_of
+from orchestra.run.ledger import Fingerprint, LedgerEntry
 from orchestra.work.held_out import lost_to_other_evaluations, lost_to_validation, validation_digest
 from settings import FrozenDict, FrozenSequence, Node, Refers, reference_of, uncounted
+from settings.files import sha256_of
 
 WEIGHTS_LIMIT = 2**30
 """Bytes of a local model that are hashed whole; of larger ones the files' names and sizes count."""

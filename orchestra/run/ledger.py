@@ -6,13 +6,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from orchestra.config.faults import UserError
+from settings.files import write_whole
 
 VERSION = 1
 PART = ": "
@@ -176,21 +176,8 @@ def write_json(path: Path, value: object) -> None:
 
     What is no number is written as null.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(_without_nan(value), file, indent=1, default=list, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    content = json.dumps(_without_nan(value), indent=1, default=list, allow_nan=False)
+    write_whole(path, f"{content}\n".encode())
 
 
 def _without_nan(value: Any) -> Any:
@@ -202,9 +189,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(one) for one in value]
     return value
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

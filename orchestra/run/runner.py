@@ -25,11 +25,12 @@ from orchestra.run import commits, gates
 from orchestra.run import folder as run_folder
 from orchestra.run.disk import StageError, disk_errors, disk_full, no_space
 from orchestra.run.fingerprint import fingerprint, hashed_outputs
-from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult, sha256_of, write_json
+from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult, write_json
 from orchestra.run.progress import Progress, chatter_to
 from orchestra.work.context import StageContext
 from orchestra.work.held_out import must_be_readable
 from settings import near
+from settings.files import sha256_of
 
 if TYPE_CHECKING:
     from orchestra.run.siblings import Finder

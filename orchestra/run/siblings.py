@@ -8,13 +8,13 @@ they are once, and no run misses them when another is set aside or deleted.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestra.run.ledger import Ledger, LedgerEntry, sha256_of
+from orchestra.run.ledger import Ledger, LedgerEntry
+from settings.files import linked, sha256_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Found:
         """Put its files into a folder of one's own; gives that run's entry for it. Whole, or not at all."""
         partial = place.with_name(f".{place.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(self.run_dir / self.entry.folder, partial, copy_function=_link)
+        shutil.copytree(self.run_dir / self.entry.folder, partial, copy_function=linked)
         partial.rename(place)
         return replace(self.entry, folder=place.name)
 
@@ -63,10 +63,3 @@ def finder(runs: Sequence[Path], own: Path) -> Finder:
         return None
 
     return find
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a disk without links
-        shutil.copy2(source, target)

@@ -19,8 +19,9 @@ from evals.evaluate import Evaluation
 from evals.fidelity import Fidelity
 from models.settings import MergeBase
 from orchestra.config.faults import UserError
-from orchestra.run.ledger import sha256_of, write_json
+from orchestra.run.ledger import write_json
 from orchestra.work.context import ADAPTER
+from settings.files import sha256_of
 
 if TYPE_CHECKING:
     from orchestra.run.ledger import StageResult

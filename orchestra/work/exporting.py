@@ -29,12 +29,13 @@ from models.merge import merged_shards, write_merged
 from models.paths import hub_model, model_place
 from models.training import TrainingError
 from orchestra.config.faults import UserError
-from orchestra.run.ledger import sha256_of, write_json
+from orchestra.run.ledger import write_json
 from orchestra.text import gib
 from orchestra.work.exported import ADAPTERS, ExportRecord, TrainedPolicy, files_of
 from orchestra.work.policies import rows_at_once
 from orchestra.work.resources import Resources, stage_seed
 from orchestra.work.settings import ExportSettings
+from settings.files import sha256_of
 
 if TYPE_CHECKING:
     from models.engines.apart import ApartEngine

@@ -16,10 +16,11 @@ from orchestra.plan.experiment import plan_experiment
 from orchestra.plan.machine import Machine
 from orchestra.run import experiment as experiments
 from orchestra.run.folder import locked
-from orchestra.run.ledger import Ledger, sha256_of, write_json
+from orchestra.run.ledger import Ledger, write_json
 from orchestra.run.progress import Progress
 from orchestra.run.runner import Run
 from orchestra.run.siblings import finder
+from settings.files import sha256_of
 
 ARMS = """\
 extends: 40d
