@@ -24,7 +24,7 @@ from rewards.verdict import Judgement, Verdict
 
 if TYPE_CHECKING:
     from evals.settings import Evaluate
-    from models.engines.protocol import Completion, Engine, Sampling
+    from models.engines.protocol import Completion, Generator, Sampling
     from rewards.domain import Judge
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ def _adapter() -> TypeAdapter[Evaluation]:
 
 
 def evaluate(
-    engine: Engine,
+    engine: Generator,
     asked: Asked,
     settings: Evaluate,
     domain: Judge,
@@ -234,7 +234,7 @@ def compare(
 
 
 def _generate(
-    engine: Engine, asked: Asked, sampling: Sampling, seed: int, progress: Callable[[int], None] | None
+    engine: Generator, asked: Asked, sampling: Sampling, seed: int, progress: Callable[[int], None] | None
 ) -> tuple[Sequence[Sequence[Completion]], float]:
     """Completions, problems x samples, and the seconds the engine took."""
     seeds = [zlib.crc32(f"{seed}/{problem.id}".encode()) >> 1 for problem in asked.problems]

@@ -6,7 +6,8 @@ move at all (its spacing there is 5e-4).
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,15 +87,29 @@ def load_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
     Raises:
         AdapterError: the folder holds no adapter, or its tensors do not fit this base.
     """
+    return load_adapters(base, {POLICY: folder})
+
+
+def load_adapters(base: "PreTrainedModel", folders: Mapping[str, Path]) -> "PeftModel":
+    """The same of several adapters under their names, whatever their ranks; the first is the active one.
+
+    Raises:
+        AdapterError: see `load_adapter`.
+    """
     from peft import LoraConfig, get_peft_model
 
-    try:
-        config = LoraConfig.from_pretrained(_existing(folder))
-    except (TypeError, ValueError) as error:
-        raise AdapterError(f"{folder}/{ADAPTER_CONFIG} is not readable: {error}") from error
-    config.inference_mode = False
-    model = get_peft_model(base, config)
-    write_adapter(model, read_adapter(folder), source=str(folder))
+    model = None
+    for name, folder in folders.items():
+        try:
+            config = LoraConfig.from_pretrained(_existing(folder))
+        except (TypeError, ValueError) as error:
+            raise AdapterError(f"{folder}/{ADAPTER_CONFIG} is not readable: {error}") from error
+        config.inference_mode = False
+        if model is None:
+            model = get_peft_model(base, config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+        write_adapter(model, read_adapter(folder), name, source=str(folder))
     _float32(model)
     return model
 
@@ -107,6 +122,24 @@ def add_reference(model: "PeftModel", tensors: Mapping[str, torch.Tensor], sourc
         if f".{REFERENCE}." in name:
             parameter.requires_grad_(False)
     model.set_adapter(POLICY)
+
+
+@contextmanager
+def acting(model: "PeftModel", adapter: str | None) -> Iterator[None]:
+    """Inside, this adapter of the model is the active one, or none is; nothing becomes trainable by it."""
+    if adapter is None:
+        with model.disable_adapter():
+            yield
+        return
+    before = model.active_adapter
+    if before == adapter:
+        yield
+        return
+    model.set_adapter(adapter, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(before)
 
 
 def adapter_tensors(model: "PeftModel", adapter: str = POLICY) -> dict[str, torch.Tensor]:
@@ -204,15 +237,15 @@ def save_adapter(model: "PeftModel", folder: Path) -> str:
     return adapter_sha256(adapter_tensors(model))
 
 
-def adapter_files(model: "PeftModel") -> AdapterFiles:
-    """The policy's adapter as `save_adapter` would write it, without a folder."""
+def adapter_files(model: "PeftModel", adapter: str = POLICY) -> AdapterFiles:
+    """An adapter as `save_adapter` would write it, without a folder."""
     from safetensors.torch import save
 
-    return AdapterFiles(_config(model), save(adapter_tensors(model), metadata={"format": "pt"}))
+    return AdapterFiles(_config(model, adapter), save(adapter_tensors(model, adapter), metadata={"format": "pt"}))
 
 
-def _config(model: "PeftModel") -> bytes:
-    config = model.peft_config[POLICY].to_dict() | {"inference_mode": True}
+def _config(model: "PeftModel", adapter: str = POLICY) -> bytes:
+    config = model.peft_config[adapter].to_dict() | {"inference_mode": True}
     # PEFT leaves a set's order to the hash seed: written sorted, the same adapter is the same file
     config["target_modules"] = sorted(config["target_modules"])
     # of a base from the Hub: whoever loads the adapter gets the weights that it was trained on

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from models.families import ALL_LINEAR
-from settings import FREE, SIZE, Count, Names, Node, NotNegative, Positive, Refers, Share, Text, TopP
+from settings import FREE, SIZE, Count, Names, Node, NotNegative, Positive, Refers, Share, Slug, Text, TopP, optional
 
 Arithmetic = Literal["auto", "bfloat16", "float32"]
 Quantize = Literal["nf4", "none"]
 PromptFormat = Literal["auto", "chat", "plain"]
 MergeBase = Literal["dequantized", "original"]
+RESERVED_EXPERTS = ("base", "default", "each", "merged", "reference", "routed")
+"""Words that name no expert: they mean something in recipes, or in PEFT."""
 
 
 class Lora(Node):
@@ -26,6 +28,35 @@ class Lora(Node):
     """Dropout on the adapter's input. 0 keeps rollouts and training the same policy."""
     targets: Names = (ALL_LINEAR,)
     """Linear layers that get an adapter, by name (q_proj). all-linear: all but the output head (QLoRA, section 4)."""
+
+
+_START = create_model(
+    "ExpertStart",
+    __base__=Node,
+    **{
+        "from": (
+            Annotated[
+                Slug | None,
+                Field(description="What a new expert starts from: an expert of the panel, or `base`. None: the base."),
+            ],
+            None,
+        )
+    },
+)
+"""`from` is a word of Python's, so that no class body can declare it."""
+
+
+class TrainsExpert(_START):
+    """Which expert of the panel a stage trains (models/experts.py); the others stay as they are, byte for byte."""
+
+    expert: Slug | None = None
+    """An expert of the panel by its name, a new one where there is none of that name; or `each`: one expert for each
+    domain of the data, on its own share of it. None: the stage trains a single policy, beside any panel."""
+    domains: Annotated[Names | None, SIZE] = None
+    """With `expert: each`: the domains that get an expert, by the problems' own `domain`. None: all that there are.
+    With an expert by name: the only domains that it is trained on. None: everything."""
+    lora: optional(Lora, "rank", "alpha", "dropout", "targets", otherwise="None: as in `model.lora`.") | None = None
+    """A new expert's adapter, where it is another than `model.lora`."""
 
 
 class Model(Node):

@@ -123,7 +123,7 @@ def _policy_of(
     run_dir: Path, recipe: Recipe, entries: Mapping[str, LedgerEntry], stage: str | None, own: ExportSettings | None
 ) -> str:
     """The stage whose policy is meant, which must be finished."""
-    trained = [one.name for one in recipe.stages if "policy" in one.gives]
+    trained = [one.name for one in recipe.stages if "policy" in one.given]
     if not trained:
         raise UserError(f"{run_dir}: its recipe trains no policy")
     if stage is not None and stage not in trained:

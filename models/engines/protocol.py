@@ -101,12 +101,8 @@ class EngineError(RuntimeError):
     user_message = True
 
 
-class Engine(Protocol):
-    """What a stage needs of an engine. `seeds`: one per prompt; completion k of a prompt draws from seed + k."""
-
-    kind: str
-    dtype: "torch.dtype"
-    serves_adapters: bool
+class Generator(Protocol):
+    """What answers. `seeds`: one per prompt; completion k of a prompt draws from seed + k."""
 
     def generate(
         self,
@@ -116,6 +112,14 @@ class Engine(Protocol):
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]: ...
 
+
+class Engine(Generator, Protocol):
+    """What a stage needs of an engine."""
+
+    kind: str
+    dtype: "torch.dtype"
+    serves_adapters: bool
+
     def score(self, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> list[list[float]]:
         """Log-probability in nats of each completion token under the weights now served, at temperature 1."""
         ...
@@ -124,8 +128,9 @@ class Engine(Protocol):
         """Serve these weights from now on; all of them have been made when this returns."""
         ...
 
-    def sync_adapter(self, adapter: AdapterFiles) -> None:
-        """Serve this adapter on the weights synced last from now on. The engine decides where its files are kept."""
+    def sync_adapter(self, adapter: AdapterFiles | None) -> None:
+        """Serve this adapter, or none, on the weights synced last from now on. The engine decides where its files are
+        kept."""
         ...
 
     def rest(self) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from models.adapters import adapter_files
+from models.adapters import POLICY, acting, adapter_files
 from models.base import arithmetic, arithmetic_of
 from models.engines.protocol import Engine, EngineError
 from models.engines.start import engine_kind
@@ -115,25 +115,27 @@ class Served:
         self._before: Logprobs | None = None
         self._bare: Logprobs | None = None
 
-    def push(self, model: "PeftModel", step: int | None = None) -> None:
+    def push(self, model: "PeftModel", step: int | None = None, adapter: str | None = POLICY) -> None:
         """Make the engine serve the policy in `model`, whose own tensors are only read, and see that it does.
 
         Args:
-            model: its adapter `default` is the policy.
+            model: one of its adapters is the policy.
             step: for messages.
+            adapter: which; None is the base.
 
         Raises:
             TrainingError: the policy itself gives no numbers.
             EngineError: the engine serves something else.
         """
         at = "" if step is None else f" at step {step}"
-        policy = self.probe.logprobs(model)
+        with acting(model, adapter):
+            policy = self.probe.logprobs(model)
         if not math.isfinite(sum(map(sum, policy))):
             raise TrainingError(
                 f"the policy's log-probabilities are no numbers{at}: training diverged; lower the stage's learning_rate"
             )
         before = self._before or self._score()  # at first whatever it serves, the bare base or another policy
-        self._send(model)
+        self._send(model, adapter)
         served = self._score()
         self.mismatch = mean_difference(policy, served)
         dtypes = (self.engine.dtype, arithmetic_of(model))
@@ -155,14 +157,14 @@ class Served:
             )
         self._before = served if recent.resolved(rounded) else before
 
-    def _send(self, model: "PeftModel") -> None:
+    def _send(self, model: "PeftModel", adapter: str | None) -> None:
         """`adapter`: the engine's base is the dequantised one, pushed when it is first seen."""
         if self.sync == "folded":
-            self.engine.sync_folded(folded_weights(model))
+            self.engine.sync_folded(folded_weights(model, adapter))
             return
         if not self.engine.serves_adapters:
             self.engine.sync_folded(folded_weights(model, adapter=None))
-        self.engine.sync_adapter(adapter_files(model))
+        self.engine.sync_adapter(adapter_files(model, adapter) if adapter is not None else None)
 
     def _score(self) -> Logprobs:
         return self.engine.score(self.probe.prompts, self.probe.completions)

@@ -70,7 +70,7 @@ class SharedEngine:
     def sync_folded(self, weights: Weights) -> None:
         self._own.sync_folded(weights)
 
-    def sync_adapter(self, adapter: AdapterFiles) -> None:
+    def sync_adapter(self, adapter: AdapterFiles | None) -> None:
         self._own.sync_adapter(adapter)
 
     def rest(self) -> None:

@@ -111,7 +111,7 @@ class TransformersEngine:
                 raise EngineError(f"the engine's model has no weight '{name}'; it is not the base that is trained")
             own[name].copy_(tensor)
 
-    def sync_adapter(self, adapter: AdapterFiles) -> None:
+    def sync_adapter(self, adapter: AdapterFiles | None) -> None:
         raise EngineError("rollouts.sync: 'adapter' needs vLLM; the transformers engine takes 'folded'")
 
     def rest(self) -> None:

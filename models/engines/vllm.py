@@ -175,22 +175,25 @@ class VllmEngine:
             raise EngineError(self._broken) from error
         self._llm.reset_prefix_cache()
 
-    def sync_adapter(self, adapter: AdapterFiles) -> None:
+    def sync_adapter(self, adapter: AdapterFiles | None) -> None:
         """Each time under a fresh name and id: a reloaded adapter of the same id may be served from the prefix cache
         (vllm#42125)."""
-        from vllm.lora.request import LoRARequest
-
-        self._versions += 1
-        previous = self._adapter
-        memory = Path("/dev/shm")
-        with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-            adapter.write(Path(folder))
-            self._adapter = LoRARequest(f"policy-{self._versions}", self._versions, folder)
-            # loaded now, not at the next request, so that the folder may be deleted
-            self._llm.llm_engine.add_lora(self._adapter)
+        previous, self._adapter = self._adapter, None if adapter is None else self._loaded(adapter)
         if previous is not None:
             self._llm.llm_engine.remove_lora(previous.lora_int_id)
         self._llm.reset_prefix_cache()
+
+    def _loaded(self, adapter: AdapterFiles) -> "LoRARequest":
+        """Loaded now, not at the next request, so that its folder may be deleted."""
+        from vllm.lora.request import LoRARequest
+
+        self._versions += 1
+        memory = Path("/dev/shm")
+        with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+            adapter.write(Path(folder))
+            request = LoRARequest(f"policy-{self._versions}", self._versions, folder)
+            self._llm.llm_engine.add_lora(request)
+        return request
 
     @property
     def serves_adapters(self) -> bool:

@@ -67,6 +67,8 @@ def _faults_of(stage: Stage | Unread, draft: Draft) -> Iterator[tuple[str, str]]
         yield from _referred(key, value, refers, draft)
     if not read:
         return
+    if (parent := draft.parent_of(stage)) is not None and "policy" not in parent.given:
+        yield "parent", f"{parent.name!r} trains several experts and no single policy; name one with `expert:`"
     if stage.gate is not None and "evaluation" not in stage.gives:
         yield "gate", f"a {stage.kind} stage is not evaluated; put the gate on a stage that is"
     yield from stage.faults(draft)

@@ -76,6 +76,10 @@ class Recipe(Node):
         at = next(i for i, stage in enumerate(self.stages) if stage.name == name)
         return self.stages[at].parents(self.stages[:at])
 
+    def panel_of(self, name: str) -> str | None:
+        """The earlier stage whose panel this stage takes up."""
+        return self.stage(name).panel(self.before(name)[1:]) if name != BASE else None
+
     def before(self, name: str) -> tuple[Stage, ...]:
         """The stages before this one, the base's evaluation first."""
         names = [stage.name for stage in self.all_stages]

@@ -18,6 +18,7 @@ from settings import FREE, Node, Refers, Slug, Text
 
 if TYPE_CHECKING:
     from evals.settings import Evaluate
+    from models.settings import Lora
     from orchestra.config.recipe import Recipe
     from orchestra.plan.estimate import Estimator, StagePlan
     from orchestra.report.data import StageRecord
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from orchestra.work.context import StageContext
     from orchestra.work.preflighted import Preflighted
 
-Gives = Literal["policy", "imitation", "traces", "evaluation"]
+Gives = Literal["policy", "imitation", "traces", "evaluation", "panel"]
 OUTPUTS: Mapping[Gives, tuple[str, ...]] = {
     "policy": ("adapter/adapter_model.safetensors", "adapter/adapter_config.json"),
     "traces": ("traces.jsonl",),
     "evaluation": ("evaluation.json",),
+    "panel": ("panel/panel.json",),
 }
 """The files by which a stage gives something to later ones; hashed when it is finished."""
 
@@ -57,7 +59,7 @@ class Stage(Node):
 
     gives: ClassVar[frozenset[Gives]] = frozenset()
     """What later stages may take from it. A `policy` is an adapter, an `imitation` the policy that KL is also measured
-    to, `traces` are data to imitate, an `evaluation` is what gates and comparisons look at."""
+    to, `traces` are data to imitate, an `evaluation` is what gates and comparisons look at, a `panel` is experts."""
     reads: ClassVar[tuple[str, ...]] = ("model",)
     """The parts of the recipe, besides the stage itself and its evaluation (`EVALUATION`), that decide its outcome."""
     outputs: ClassVar[tuple[str, ...]] = ()
@@ -76,11 +78,29 @@ class Stage(Node):
 
     # between stages
 
+    @property
+    def given(self) -> frozenset[Gives]:
+        """What this stage gives, as it is written: of a kind's `gives` all, or those that its settings make it give."""
+        return self.gives
+
+    @property
+    def trains(self) -> str | None:
+        """The expert that it trains, if it trains one."""
+        return None
+
+    def adapter(self, recipe: Recipe) -> Lora:
+        """A new adapter, where it makes one."""
+        return recipe.model.lora
+
+    def panel(self, earlier: Sequence[Stage]) -> str | None:
+        """The earlier stage whose panel of experts this one takes up; None: it has nothing to do with any."""
+        return None
+
     def parents(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
         """The earlier stages whose policies this one takes up; none is the base with a fresh adapter."""
         if self.parent is not None:
             return () if self.parent == "base" else (self.parent,)
-        trained = [stage.name for stage in earlier if "policy" in stage.gives]
+        trained = [stage.name for stage in earlier if "policy" in stage.given]
         return tuple(trained[-1:])
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
@@ -168,6 +188,11 @@ class Stage(Node):
     def run(self, context: StageContext) -> StageResult:
         """Do it."""
         raise TypeError(f"{type(self).__name__} says nothing of how it is run")
+
+
+def last_panel(earlier: Sequence[Stage]) -> str | None:
+    """The last of these stages that gives a panel."""
+    return next((stage.name for stage in reversed(earlier) if "panel" in stage.given), None)
 
 
 @dataclass(frozen=True)

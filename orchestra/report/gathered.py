@@ -141,13 +141,13 @@ def _compared_by(run: RunRecord | None, stage: str | None) -> tuple[str | None, 
 
 def _of_the_last_policy(recipe: Recipe) -> list[Stage]:
     """The stages that evaluate the policy which a run of the recipe ends with."""
-    trained = [stage.name for stage in recipe.all_stages if "policy" in stage.gives]
+    trained = [stage.name for stage in recipe.all_stages if "policy" in stage.given]
     own, parents = (trained[-1], (trained[-1],)) if trained else (None, ())
     return [
         stage
         for stage in recipe.all_stages
         if "evaluation" in stage.gives
-        and (stage.name == own or ("policy" not in stage.gives and recipe.parents_of(stage.name) == parents))
+        and (stage.name == own or ("policy" not in stage.given and recipe.parents_of(stage.name) == parents))
     ]
 
 

@@ -103,6 +103,8 @@ def _inputs(recipe: Recipe, stage: Stage, entries: Mapping[str, LedgerEntry]) ->
     parents = recipe.parents_of(stage.name)
     for parent in parents:
         yield from _given(parent, "policy", entries)
+    if (panel := recipe.panel_of(stage.name)) is not None:
+        yield from _given(panel, "panel", entries)
     yield from _outside(recipe, stage)
     for _, value, refers in _referred(recipe, stage):
         if refers.to_stage and value not in (*refers.also, *parents) and not is_local(value, refers):
@@ -137,6 +139,8 @@ def _outside(recipe: Recipe, stage: Stage) -> Iterator[tuple[str, str]]:
 
 def _given(name: str, what: str, entries: Mapping[str, LedgerEntry]) -> Iterator[tuple[str, str]]:
     output = OUTPUTS[what][0]
+    if what == "policy" and output not in entries[name].outputs:
+        output = OUTPUTS["panel"][0]  # of a stage that trains several experts
     yield f"{Path(output).parts[0]} of stage {name}", entries[name].outputs[output]
 
 

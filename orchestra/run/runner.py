@@ -264,9 +264,11 @@ class Run:
                     run_dir=self.run_dir,
                     earlier={name: self.run_dir / entry.folder for name, entry in ledger.entries.items()},
                     parents=self.recipe.parents_of(stage.name),
+                    panel=self.recipe.panel_of(stage.name),
                     resources=self._resources,
                     progress=self.progress,
                     processes=self.processes,
+                    expert=stage.trains,
                 )
                 result = stage.run(context)
             # a file may be another process's, so none is hashed before all are done

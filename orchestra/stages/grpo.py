@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestra.config.checks import share_faults, sweep_faults
-from orchestra.config.stage import Draft, Gives, Stage
+from orchestra.config.stage import Draft, Stage
+from orchestra.config.trained import TrainingStage
 from orchestra.work.settings import PERPLEXITY
 from rl.settings import GrpoSettings
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
-    from models.reference import Reference
     from orchestra.config.recipe import Recipe
     from orchestra.plan.estimate import Estimator, StagePlan
     from orchestra.report.data import StageRecord
@@ -36,10 +31,9 @@ COURSES = (
 )
 
 
-class GrpoStage(Stage, GrpoSettings):
+class GrpoStage(TrainingStage, GrpoSettings):
     """The policy is optimised for the reward (TRL GRPOTrainer; arXiv 2402.03300)."""
 
-    gives: ClassVar[frozenset[Gives]] = frozenset({"policy", "evaluation"})
     reads: ClassVar[tuple[str, ...]] = ("model", "problems", "reward", "rollouts")
     outputs: ClassVar[tuple[str, ...]] = (PERPLEXITY,)
 
@@ -47,6 +41,7 @@ class GrpoStage(Stage, GrpoSettings):
     """grpo"""
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
+        yield from super().faults(draft)
         before = self._grpo_before(draft)
         if before is not None and self.beta < before.beta:
             yield "beta", f"{self.beta:g} is less than {before.beta:g} in stage {before.name!r}; beta must not fall"
@@ -56,7 +51,10 @@ class GrpoStage(Stage, GrpoSettings):
             yield from share_faults(rollouts.overridden_by(self).prompts_per_step, "prompts_per_step", draft)
 
     def _grpo_before(self, draft: Draft) -> GrpoStage | None:
-        """The nearest grpo stage among those whose policy it builds on."""
+        """The nearest grpo stage among those whose policy, or whose expert, it builds on."""
+        if self.expert is not None:
+            own = [stage for stage in draft.before(self) if isinstance(stage, GrpoStage) and self.trains_same(stage)]
+            return own[-1] if own else None
         stage: Stage | None = self
         while (stage := draft.parent_of(stage)) is not None:
             if isinstance(stage, GrpoStage):
@@ -121,59 +119,6 @@ class GrpoStage(Stage, GrpoSettings):
         return self.evaluate_every is not None
 
     def run(self, context: StageContext) -> StageResult:
-        from orchestra.work.policies import start_policy, steps_on
-        from orchestra.work.sweeping import kept, sweep_of
-        from orchestra.work.training import trained
-        from rl.train import train_grpo
+        from orchestra.work.optimising import optimise
 
-        recipe, resources = context.recipe, context.resources
-        rollouts = recipe.rollouts.overridden_by(self)
-        asked = resources.train()
-        policy = start_policy(context)
-        with context.progress.bar(f"{self.name}: optimise", self.steps, "steps") as bar:
-            outcome = train_grpo(
-                policy,
-                resources.tokenizer(),
-                asked,
-                resources.domain.rewards(recipe.reward, resources.format, rollouts.max_completion_tokens),
-                resources.served(),
-                self,
-                rollouts,
-                context.folder,
-                reference=self._reference(context, policy),
-                seed=context.seed,
-                report_to=recipe.report_to,
-                on_step=steps_on(bar, "reward"),
-                sweep=sweep_of(context, policy, self),
-            )
-        swept = kept(context, policy, self)
-        course = context.once(lambda: read_steps(context.folder / "metrics.jsonl"))
-        result = context.result(engine_mismatch=outcome.engine_mismatch, base_sha256=outcome.base_sha256, **swept.extra)
-        # a further iteration over the same rollouts has no tokens of its own
-        tokens = int(max(line.get("num_tokens", 0) for line in course))
-        kept_step = swept.extra.get("kept_step", self.steps)
-        result = replace(result, beta=self.beta, kl=last_quarter(course, "kl", kept_step) if self.beta else None)
-        return trained(context, policy, result, steps=self.steps, tokens=tokens + swept.tokens)
-
-    def _reference(self, context: StageContext, policy: PeftModel) -> Reference:
-        """What `reference:` names: the base, this stage's start, or an earlier stage's policy."""
-        from models.adapters import adapter_tensors, read_adapter
-        from models.reference import Reference
-
-        if self.reference == "base":
-            return Reference(self.reference, None)
-        if self.reference == "start":
-            return Reference(self.reference, adapter_tensors(policy))
-        return Reference(self.reference, read_adapter(context.adapter_of(self.reference)))
-
-
-def read_steps(path: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def last_quarter(steps: Sequence[Mapping[str, float]], key: str, until: float) -> float | None:
-    """Mean of a metric over the last quarter of the steps that have it, of those up to this one."""
-    values = [line[key] for line in steps if line["step"] <= until and line.get(key) is not None]
-    tail = values[-max(1, len(values) // 4) :]
-    return sum(tail) / len(tail) if tail else None
+        return optimise(context, self)

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestra.config.checks import micro_batch_faults, share_faults, sweep_faults
-from orchestra.config.stage import Draft, Gives, Stage
+from orchestra.config.stage import Draft, Gives
+from orchestra.config.trained import TrainingStage
 from orchestra.config.words import is_file
 from orchestra.work.settings import PERPLEXITY, PREFLIGHT, PreflightLimits
 from settings import FrozenDict, or_false
 from sft.settings import SftSettings
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from orchestra.config.recipe import Recipe
     from orchestra.plan.estimate import Estimator, StagePlan
     from orchestra.report.data import StageRecord
     from orchestra.report.parts import Part
     from orchestra.run.ledger import StageResult
-    from orchestra.work.alignment import Preflight
     from orchestra.work.context import StageContext
     from orchestra.work.preflighted import Preflighted
-    from sft.distill import Trace
 
 
-class SftStage(Stage, SftSettings):
+class SftStage(TrainingStage, SftSettings):
     """The student imitates traces (TRL SFTTrainer; loss on the completion only)."""
 
-    gives: ClassVar[frozenset[Gives]] = frozenset({"policy", "imitation", "evaluation"})
+    gives: ClassVar[frozenset[Gives]] = frozenset({"policy", "imitation", "evaluation", "panel"})
     reads: ClassVar[tuple[str, ...]] = ("model", "rollouts.max_completion_tokens")
     outputs: ClassVar[tuple[str, ...]] = (PREFLIGHT, PERPLEXITY)
 
@@ -42,6 +39,7 @@ class SftStage(Stage, SftSettings):
     measured the same; `false`: none."""
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
+        yield from super().faults(draft)
         yield from micro_batch_faults(self.micro_batch_size, self.batch_size)
         yield from share_faults(self.batch_size, "batch_size", draft)
         yield from sweep_faults(self, draft)
@@ -64,9 +62,9 @@ class SftStage(Stage, SftSettings):
         return tuple((source, None) for source in self.data if source not in earlier)
 
     def imitates(self, recipe: Recipe) -> Mapping[str, int]:
-        return dict.fromkeys(self.data, self._longest(recipe))
+        return dict.fromkeys(self.data, self.longest(recipe))
 
-    def _longest(self, recipe: Recipe) -> int:
+    def longest(self, recipe: Recipe) -> int:
         """Tokens of an example that is trained on."""
         return self.max_length or recipe.rollouts.max_prompt_tokens + recipe.rollouts.max_completion_tokens
 
@@ -75,7 +73,7 @@ class SftStage(Stage, SftSettings):
 
         if self.preflight is False:
             return None
-        return preflighted(recipe, self, self.data, self.preflight, self._longest(recipe))
+        return preflighted(recipe, self, self.data, self.preflight, self.longest(recipe))
 
     def ready(self, recipe: Recipe) -> None:
         from orchestra.work.preflighted import must_be_asked_alike
@@ -131,64 +129,6 @@ class SftStage(Stage, SftSettings):
         return self.evaluate_every is not None
 
     def run(self, context: StageContext) -> StageResult:
-        from models.prompts import render_prompt
-        from orchestra.work.policies import start_policy, steps_on
-        from orchestra.work.sweeping import kept, set_aside, sweep_of
-        from orchestra.work.traces import traces_of
-        from orchestra.work.training import trained
-        from sft.mixing import mixed
-        from sft.train import train_sft
+        from orchestra.work.imitating import imitate
 
-        resources = context.resources
-        tokenizer = resources.tokenizer()
-        found = [(source, *traces_of(context, source)) for source in self.data]
-        left_out = sum(gone for _, _, gone in found)
-        traces, taken = mixed([(source, traces) for source, traces, _ in found], self, context.seed)
-        if len(taken) > 1 or taken[0].taken < taken[0].there:
-            context.progress.say(f"    trains on {', '.join(map(str, taken))}")
-        max_length = self._longest(context.recipe)
-        traces, texts = set_aside(context, traces, self, max_length)
-        policy = start_policy(context)
-        fit = self._preflighted(context, policy, {source: traces for source, traces, _ in found})
-        with context.progress.bar(f"{self.name}: imitate", self.steps, "steps") as bar:
-            outcome = train_sft(
-                policy,
-                tokenizer,
-                [render_prompt(tokenizer, resources.format.messages(trace.question)) for trace in traces],
-                [trace.completion for trace in traces],
-                self,
-                context.folder,
-                max_length=max_length,
-                seed=context.seed,
-                report_to=context.recipe.report_to,
-                on_step=steps_on(bar, "loss"),
-                sweep=sweep_of(context, policy, self, texts),
-            )
-        swept = kept(context, policy, self)
-        passes = self.steps * self.batch_size / outcome.examples
-        tokens = round(outcome.completion_tokens * passes)
-        result = context.result(
-            left_out=left_out,
-            examples=outcome.examples,
-            too_long=outcome.too_long,
-            epochs=passes,
-            base_sha256=outcome.base_sha256,
-            **(fit.told() if fit is not None else {}),
-            **swept.extra,
-        )
-        tokens += swept.tokens + (fit.tokens if fit is not None else 0)
-        return trained(context, policy, result, steps=self.steps, tokens=tokens)
-
-    def _preflighted(
-        self, context: StageContext, policy: PeftModel, sources: Mapping[str, Sequence[Trace]]
-    ) -> Preflight | None:
-        """The preflight, unless it is left out or has been measured."""
-        from orchestra.work.preflight import run_preflight
-        from orchestra.work.preflighted import measured_by
-
-        if self.preflight is False:
-            return None
-        if (earlier := measured_by(context.recipe, self)) is not None:
-            context.progress.say(f"    preflight: {earlier!r} has measured the same")
-            return None
-        return run_preflight(context, policy, sources, self.preflight, max_length=self._longest(context.recipe))
+        return imitate(context, self)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from models.experts import BASE, Panel, expert_folder, read_panel
 from models.processes import Processes
 
 if TYPE_CHECKING:
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
     from orchestra.work.resources import Resources
 
 ADAPTER = "adapter"
+PANEL_FOLDER = "panel"
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a stage starts from: the adapter in a folder, and what it is called."""
+
+    name: str
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class StageContext:
         resources: made once per run and shared by its stages.
         progress: bars and lines for the user; everything printed otherwise goes to the stage's log.txt.
         processes: that run the stage together; what the first one returns is the stage's result.
+        panel: the earlier stage whose panel of experts it takes up, if it does.
+        expert: which expert is trained, of a stage that trains one; `part`: where it trains several, its name again.
     """
 
     recipe: Recipe
@@ -46,6 +58,9 @@ class StageContext:
     resources: Resources
     progress: Progress
     processes: Processes = field(default_factory=Processes)
+    panel: str | None = None
+    expert: str | None = None
+    part: str = ""
 
     def once(self, work: Callable[[], T]) -> T:
         """Do what only one process may, writing a file above all; all of them wait for it and get what it gives."""
@@ -63,15 +78,59 @@ class StageContext:
         return self.parents[0] if self.parents else None
 
     @property
+    def called(self) -> str:
+        """The stage's name, and which of its experts this is where it trains several."""
+        return f"{self.stage.name}/{self.part}" if self.part else self.stage.name
+
+    def of_expert(self, name: str, folder: Path) -> StageContext:
+        """The part of this stage that trains one of its experts, in a folder of its own."""
+        return replace(self, expert=name, part=name, folder=folder)
+
+    @property
     def seed(self) -> int:
         """The stage's own, whatever stands before it in the recipe."""
         from orchestra.work.resources import stage_seed
 
-        return stage_seed(self.recipe, self.stage.name)
+        return stage_seed(self.recipe, self.called)
 
     def adapter_of(self, stage: str) -> Path:
-        """The folder of an earlier stage's policy."""
-        return self.earlier[stage] / ADAPTER
+        """The folder of an earlier stage's policy; of one that trained several experts, that of the expert that is
+        trained here."""
+        folder = self.earlier[stage] / ADAPTER
+        if folder.is_dir() or self.expert is None:
+            return folder
+        return expert_folder(self.earlier[stage] / PANEL_FOLDER, self.expert)
+
+    @property
+    def start(self) -> Start | None:
+        """The adapter that this stage starts from; None is a new one on the base.
+
+        Raises:
+            PanelError: the expert that a new one starts from is not in the panel.
+        """
+        if self.expert is None:
+            return None if self.parent is None else Start(self.parent, self.adapter_of(self.parent))
+        panel, folder = self.before
+        start = self.expert if self.expert in panel else self.stage.starts_from
+        if start == BASE:
+            return None
+        panel.expert(start)
+        return Start(f"{self.panel}/{start}", expert_folder(folder, start))
+
+    @property
+    def start_name(self) -> str:
+        """What the policy is called that this stage starts from."""
+        start = self.start
+        return BASE if start is None else start.name
+
+    @property
+    def before(self) -> tuple[Panel, Path]:
+        """The panel that this stage takes up, checked against its files, and its folder; an empty one where there is
+        none before it. Raises PanelError."""
+        if self.panel is None:
+            return Panel(self.recipe.model.base, ""), self.folder
+        folder = self.earlier[self.panel] / PANEL_FOLDER
+        return read_panel(folder), folder
 
     def result_of(self, stage: str) -> StageResult:
         """What an earlier stage had to say."""

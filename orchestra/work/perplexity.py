@@ -18,7 +18,6 @@ from evals.modelled import Change, Modelled
 from evals.perplexity import Perplexity, perplexity, perplexity_ratio
 from models.adapters import read_adapter
 from models.reference import Reference
-from orchestra.config.recipe import BASE
 from orchestra.work.policies import EVALUATION
 from orchestra.work.settings import PERPLEXITY, PreflightLimits
 from orchestra.work.texts import Text, drawn, scored, shown_names
@@ -48,11 +47,11 @@ def measure(context: StageContext, policy: PeftModel, evaluation: Evaluation) ->
     chosen = dict(_chosen(context, count)) if count else {}
     if not chosen:
         return None
-    start = context.parent or BASE
+    begun, start = context.start, context.start_name
     digests = {name: _digest(texts) for name, texts in chosen.items()}
     known = context.once(lambda: _known(context.earlier.values()))
     unknown = {name: texts for name, texts in chosen.items() if (start, digests[name]) not in known}
-    reference = Reference(start, None if start == BASE else read_adapter(context.adapter_of(start)))
+    reference = Reference(start, None if begun is None else read_adapter(begun.folder))
     after = _under(context, policy, chosen)
     before = {name: known.get((start, digest)) for name, digest in digests.items()}
     if unknown:
@@ -64,7 +63,7 @@ def measure(context: StageContext, policy: PeftModel, evaluation: Evaluation) ->
         name: Change(digests[name], before[name], after[name], perplexity_ratio(after[name], before[name], **bootstrap))
         for name in chosen
     }
-    found = Modelled(context.stage.name, start, changes, _accuracy(context, evaluation, start))
+    found = Modelled(context.called, start, changes, _accuracy(context, evaluation, start))
     context.once(lambda: (context.folder / PERPLEXITY).write_text(found.to_json()))
     return found
 

@@ -22,6 +22,8 @@ from orchestra.work.resources import stage_seed
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from evals.settings import Evaluate
+    from models.engines.protocol import Generator
     from models.engines.serving import Served
     from models.processes import Processes
     from orchestra.run.ledger import StageResult
@@ -55,9 +57,9 @@ def start_policy(context: StageContext) -> PeftModel:
     model = context.recipe.model
     free_memory()
     base = load_base(model.base, model.quantize, model.dtype)
-    if context.parent is not None:
-        return load_adapter(base, context.adapter_of(context.parent))
-    return new_adapter(base, model.lora, seed=context.seed)
+    if (start := context.start) is not None:
+        return load_adapter(base, start.folder)
+    return new_adapter(base, context.stage.adapter(context.recipe), seed=context.seed)
 
 
 def serve(context: StageContext, policy: PeftModel) -> Served:
@@ -84,23 +86,34 @@ def evaluated(
     return evaluation, asked
 
 
-def answered(context: StageContext, asked: Asked, doing: str, prompt: PromptFormat | None = None) -> Evaluation:
+def answered(
+    context: StageContext,
+    asked: Asked,
+    doing: str,
+    prompt: PromptFormat | None = None,
+    *,
+    engine: Generator | None = None,
+    settings: Evaluate | None = None,
+    seed: int | None = None,
+) -> Evaluation:
     """What the engine's policy does on problems, asked as the stage is evaluated.
 
     Args:
         doing: in a word, for the bar.
         prompt: the format that they are asked in, if it is another than the recipe's.
+        engine: that answers, if it is another than the run's own; settings, seed: the same of those.
     """
-    resources, settings = context.resources, context.stage.evaluation(context.recipe)
+    resources = context.resources
+    settings = settings or context.stage.evaluation(context.recipe)
     passes = 2 if settings.greedy and settings.temperature else 1
-    with context.progress.bar(f"{context.stage.name}: {doing}", passes * len(asked.problems), "problems") as bar:
+    with context.progress.bar(f"{context.called}: {doing}", passes * len(asked.problems), "problems") as bar:
         return evaluate(
-            resources.engine(),
+            engine or resources.engine(),
             asked,
             settings,
             SharedJudge(resources.domain, context.processes),
             resources.format,
-            seed=context.recipe.seed,
+            seed=context.recipe.seed if seed is None else seed,
             stop_token_ids=resources.stops(prompt),
             progress=bar.advance,
         )
@@ -189,7 +202,7 @@ def divergences(context: StageContext, policy: PeftModel, asked: Asked) -> dict[
     groups = resources.engine().generate(prompts, sampling, seeds)
     sequences = [(prompt, group[0].token_ids) for prompt, group in zip(prompts, groups, strict=True)]
     found = {"kl_to_base": _kl(policy, Reference("base", None), sequences)}
-    imitated = next((s.name for s in recipe.stages if "imitation" in s.gives and s.name in context.earlier), None)
+    imitated = next((s.name for s in recipe.stages if "imitation" in s.given and s.name in context.earlier), None)
     if imitated is not None:
         reference = Reference(imitated, read_adapter(context.adapter_of(imitated)))
         reference.replace(policy)

@@ -22,7 +22,6 @@ from models.base import end_tokens
 from models.engines.protocol import Completion, Sampling
 from models.prompts import prompt_tokens, render_prompt
 from orchestra.config.faults import UserError
-from orchestra.config.recipe import BASE
 from orchestra.run.ledger import write_json
 from orchestra.work.alignment import Alignment, Preflight, Rates
 from orchestra.work.own_prompts import as_text, prompt_mismatches
@@ -134,7 +133,7 @@ def preflight(
         for source, name, (texts, left_out) in zip(sources, shown_names(list(sources)), chosen, strict=True)
     ]
     tokens = sum(len(completion.token_ids) for completion in own.values())
-    return Preflight(context.parent or BASE, tuple(alignments), tokens)
+    return Preflight(context.start_name, tuple(alignments), tokens)
 
 
 def _texts(

@@ -1,6 +1,6 @@
 """What a grpo stage says of its training is of the policy that it hands on."""
 
-from orchestra.stages.grpo import last_quarter
+from orchestra.work.optimising import last_quarter
 
 
 def test_a_mean_over_the_last_quarter_up_to_the_step_that_is_kept():

@@ -1,0 +1,80 @@
+"""The domains of training data: what `expert: each` makes one expert each for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from orchestra.config.faults import UserError
+from rewards.problems import Asked
+from settings import near
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from orchestra.work.context import StageContext
+    from sft.distill import Trace
+
+
+def expert_name(domain: str) -> str:
+    """The name of a domain's expert: `Counting & Probability` gives `counting-probability`."""
+    return re.sub(r"[^a-z0-9]+", "-", domain.lower()).strip("-")[:40] or "domain"
+
+
+def wanted(there: Iterable[str], asked: Sequence[str] | None, stage: str) -> tuple[str, ...]:
+    """The domains that get an expert, in their order by name.
+
+    Raises:
+        UserError: one that is asked for has no problems, or two have the same expert.
+    """
+    known = sorted(set(there))
+    for name in asked or ():
+        if name not in known:
+            listed = ", ".join(known)
+            raise UserError(
+                f"domains: {name!r} has no problems in the data of {stage!r} (there are: {listed}){near(name, known)}"
+            )
+    chosen = [name for name in known if asked is None or name in asked]
+    names = [expert_name(domain) for domain in chosen]
+    for domain, name in zip(chosen, names, strict=True):
+        if names.count(name) > 1:
+            raise UserError(f"domains: {domain!r} and another one would both have the expert {name!r}; rename one")
+    return tuple(chosen)
+
+
+def domain_by_problem(context: StageContext, sources: Iterable[str]) -> Mapping[str, str]:
+    """The domain of every training problem, and of those in files, by its id."""
+    resources, own = context.resources, context.recipe.problems
+    files = [source for source in sources if source not in context.earlier]
+    found = [problem for source in files for problem in resources.problems(source, "train")]
+    found += resources.problems(own.train, "train", own.train_limit)
+    return {problem.id: problem.domain for problem in found}
+
+
+def traces_in(
+    traces: Mapping[str, Sequence[Trace]], domain_of: Mapping[str, str], domains: Sequence[str]
+) -> dict[str, list[Trace]]:
+    """The traces of these domains, by source; a source with none is left out.
+
+    Raises:
+        UserError: a trace's problem is not among the training problems, so that nobody knows its domain.
+    """
+    found: dict[str, list[Trace]] = {}
+    for source, ones in traces.items():
+        for trace in ones:
+            if trace.problem_id not in domain_of:
+                raise UserError(
+                    f"{source}: problem {trace.problem_id!r} is none of the training problems: it has no domain"
+                )
+            if domain_of[trace.problem_id] in domains:
+                found.setdefault(source, []).append(trace)
+    return found
+
+
+def asked_in(asked: Asked, domains: Sequence[str]) -> Asked:
+    """The problems of these domains."""
+    kept = [at for at, problem in enumerate(asked.problems) if problem.domain in domains]
+    return Asked(
+        *(tuple(part[at] for at in kept) for part in (asked.problems, asked.prompts, asked.tokens)), asked.left_out
+    )

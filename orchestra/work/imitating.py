@@ -1,0 +1,103 @@
+"""What an sft stage does: a policy, an expert, or an expert for each domain imitates traces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from models.prompts import render_prompt
+from orchestra.config.trained import EACH
+from orchestra.work.domains import domain_by_problem, traces_in, wanted
+from orchestra.work.panels import in_panel, one_each
+from orchestra.work.policies import start_policy, steps_on
+from orchestra.work.preflight import run_preflight
+from orchestra.work.preflighted import measured_by
+from orchestra.work.sweeping import kept, set_aside, sweep_of
+from orchestra.work.traces import traces_of
+from orchestra.work.training import trained
+from sft.mixing import mixed
+from sft.train import train_sft
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from orchestra.run.ledger import StageResult
+    from orchestra.stages.sft import SftStage
+    from orchestra.work.alignment import Preflight
+    from orchestra.work.context import StageContext
+    from sft.distill import Trace
+
+Sources = Mapping[str, Sequence["Trace"]]
+
+
+def imitate(context: StageContext, stage: SftStage) -> StageResult:
+    """Train what the stage trains."""
+    found = {source: traces_of(context, source) for source in stage.data}
+    traces = {source: ones for source, (ones, _) in found.items()}
+    left_out = sum(gone for _, gone in found.values())
+    if stage.expert is None or (stage.expert != EACH and stage.domains is None):
+        result = _imitated(context, stage, traces, left_out)
+        return result if stage.expert is None else in_panel(context, result, tuple(stage.data))
+    domain_of = domain_by_problem(context, stage.data)
+    there = [domain_of[trace.problem_id] for ones in traces.values() for trace in ones if trace.problem_id in domain_of]
+    domains = wanted(there, stage.domains, context.stage.name)
+    if stage.expert != EACH:
+        result = _imitated(context, stage, traces_in(traces, domain_of, domains), left_out)
+        return in_panel(context, result, tuple(stage.data), ", ".join(domains))
+    return one_each(
+        context,
+        domains,
+        tuple(stage.data),
+        lambda own, domain: _imitated(own, stage, traces_in(traces, domain_of, (domain,)), left_out),
+    )
+
+
+def _imitated(context: StageContext, stage: SftStage, sources: Sources, left_out: int) -> StageResult:
+    """One policy, or one expert, trained on these traces and measured."""
+    resources = context.resources
+    tokenizer = resources.tokenizer()
+    traces, taken = mixed(list(sources.items()), stage, context.seed)
+    if len(taken) > 1 or taken[0].taken < taken[0].there:
+        context.progress.say(f"    trains on {', '.join(map(str, taken))}")
+    max_length = stage.longest(context.recipe)
+    traces, texts = set_aside(context, traces, stage, max_length)
+    policy = start_policy(context)
+    fit = _preflighted(context, stage, policy, sources)
+    with context.progress.bar(f"{context.called}: imitate", stage.steps, "steps") as bar:
+        outcome = train_sft(
+            policy,
+            tokenizer,
+            [render_prompt(tokenizer, resources.format.messages(trace.question)) for trace in traces],
+            [trace.completion for trace in traces],
+            stage,
+            context.folder,
+            max_length=max_length,
+            seed=context.seed,
+            report_to=context.recipe.report_to,
+            on_step=steps_on(bar, "loss"),
+            sweep=sweep_of(context, policy, stage, texts),
+        )
+    swept = kept(context, policy, stage)
+    passes = stage.steps * stage.batch_size / outcome.examples
+    tokens = round(outcome.completion_tokens * passes)
+    result = context.result(
+        left_out=left_out,
+        examples=outcome.examples,
+        too_long=outcome.too_long,
+        epochs=passes,
+        base_sha256=outcome.base_sha256,
+        **(fit.told() if fit is not None else {}),
+        **swept.extra,
+    )
+    tokens += swept.tokens + (fit.tokens if fit is not None else 0)
+    return trained(context, policy, result, steps=stage.steps, tokens=tokens)
+
+
+def _preflighted(context: StageContext, stage: SftStage, policy: PeftModel, sources: Sources) -> Preflight | None:
+    """The preflight, unless it is left out or has been measured."""
+    if stage.preflight is False:
+        return None
+    if (earlier := measured_by(context.recipe, stage)) is not None:
+        context.progress.say(f"    preflight: {earlier!r} has measured the same")
+        return None
+    return run_preflight(context, policy, sources, stage.preflight, max_length=stage.longest(context.recipe))

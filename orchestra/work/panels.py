@@ -1,0 +1,177 @@
+"""What stages do with a panel: an expert that was trained takes its place, and the panel is evaluated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from models.base import load_base
+from models.engines.routed import RoutedEngine, panel_model
+from models.experts import (
+    BASE,
+    Expert,
+    Lineage,
+    Panel,
+    PanelError,
+    Record,
+    expert_of,
+    must_be_untouched,
+    read_panel,
+    write_panel,
+)
+from orchestra.config.trained import EACH
+from orchestra.run.ledger import StageResult, write_json
+from orchestra.work.context import ADAPTER, PANEL_FOLDER, StageContext
+from orchestra.work.domains import expert_name
+from orchestra.work.policies import EVALUATION, answered, measured
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from peft import PeftModel
+
+    from evals.evaluate import Evaluation
+
+RESULT = "result.json"
+
+
+def in_panel(context: StageContext, result: StageResult, data: tuple[str, ...], domain: str = "") -> StageResult:
+    """The expert that this stage has trained takes its place in the panel, in which nothing else changes.
+
+    Args:
+        data: what it was trained on; domain: of its problems, "" where it is for all.
+    """
+    trained = {
+        context.expert: (context.folder / ADAPTER, _expert(context, result, data, domain, context.folder / ADAPTER))
+    }
+    panel = context.once(lambda: _written(context, trained, result))
+    return replace(result, extra=result.extra | {"experts": len(panel.experts)})
+
+
+def one_each(
+    context: StageContext,
+    domains: Sequence[str],
+    data: tuple[str, ...],
+    train: Callable[[StageContext, str], StageResult],
+) -> StageResult:
+    """An expert for each domain, one after the other, each in a folder of its own; what a killed run has finished of
+    them is not done again. Then the panel is evaluated, each problem answered by its domain's expert.
+
+    Args:
+        train: trains one and measures it, given its part of the stage and its domain.
+    """
+    trained: dict[str, tuple[Path, Expert]] = {}
+    results: dict[str, StageResult] = {}
+    for domain in domains:
+        name = expert_name(domain)
+        own = context.of_expert(name, context.folder / EACH / name)
+        results[name] = _part(own, domain, train)
+        adapter = own.folder / ADAPTER
+        trained[name] = (adapter, _expert(own, results[name], data, domain, adapter))
+    any_result = next(iter(results.values()))
+    panel = context.once(lambda: _written(context, trained, any_result))
+    context.once(lambda: _join_metrics(context.folder, list(results)))
+    by_domain = {expert.domain: expert.name for expert in panel.experts if expert.domain}
+    asked = context.resources.test(context.stage)
+    routes = [by_domain.get(problem.domain, BASE) for problem in asked.problems]
+    evaluation = evaluated_routed(context, panel, context.folder / PANEL_FOLDER, routes)
+    told = {f"accuracy_{name}": result.accuracy for name, result in results.items()}
+    result = context.result(experts=len(panel.experts), base_sha256=any_result.extra["base_sha256"], **told)
+    result = replace(
+        result,
+        steps=sum(one.steps for one in results.values()),
+        tokens=sum(one.tokens for one in results.values()),
+        beta=any_result.beta,
+    )
+    return measured(context, evaluation, result)
+
+
+def evaluated_routed(
+    context: StageContext, panel: Panel, folder: Path, routes: Sequence[str], file: str = EVALUATION
+) -> Evaluation:
+    """Evaluate a panel on the stage's held-out problems, each answered by the expert that it is routed to, and write
+    evaluation.json."""
+    asked = context.resources.test(context.stage)
+    engine = routed_engine(context, on_base(context, panel, folder), routes)
+    evaluation = answered(context, asked, "evaluate the panel", engine=engine)
+    context.once(lambda: (context.folder / file).write_text(evaluation.to_json()))
+    return evaluation
+
+
+def on_base(context: StageContext, panel: Panel, folder: Path) -> PeftModel:
+    """The base with the experts of a panel on it.
+
+    Raises:
+        PanelError: the panel is of another base.
+    """
+    own = context.recipe.model
+    if panel.base != own.base:
+        raise PanelError(
+            f"the panel in {folder} is one on {panel.base!r}, and model.base is {own.base!r}: experts work on "
+            "their own base only"
+        )
+    return panel_model(load_base(own.base, own.quantize, own.dtype), panel, folder)
+
+
+def routed_engine(context: StageContext, model: PeftModel, routes: Sequence[str]) -> RoutedEngine:
+    """The run's engine, each prompt of a list answered by its expert."""
+    return RoutedEngine(context.resources.engine(), context.resources.served(), model, routes)
+
+
+def _part(own: StageContext, domain: str, train: Callable[[StageContext, str], StageResult]) -> StageResult:
+    """One expert's training, or what a run that was killed later had to say of it."""
+    done = own.folder / RESULT
+    if own.once(done.is_file):
+        return StageResult.from_json(json.loads(done.read_text(encoding="utf-8")))
+    own.progress.say(f"    {own.part}:")
+    own.once(lambda: own.folder.mkdir(parents=True, exist_ok=True))
+    result = train(own, domain)
+    own.once(lambda: write_json(done, result.to_json()))
+    own.once(lambda: shutil.rmtree(own.folder / "checkpoints", ignore_errors=True))
+    return result
+
+
+def _expert(context: StageContext, result: StageResult, data: tuple[str, ...], domain: str, adapter: Path) -> Expert:
+    start = context.start_name
+    record = None
+    if result.accuracy is not None:
+        source, _ = context.stage.held_out(context.recipe)
+        problems = len(context.resources.test(context.stage).problems)
+        record = Record(result.accuracy, result.low, result.high, problems, source)
+    lineage = Lineage(context.called, data, start if start == BASE else start.rpartition("/")[2])
+    return expert_of(adapter, context.expert, domain, lineage, record)
+
+
+def _written(context: StageContext, trained: Mapping[str, tuple[Path, Expert]], result: StageResult) -> Panel:
+    """The panel before this stage with what it has trained, written into the stage's folder; every other expert is what
+    it was, byte for byte, which is checked."""
+    before, folder = context.before
+    sha256 = str(result.extra["base_sha256"])
+    if before.base_sha256 not in ("", sha256):
+        raise PanelError(
+            f"the panel in {folder} is one of another base than {context.recipe.model.base!r} as it is now"
+        )
+    if before.router is not None:
+        context.progress.say("    the panel's router does not know what is trained here; a route stage decides anew")
+    panel = replace(before, base_sha256=sha256, router=None, change="", before=None)
+    sources = {name: folder / "experts" / name for name in before.names}
+    for name, (adapter, expert) in trained.items():
+        panel, sources[name] = panel.with_expert(expert), adapter
+    own = context.folder / PANEL_FOLDER
+    shutil.rmtree(own, ignore_errors=True)  # of a run that was killed
+    write_panel(own, panel, sources)
+    must_be_untouched(before, read_panel(own), but=tuple(trained))
+    return panel
+
+
+def _join_metrics(folder: Path, names: Sequence[str]) -> None:
+    """The experts' metrics behind one another, steps counted on, each line with its expert's name."""
+    lines, offset = [], 0
+    for name in names:
+        own = [json.loads(line) for line in (folder / EACH / name / "metrics.jsonl").read_text().splitlines()]
+        lines += [line | {"step": line["step"] + offset, "expert": name} for line in own]
+        offset += max((line["step"] for line in own), default=0)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
