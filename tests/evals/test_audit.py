@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import binom, mannwhitneyu, multivariate_normal
 
-from evals.audit import AuditError, LabelAudit, audit, held_out_auc
+from evals.audit import AuditError, LabelAudit, _auc, _scores, audit, held_out_auc
 from evals.settings import AuditSettings
 
 RULES = AuditSettings()
@@ -61,6 +61,21 @@ def test_labels_that_depend_on_a_feature_are_go():
     # neither the features' units nor their order matter
     units = features_NF[:, ::-1] * 10.0 ** np.arange(-8, 8) + 3
     assert audit(units, labels, RULES, seed=0).p_value == 1 / 201
+
+
+def test_go_takes_the_level_and_the_95th_percentile():
+    draw = np.random.default_rng(7)
+    sets = [(draw.normal(size=(60, 2)), random_labels(draw, 60)) for _ in range(60)]
+    found = [audit(*one, RULES, seed=0) for one in sets]
+    # above the percentile, and yet not below the level of 0.01; and above most shuffled ones, but below the percentile
+    near = next(i for i, one in enumerate(found) if one.auc > one.shuffled_high and 0.01 < one.p_value < 0.05)
+    mild = next(i for i, one in enumerate(found) if one.auc < one.shuffled_high and one.p_value < 0.3)
+
+    def verdict(which, significance):
+        return audit(*sets[which], AuditSettings(significance=significance), seed=0).verdict
+
+    assert (verdict(near, 0.01), verdict(near, 0.05)) == ("NO-GO", "GO")
+    assert verdict(mild, 0.5) == "NO-GO"
 
 
 def test_the_same_seed_gives_the_same_bytes_and_names_do_not_matter():
@@ -125,6 +140,28 @@ def test_what_is_constant_ties_and_says_nothing():
     assert audit(both, labels, RULES, seed=0).auc == 1
     half = coin * np.repeat([1, 0], 20)
     assert audit(half[:, None], labels, AuditSettings(folds=2), seed=0).auc == pytest.approx(0.75, abs=0.02)
+
+
+def test_what_ties_in_theory_ties():
+    """Seven switches, each in a unit of its own, of which each class has every one equally often: any one that is on
+    says the same, whatever rounding makes of it."""
+    on, off = np.eye(7), np.zeros((7, 7))
+    switches_NF = np.concatenate([on, on, on, off[:3], on, off, off])
+    train_NF, test_MF = (one * (0.1 + np.arange(7) / 3) + 0.7 for one in (switches_NF, np.concatenate([on, off])))
+    scores_BMC = _scores(train_NF[None], np.repeat([0, 1], [24, 21]), test_MF[None], l2=0.1)
+    assert len(np.unique(scores_BMC[0, :, 0])) == 2
+    # seven of the first class on, seven of the second off
+    assert _auc(scores_BMC, np.arange(14) // 7)[0] == pytest.approx([1, 1])
+    # one of the first class and one of the second on, one of each off: (1 + 0.5 + 0.5 + 0) / 4
+    assert _auc(scores_BMC[:, [0, 7, 3, 8]], np.array([0, 0, 1, 1]))[0] == pytest.approx([0.5, 0.5])
+
+
+def test_every_fold_has_every_class():
+    """As many rows of a class as folds are enough, whatever the seed; without one there would be no AUC."""
+    labels = ["grow"] * 5 + ["stay"] * 22 + ["prune"] * 6
+    features_NF = np.random.default_rng(8).normal(size=(33, 2))
+    for seed in range(10):
+        assert math.isfinite(audit(features_NF, labels, RULES, seed).auc)
 
 
 def test_more_permutations_than_fit_in_memory_at_once(monkeypatch):
