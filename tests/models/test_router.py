@@ -98,7 +98,7 @@ def test_where_nothing_can_be_told_apart_the_base_rate_is_said():
 
 
 def test_a_row_is_never_turned_round():
-    """Held-out problems that say the opposite make its chances equal, not inverted: half of them, 30 of 60, are solved."""
+    """Held-out problems that say the opposite make its chances equal, not inverted; 30 of 60 are solved."""
     raw_P = np.repeat([-2.0, 2.0], 30)
     slope, offset = _calibration(raw_P, (raw_P < 0).astype(float))
     assert 0 < slope <= 1e-3 and abs(offset) < 1e-3
