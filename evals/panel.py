@@ -3,7 +3,8 @@
 A way of choosing (the router, the best single expert, the best arm of each problem) is an arm for each problem. Where
 it looks at answers, it looks at those of a first draw; all are scored on a second, independent one. Chosen and scored
 on the same draw, the best of several arms would be the luckiest: of two that are right half of the time, 75 % and not
-50 %. So an oracle here is what can be had from knowing the first draw, at most what the true oracle has.
+50 %. So an oracle here is what can be had from knowing the first draw, at most what the true oracle has, and the less
+the fewer samples that draw has: of few, a router that knows the domains may be ahead of the instance oracle.
 
 The unit is the problem, and all ways are compared on the same problems, as everywhere (evals/statistics.py).
 """
