@@ -158,3 +158,22 @@ class GrowthSettings(Node):
             message = "at_least ({least}) must not be above at_most ({most}), or no panel is right"
             raise PydanticCustomError("rule", message, {"least": self.at_least, "most": self.at_most})
         return self
+
+
+class RouterSettings(Node):
+    """The router of a panel: one logistic model for each arm of whether it solves a problem (models/router.py)."""
+
+    layer: Annotated[int | None, Field(ge=0, le=1000), SIZE] = None
+    """Prompts are read off the frozen base behind so many of its layers; 0 is the embeddings. None: half of them."""
+    threshold: Share = 0.0
+    """An expert must be likelier than the base to solve a problem, by at least this much, to be asked (0.05 is five
+    points). 0: the likeliest arm is asked."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the problems that is set aside, for stopping early and for calibration (Platt 1999)."""
+    l2: NotNegative = 0.03
+    """Half of this times the squared norm of an arm's weights is added to its mean cross-entropy in nats; the features
+    have mean 0 and variance 1."""
+    patience: Count = 10
+    """An arm's fit ends when its cross-entropy on the problems set aside has had no new minimum for so many steps."""
+    max_steps: Count = 200
+    """Steps of L-BFGS at most; the weights of the best step stay."""
