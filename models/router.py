@@ -105,7 +105,7 @@ class Router:
         if solved_AP.shape != (len(names), len(features_PH)):
             wanted = f"{len(names)} arms x {len(features_PH)} problems"
             raise RouterError(f"router: which arm solved which problem is {solved_AP.shape}, not {wanted}")
-        train_P, _ = _split(len(features_PH), settings.held_out, seed)
+        train_P, _ = _split(len(features_PH), settings.set_aside, seed)
         mean_H = features_PH[train_P].mean(axis=0, dtype=float)
         scale_H = features_PH[train_P].std(axis=0, dtype=float)
         # what varies by rounding alone is not blown up
@@ -128,7 +128,7 @@ class Router:
         standard_PH = self._standardised(features_PH)
         if solved_P.shape != standard_PH.shape[:1]:
             raise RouterError(f"router: arm '{name}' has {solved_P.shape} shares for {len(standard_PH)} problems")
-        parts = [part_P[graded_P[part_P]] for part_P in _split(len(standard_PH), settings.held_out, seed)]
+        parts = [part_P[graded_P[part_P]] for part_P in _split(len(standard_PH), settings.set_aside, seed)]
         for part_P, what in zip(parts, ("to learn from", "to be calibrated on"), strict=True):
             if not len(part_P):
                 known = f"{int(graded_P.sum())} of {len(standard_PH)} problems are graded"

@@ -168,7 +168,7 @@ class RouterSettings(Node):
     threshold: Share = 0.0
     """An expert must be likelier than the base to solve a problem, by at least this much, to be asked (0.05 is five
     points). 0: the likeliest arm is asked."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    set_aside: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the problems that is set aside, for stopping early and for calibration (Platt 1999)."""
     l2: NotNegative = 0.03
     """Half of this times the squared norm of an arm's weights is added to its mean cross-entropy in nats; the features

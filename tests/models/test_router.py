@@ -76,7 +76,7 @@ def test_calibration_takes_back_what_stopping_early_says_too_softly():
     rng = np.random.default_rng(5)
     features_PH = rng.normal(size=(2400, 20)).astype(np.float32)
     solved_P = rng.binomial(1, 1 / (1 + np.exp(-3 * features_PH[:, 0])))
-    half = RouterSettings(held_out=0.5, max_steps=1)
+    half = RouterSettings(set_aside=0.5, max_steps=1)
     router = Router.fit(features_PH[:400], solved_P[None, :400], ("base",), half, 0, layer=1)
     plain = replace(router, rows=(replace(router.rows[0], slope=np.float32(1), offset=np.float32(0)),))
 
@@ -331,7 +331,7 @@ def test_features_that_do_not_vary_do_not_matter():
     np.testing.assert_allclose(router.probabilities(moved_PH), router.probabilities(features_PH), atol=1e-3)
 
 
-WRONG = (("held_out", 0.0), ("held_out", 1.0), ("threshold", 1.5), ("l2", -1.0), ("layer", -1), ("patience", 0),
+WRONG = (("set_aside", 0.0), ("set_aside", 1.0), ("threshold", 1.5), ("l2", -1.0), ("layer", -1), ("patience", 0),
          ("max_steps", 0), ("samples", 4))  # fmt: skip
 
 
