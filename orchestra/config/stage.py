@@ -54,6 +54,14 @@ class Gate(Node):
     """The metric may not be less than the other's plus this; -0.01 allows a loss of one point."""
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What a kind itself says of a finished stage, whatever gate stands on it; the reason has the numbers."""
+
+    go: bool
+    reason: str
+
+
 class Stage(Node):
     """One stage of a recipe; see the module docstring."""
 
@@ -171,6 +179,10 @@ class Stage(Node):
     def headline(cls, evaluated: Sequence[StageRecord]) -> Iterator[Tile]:
         """Numbers for the top of the report, from the evaluated stages of a run in their order."""
         return iter(())
+
+    def verdict(self, result: StageResult) -> Verdict | None:
+        """Whether the recipe may go on after this result; None where the kind has nothing to say of that."""
+        return None
 
     # the work
 

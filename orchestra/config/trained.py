@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from models.experts import BASE, name_fault
 from models.settings import TrainsExpert
 from orchestra.config.stage import Draft, Gives, Stage, last_panel
+from rl.settings import GrpoSettings
 from settings import near
 
 if TYPE_CHECKING:
@@ -92,9 +93,13 @@ class TrainingStage(Stage, TrainsExpert):
             )
 
 
+class OptimisingStage(TrainingStage, GrpoSettings):
+    """A stage that optimises a policy or experts for the reward."""
+
+
 def known_experts(earlier: Sequence[Stage]) -> tuple[str, ...] | None:
     """The experts that these stages make, where that can be known before they have run."""
     makers = [stage for stage in earlier if "panel" in stage.given]
-    if any(not isinstance(stage, TrainingStage) or stage.expert == EACH for stage in makers):
+    if any(stage.trains in (None, EACH) for stage in makers):
         return None
-    return tuple(dict.fromkeys(stage.expert for stage in makers))
+    return tuple(dict.fromkeys(stage.trains for stage in makers))

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestra.config.checks import share_faults, sweep_faults
 from orchestra.config.stage import Draft, Stage
-from orchestra.config.trained import TrainingStage
+from orchestra.config.trained import OptimisingStage
 from orchestra.work.settings import PERPLEXITY
-from rl.settings import GrpoSettings
 
 if TYPE_CHECKING:
     from orchestra.config.recipe import Recipe
@@ -31,7 +30,7 @@ COURSES = (
 )
 
 
-class GrpoStage(TrainingStage, GrpoSettings):
+class GrpoStage(OptimisingStage):
     """The policy is optimised for the reward (TRL GRPOTrainer; arXiv 2402.03300)."""
 
     reads: ClassVar[tuple[str, ...]] = ("model", "problems", "reward", "rollouts")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from models.base import load_base
+from models.base import free_memory, load_base
 from models.engines.routed import RoutedEngine, panel_model
 from models.experts import (
     BASE,
@@ -45,9 +45,8 @@ def in_panel(context: StageContext, result: StageResult, data: tuple[str, ...], 
     Args:
         data: what it was trained on; domain: of its problems, "" where it is for all.
     """
-    trained = {
-        context.expert: (context.folder / ADAPTER, _expert(context, result, data, domain, context.folder / ADAPTER))
-    }
+    adapter = context.folder / ADAPTER
+    trained = {context.expert: (adapter, expert_after(context, result, data, domain, adapter))}
     panel = context.once(lambda: _written(context, trained, result))
     return replace(result, extra=result.extra | {"experts": len(panel.experts)})
 
@@ -69,9 +68,9 @@ def one_each(
     for domain in domains:
         name = expert_name(domain)
         own = context.of_expert(name, context.folder / EACH / name)
-        results[name] = _part(own, domain, train)
+        results[name] = trained_once(own, lambda own=own, domain=domain: train(own, domain))
         adapter = own.folder / ADAPTER
-        trained[name] = (adapter, _expert(own, results[name], data, domain, adapter))
+        trained[name] = (adapter, expert_after(own, results[name], data, domain, adapter))
     any_result = next(iter(results.values()))
     panel = context.once(lambda: _written(context, trained, any_result))
     context.once(lambda: _join_metrics(context.folder, list(results)))
@@ -96,14 +95,20 @@ def evaluated_routed(
     """Evaluate a panel on the stage's held-out problems, each answered by the expert that it is routed to, and write
     evaluation.json."""
     asked = context.resources.test(context.stage)
-    engine = routed_engine(context, on_base(context, panel, folder), panel, folder, routes)
+    places = places_of(panel, folder)
+    engine = routed_engine(context, on_base(context, panel, places), places, routes)
     evaluation = answered(context, asked, "evaluate the panel", engine=engine)
     context.once(lambda: (context.folder / file).write_text(evaluation.to_json()))
     return evaluation
 
 
-def on_base(context: StageContext, panel: Panel, folder: Path) -> PeftModel:
-    """The base with the experts of a panel on it.
+def places_of(panel: Panel, folder: Path) -> dict[str, Path]:
+    """Where each expert of a panel lies, in the panel's order."""
+    return {name: expert_folder(folder, name) for name in panel.names}
+
+
+def on_base(context: StageContext, panel: Panel, places: Mapping[str, Path]) -> PeftModel:
+    """The base with the experts of a panel on it, by name the folder of each.
 
     Raises:
         PanelError: the panel is of another base.
@@ -111,34 +116,37 @@ def on_base(context: StageContext, panel: Panel, folder: Path) -> PeftModel:
     own = context.recipe.model
     if panel.base != own.base:
         raise PanelError(
-            f"the panel in {folder} is one on {panel.base!r}, and model.base is {own.base!r}: experts work on "
-            "their own base only"
+            f"the panel before stage {context.stage.name!r} is on {panel.base!r}, and model.base is {own.base!r}: "
+            "experts work on their own base only"
         )
-    return panel_model(load_base(own.base, own.quantize, own.dtype), panel, folder)
+    free_memory()
+    return panel_model(load_base(own.base, own.quantize, own.dtype), places)
 
 
 def routed_engine(
-    context: StageContext, model: PeftModel, panel: Panel, folder: Path, routes: Sequence[str]
+    context: StageContext, model: PeftModel, places: Mapping[str, Path], routes: Sequence[str]
 ) -> RoutedEngine:
     """The run's engine, each prompt of a list answered by its expert."""
-    folders = {name: expert_folder(folder, name) for name in panel.names}
-    return RoutedEngine(context.resources.engine(), context.resources.served(), model, routes, folders)
+    return RoutedEngine(context.resources.engine(), context.resources.served(), model, routes, places)
 
 
-def _part(own: StageContext, domain: str, train: Callable[[StageContext, str], StageResult]) -> StageResult:
+def trained_once(own: StageContext, train: Callable[[], StageResult]) -> StageResult:
     """One expert's training, or what a run that was killed later had to say of it."""
     done = own.folder / RESULT
     if own.once(done.is_file):
         return StageResult.from_json(json.loads(done.read_text(encoding="utf-8")))
     own.progress.say(f"    {own.part}:")
     own.once(lambda: own.folder.mkdir(parents=True, exist_ok=True))
-    result = train(own, domain)
+    result = train()
     own.once(lambda: write_json(done, result.to_json()))
     own.once(lambda: shutil.rmtree(own.folder / "checkpoints", ignore_errors=True))
     return result
 
 
-def _expert(context: StageContext, result: StageResult, data: tuple[str, ...], domain: str, adapter: Path) -> Expert:
+def expert_after(
+    context: StageContext, result: StageResult, data: tuple[str, ...], domain: str, adapter: Path
+) -> Expert:
+    """What the panel says of an expert that was just trained."""
     start = context.start_name
     record = None
     if result.accuracy is not None:
@@ -161,7 +169,7 @@ def _written(context: StageContext, trained: Mapping[str, tuple[Path, Expert]], 
     if before.router is not None:
         context.progress.say("    the panel's router does not know what is trained here; a route stage decides anew")
     panel = replace(before, base_sha256=sha256, router=None, change="", before=None)
-    sources = {name: expert_folder(folder, name) for name in before.names}
+    sources = places_of(before, folder)
     for name, (adapter, expert) in trained.items():
         panel, sources[name] = panel.with_expert(expert), adapter
     own = context.folder / PANEL_FOLDER
