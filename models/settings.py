@@ -57,7 +57,7 @@ class TrainsExpert(_START):
     """With `expert: each`: the domains that get an expert, by the problems' own `domain`. None: all that there are.
     With an expert by name: the only domains that it is trained on. None: everything."""
     lora: optional(Lora, "rank", "alpha", "dropout", "targets", otherwise="None: as in `model.lora`.") | None = None
-    """A new expert's adapter, where it is another than `model.lora`."""
+    """A new adapter, of an expert or of a stage that starts from the base, where it is another than `model.lora`."""
 
 
 class Model(Node):

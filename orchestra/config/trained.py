@@ -68,9 +68,11 @@ class TrainingStage(Stage, TrainsExpert):
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         before = draft.before(self)
         if self.expert is None:
-            for key in ("from", "domains", "lora"):
+            for key in ("from", "domains"):
                 if getattr(self, key) is not None:
                     yield key, "only of an expert: say which one with `expert: name`"
+            if self.lora is not None and (goes_on := self.parents(before)):
+                yield "lora", f"only of a new adapter, and this stage goes on with that of {goes_on[0]!r}"
             return
         if self.parent is not None:
             yield (
