@@ -310,20 +310,14 @@ def _places(panel: Panel | None) -> dict[str, Hashes]:
 
 
 def _put(source: Path, place: Path, files: Hashes, *, copy: bool) -> None:
-    """A folder with these files of another one, whole or not at all."""
+    """A folder with these files of another one, on the disk before panel.json is."""
     must_be_files(source, files, f"for {place.parent.name}/{place.name}")
-    partial = _partial(place)
-    partial.mkdir(parents=True)
+    place.mkdir(parents=True)
     for file in files:
-        (shutil.copyfile if copy else linked)(source / file, partial / file)
-        sync_folder(partial / file)
-    sync_folder(partial)
-    partial.rename(place)
-    sync_folder(place.parent)
-
-
-def _partial(place: Path) -> Path:
-    return place.with_name(f".{place.name}.partial")
+        (shutil.copyfile if copy else linked)(source / file, place / file)
+        sync_folder(place / file)
+    for folder in (place, place.parent, place.parent.parent):
+        sync_folder(folder)
 
 
 def _sweep(folder: Path, kept: Mapping[str, Hashes]) -> None:
@@ -334,10 +328,9 @@ def _sweep(folder: Path, kept: Mapping[str, Hashes]) -> None:
     if not (folder / CHANGING).is_file():
         return
     for place in (folder / CHANGING).read_text(encoding="utf-8").splitlines():
-        if re.fullmatch(rf"({EXPERTS}|{ROUTERS}|{REMOVED})/[a-z0-9][a-z0-9_-]*", place):
-            for path in (_partial(folder / place), *(() if place in kept else (folder / place,))):
-                if path.exists():
-                    shutil.rmtree(path)
+        ours = re.fullmatch(rf"({EXPERTS}|{ROUTERS}|{REMOVED})/[a-z0-9][a-z0-9_-]*", place)
+        if ours and place not in kept and (folder / place).exists():
+            shutil.rmtree(folder / place)
     for kind in (EXPERTS, ROUTERS, REMOVED):
         if (folder / kind).is_dir() and not any((folder / kind).iterdir()):
             (folder / kind).rmdir()

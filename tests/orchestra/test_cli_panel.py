@@ -91,7 +91,8 @@ def test_what_is_shown(orchestra, tmp_path):
 
 def test_a_router_loses_and_renames_what_it_knows(orchestra, tmp_path):
     """What it does not know yet comes and goes without it; the rows that stay are the same bytes."""
-    routers = pytest.importorskip("models.router")
+    from models import router as routers
+
     folder, rows = tmp_path / "mine", np.arange(12, dtype=np.float32).reshape(3, 4)
     one = np.float32(1)
     made = routers.Router(("base", "algebra", "mlp"), 1, rows[0], rows[1], tuple(
