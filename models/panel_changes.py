@@ -150,7 +150,6 @@ def copy_panel(source: Path, folder: Path) -> Panel:
         shutil.rmtree(partial)
     try:
         shutil.copytree(source, partial)
-        read_panel(partial)
         for path in (*partial.rglob("*"), partial):
             sync_folder(path)
         partial.rename(folder)

@@ -21,7 +21,7 @@ def orchestra(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     panels.write(tmp_path / "mine", tmp_path / "made")
     run = tmp_path / "runs" / "songs-embedded"
-    for number, (name, experts) in enumerate({"first": ["algebra"], "plain": [], "second": ["algebra", "mlp"]}.items()):
+    for number, (name, experts) in enumerate({"train": ["algebra"], "plain": [], "again": ["algebra", "mlp"]}.items()):
         stage = run / f"{number:02}-{name}"
         stage.mkdir(parents=True)
         if experts:
@@ -58,11 +58,11 @@ def test_a_panel_by_hand(orchestra, tmp_path):
     ]  # fmt: skip
     for said in reversed(calls.values()):
         assert orchestra("undo", "own") == (0, f"own: undone: {said}\n", "")
-    assert panels.tree(tmp_path / "own") == first == panels.tree(tmp_path / "runs/songs-embedded/02-second/panel")
+    assert panels.tree(tmp_path / "own") == first == panels.tree(tmp_path / "runs/songs-embedded/02-again/panel")
 
 
 def test_copy_of_a_stage(orchestra, tmp_path):
-    code, out, _ = orchestra("copy", "songs-embedded", "deeper/own", "--stage", "first")
+    code, out, _ = orchestra("copy", "songs-embedded", "deeper/own", "--stage", "train")
     assert code == 0 and out == "deeper/own: algebra\n"
     assert read_panel(tmp_path / "deeper" / "own").names == ("algebra",)
 
@@ -81,7 +81,7 @@ def test_what_is_shown(orchestra, tmp_path):
     assert lines[3] == f"mlp mlp 3 base train 50.0 % [45.0, 55.0] {size / 1024:.1f} KiB"
     assert lines[4].startswith("geometry all 2 base – – ")
     assert lines[5:] == ["router: none", "`orchestra panel undo mine` takes back: added 'geometry'"]
-    assert orchestra("show", "runs/songs-embedded/02-second/panel")[1].splitlines()[-1] == "nothing to undo"
+    assert orchestra("show", "runs/songs-embedded/02-again/panel")[1].splitlines()[-1] == "nothing to undo"
     router = panels.router(tmp_path / "router", ["base", "algebra", "mlp"])
     routed = replace(before, router=router_files(router))
     place = router_folder(write_to := tmp_path / "routed", routed)
@@ -154,14 +154,14 @@ IN_A_RUN = "would refuse to go on if it were changed; `orchestra panel copy "
         (lambda at: by_hand(at / "mine", '"version": 1', '"version": 9'), "undo mine", "is of version 9, and this"),
         (lambda at: cut(at / "mine/experts/mlp/adapter_model.safetensors"), "remove mine mlp", "edited, or cut off"),
         (lambda at: (at / "mine/experts/mlp/adapter_config.json").unlink(), "clone mine algebra new", "put it back"),
-        (None, "remove runs/songs-embedded/02-second/panel mlp", IN_A_RUN),
-        (None, "undo runs/songs-embedded/02-second/panel", IN_A_RUN),
+        (None, "remove runs/songs-embedded/02-again/panel mlp", IN_A_RUN),
+        (None, "undo runs/songs-embedded/02-again/panel", IN_A_RUN),
         (None, "copy songs-embedded runs/songs-embedded/own", IN_A_RUN),
         (None, "copy songs-embedded mine", "mine is there already; choose a folder that is not there yet"),
-        (None, "copy songs-embedded own --stage secnd", "(these have: first, second); did you mean 'second'?"),
+        (None, "copy songs-embedded own --stage agian", "(these have: train, again); did you mean 'again'?"),
         (None, "copy songs-embedded own --stage plain", "--stage plain: has no panel"),
         (None, "copy sings-embedded own", "there is no run 'sings-embedded' (runs: songs-embedded); did you mean"),
-        (lambda at: cut(at / "runs/songs-embedded/02-second/panel/experts/mlp/adapter_model.safetensors"),
+        (lambda at: cut(at / "runs/songs-embedded/02-again/panel/experts/mlp/adapter_model.safetensors"),
          "copy songs-embedded own", "edited, or cut off); put it back"),
         (lambda at: (at / "runs/songs-embedded/ledger.json").unlink(), "copy songs-embedded own", "no finished stage"),
     ],
@@ -216,7 +216,7 @@ def test_a_disk_that_does_not_take_it(orchestra, tmp_path, capfd, number, said):
 
 def test_where_it_may_stand(orchestra, tmp_path):
     """A link into a run leads into the run; a folder beside runs does not."""
-    (tmp_path / "link").symlink_to(tmp_path / "runs/songs-embedded/02-second/panel")
+    (tmp_path / "link").symlink_to(tmp_path / "runs/songs-embedded/02-again/panel")
     code, _, err = orchestra("remove", "link", "mlp")
     assert code == 1 and IN_A_RUN in err and str(tmp_path / "runs" / "songs-embedded") in err
     assert orchestra("copy", "songs-embedded", "runs/own")[0] == 0
