@@ -404,7 +404,8 @@ def test_peft_alone_loads_an_expert_whatever_its_name(tiny_path, tmp_path):
     asked = next_token_logprobs(model, [5, 17, 99])
     folder = tmp_path / "panel"
     panel = write_panel(folder, Panel(str(tiny_path), "", tuple(experts)), sources)
-    together = panel_model(load_base(str(tiny_path), "none", "float32"), panel, folder)
+    places = {name: expert_folder(folder, name) for name in names}
+    together = panel_model(load_base(str(tiny_path), "none", "float32"), places)
     for name in names:
         tensors, read = adapter_tensors(together, adapter_name(name)), read_adapter(sources[name])
         assert tensors.keys() == read.keys() and all(torch.equal(tensors[key], read[key]) for key in read), name

@@ -95,8 +95,10 @@ def test_a_router_loses_and_renames_what_it_knows(orchestra, tmp_path):
 
     folder, rows = tmp_path / "mine", np.arange(12, dtype=np.float32).reshape(3, 4)
     one = np.float32(1)
-    made = routers.Router(("base", "algebra", "mlp"), 1, rows[0], rows[1], tuple(
-        routers.Row(row, one, one, one) for row in rows))  # fmt: skip
+    made = routers.Router(
+        names=("base", "algebra", "mlp"), layer=1, mean_H=rows[0], scale_H=rows[1], threshold=0.0,
+        rows=tuple(routers.Row(row, one, one, one) for row in rows),
+    )  # fmt: skip
     (tmp_path / "router").mkdir()
     made.write(tmp_path / "router")
     routed = replace(read_panel(folder), router=router_files(tmp_path / "router"))
