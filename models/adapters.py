@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from models.base import ModelError, hash_tensor, skeleton
-from models.engines.protocol import ADAPTER_CONFIG, ADAPTER_TENSORS, AdapterFiles
+from models.engines.protocol import ADAPTER_CONFIG, ADAPTER_TENSORS, NOT_PLAIN, AdapterFiles
 from models.families import ALL_LINEAR, unknown_targets
 from models.settings import Lora
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 POLICY = "default"
 REFERENCE = "reference"
-NOT_PLAIN = ("alpha_pattern", "bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "use_dora", "use_rslora")
-"""Settings of PEFT's with which the update is another than (alpha / rank) B A."""
 
 
 class AdapterError(ModelError):

@@ -1,4 +1,4 @@
-"""The command line: `orchestra check | plan | run | show | report | export | diff | schema | verify`.
+"""The command line: `orchestra check | plan | run | show | report | export | diff | panel | schema | verify`.
 
 Only this module and the ones it calls late know the terminal; `check` and `plan` import nothing heavy.
 """
@@ -16,6 +16,7 @@ from rich.console import Console
 from models.processes import first_to_tell
 from orchestra import RECIPES
 from orchestra.cli_diff import diff
+from orchestra.cli_panel import panel
 from orchestra.cli_verify import verify
 from orchestra.config import loading
 from orchestra.config.arms import MAX_SEEDS
@@ -245,6 +246,7 @@ def schema(
 
 app.command()(diff)
 app.command()(verify)
+app.add_typer(panel, name="panel")
 
 
 def main() -> int:
