@@ -206,6 +206,19 @@ class LoraUpdate:
         return weight.addmm_(up, down, alpha=self.scaling)
 
 
+def plain_config(folder: Path) -> Mapping[str, object]:
+    """adapter_config.json of a saved adapter that is plain LoRA, whose update is (alpha / rank) B A.
+
+    Raises:
+        AdapterError: it is more than that.
+    """
+    config = json.loads((_existing(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    more = sorted(key for key in NOT_PLAIN if config.get(key) not in (None, False, "none", {}, []))
+    if more:
+        raise AdapterError(f"{folder} is more than plain LoRA ({', '.join(more)}), and cannot be folded or merged")
+    return config
+
+
 def read_updates(folder: Path) -> dict[str, LoraUpdate]:
     """A saved adapter's updates by the layer's name in the base.
 
@@ -213,10 +226,7 @@ def read_updates(folder: Path) -> dict[str, LoraUpdate]:
         AdapterError: it cannot be read, or is more than plain LoRA.
     """
     tensors = read_adapter(folder)
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    more = sorted(key for key in NOT_PLAIN if config.get(key) not in (None, False, "none", {}, []))
-    if more:
-        raise AdapterError(f"{folder} is more than plain LoRA ({', '.join(more)}), and cannot be folded")
+    config = plain_config(folder)
     mark = ".lora_A.weight"
     updates = {
         name.removeprefix("base_model.model.").removesuffix(mark): LoraUpdate(

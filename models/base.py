@@ -157,7 +157,7 @@ def load_base(name: str, quantize: Quantize, dtype: Arithmetic) -> "PreTrainedMo
     if reason := refused(load_config(name).to_dict()):
         raise ModelError(f"model.base: {name!r} {reason}")
     try:
-        with _one_thread():
+        with one_thread():
             model, found = AutoModelForCausalLM.from_pretrained(
                 place.path,
                 revision=place.revision,
@@ -197,15 +197,15 @@ def nf4_values(weight: torch.Tensor) -> torch.Tensor:
     """
     from bitsandbytes.functional import quantize_4bit
 
-    with _one_thread():
+    with one_thread():
         packed, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
     return _decoded(packed, state)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Double quantisation subtracts a mean, whose last bits depend on how many threads add it up: a process of several
-    has fewer than one alone, and must quantise to the same codes."""
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes with one thread: the last bits of a sum depend on how many threads add it up, and one of
+    several processes has fewer than one alone. Double quantisation subtracts a mean, and must give the same codes."""
     threads = torch.get_num_threads()
     # vLLM's CPU worker puts a function that does nothing in the place of torch.set_num_threads
     torch._C.set_num_threads(1)
