@@ -173,7 +173,7 @@ class Resources:
     def engine(self, model: str | None = None) -> Engine:
         """The run's engine for this model (None: the base), which all processes ask the same at the same time: each
         generates its share, and all get everything."""
-        return self._shared(self._own_engine(model))
+        return self.shared(self._own_engine(model))
 
     def _own_engine(self, model: str | None = None) -> Engine:
         """This process's; started once."""
@@ -216,7 +216,8 @@ class Resources:
         finally:
             engine.close()
 
-    def _shared(self, engine: Engine) -> Engine:
+    def shared(self, engine: Engine) -> Engine:
+        """An engine that every process has one of, asked together: each generates its share."""
         return SharedEngine(engine, self.processes) if self.processes.count > 1 else engine
 
     def served(self) -> Served:
