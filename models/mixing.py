@@ -24,6 +24,7 @@ import torch
 
 from models.adapters import POLICY, load_adapter, plain_config
 from models.base import one_thread
+from models.engines.protocol import LORA_RANKS
 from models.engines.routed import adapter_name, panel_model
 from models.experts import Panel, PanelError, expert_folder
 from models.settings import MergeSettings
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-LARGEST_RANK = 512  # that vLLM serves
 DROPPING = ("ties", "dare_ties")
 """The rules to which `density` means something."""
 
@@ -79,9 +79,9 @@ def blend(panel: Panel, settings: MergeSettings, load: Mapping[str, float]) -> B
         weights = dict.fromkeys(ranks, 1.0 if rule in DROPPING else 1 / len(ranks))
     if rule in ("by-load", "linear") and settings.rank is None:
         rank = sum(ranks[name] for name in weights)
-        if rank > LARGEST_RANK:
+        if rank > LORA_RANKS[-1]:
             raise PanelError(
-                f"merge: {rule}: the experts have rank {rank} together, and engines serve up to {LARGEST_RANK}; "
+                f"merge: {rule}: the experts have rank {rank} together, and engines serve up to {LORA_RANKS[-1]}; "
                 f"say a lower one (`rank: {max(ranks.values())}`)"
             )
         return Blend(weights, "cat", rank)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Tokens = Sequence[int]
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""For which vLLM makes room (`max_lora_rank`)."""
 
 
 @dataclass(frozen=True)

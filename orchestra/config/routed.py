@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from orchestra.config.stage import Draft, Stage, last_panel
 from orchestra.config.trained import EACH
 
+NO_PANEL = "there is no panel before it; train experts first (`expert:` of an sft or grpo stage)"
+
 
 class OfPanelStage(Stage):
     """A stage that takes up the last panel before it, whose own evaluation is that of the routed panel."""
@@ -23,8 +25,8 @@ class OfPanelStage(Stage):
         before = draft.before(self)
         name = last_panel(before)
         if name is None:
-            if not _may_give_panel(draft):
-                yield "kind", "there is no panel before it; train experts first (`expert:` of an sft or grpo stage)"
+            if not may_give_panel(draft):
+                yield "kind", NO_PANEL
             return
         giver = next(stage for stage in before if stage.name == name)
         if giver.trains not in (None, EACH) or "evaluation" not in giver.given:
@@ -36,7 +38,7 @@ class OfPanelStage(Stage):
             )
 
 
-def _may_give_panel(draft: Draft) -> bool:
+def may_give_panel(draft: Draft) -> bool:
     """Whether a stage that could not be read may."""
     read = {stage.name for stage in draft.stages}
     return any(kind is None or "panel" in kind.gives for name, kind in draft.kinds.items() if name not in read)

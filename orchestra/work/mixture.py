@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from models.adapters import acting
@@ -77,16 +78,17 @@ class Cost:
 def _cost(
     context: StageContext, model: PeftModel, engine: TransformersEngine, prompts: Sequence[Tokens], expert: str
 ) -> Cost:
-    """Measured on the same prompts, each after a first short answer that is not counted."""
+    """Measured on the same prompts, the quicker of two times each: whatever else the machine does only adds."""
     limit = context.stage.evaluation(context.recipe).max_completion_tokens
     sampling = Sampling(limit, temperature=0.0, top_p=1.0, top_k=0, stop_token_ids=context.resources.stops())
 
     def seconds(adapter: str) -> float:
+        quickest = math.inf
         with acting(model, adapter):
-            engine.generate(prompts[:1], replace(sampling, max_tokens=2))
-            start = time.perf_counter()
-            answers = engine.generate(prompts, sampling)
-            taken = time.perf_counter() - start
-        return 1000 * taken / sum(len(one.token_ids) for group in answers for one in group)
+            for _ in range(2):
+                start = time.perf_counter()
+                answers = engine.generate(prompts, sampling)
+                quickest = min(quickest, time.perf_counter() - start)
+        return 1000 * quickest / sum(len(one.token_ids) for group in answers for one in group)
 
     return Cost(seconds(ROUTER), seconds(expert))
