@@ -137,3 +137,25 @@ class ProbeSettings(Node):
     """What is a lock, and what is a fork."""
     truncation: Truncation = Truncation()
     """Under which survivors, kept mass and the drawn distribution's entropy are measured."""
+
+
+class AuditSettings(Node):
+    """Whether a learned controller's labels can be learned at all (evals/audit.py)."""
+
+    folds: Annotated[int, Field(ge=2, le=100)] = 5
+    """Of the cross-validation, each with its share of every class; every class needs at least so many rows."""
+    l2: Positive = 0.1
+    """Added to the diagonal of the covariance within classes; features are standardised, so 1 is as much as a feature's
+    own variance."""
+    permutations: Annotated[Count, Field(le=10**6)] = 200
+    """Times that the labels are shuffled and everything is done again."""
+    significance: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """GO takes a p-value below this."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if 1 / (1 + self.permutations) >= self.significance:
+            message = "{permutations} permutations give no p-value below {least}, and `significance` is {significance}"
+            values = {"permutations": self.permutations, "least": f"{1 / (1 + self.permutations):.3g}"}
+            raise PydanticCustomError("rule", message, values | {"significance": self.significance})
+        return self

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, create_model
+from pydantic import Field, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
 from models.families import ALL_LINEAR
 from settings import FREE, SIZE, Count, Names, Node, NotNegative, Positive, Refers, Share, Slug, Text, TopP, optional
@@ -157,3 +158,51 @@ class TrainingSettings(Node):
     keep: Literal["last", "best"] = "last"
     """The policy that is handed on: the last one, or the one that did best on `problems.validation` (of equal ones the
     earlier), of those at `evaluate_every`."""
+
+
+class GrowthSettings(Node):
+    """When a panel of experts grows or is pruned (models/population.py). The thresholds are this project's; each has to
+    be crossed in `windows` windows in a row."""
+
+    unsolved_above: Share = 0.2
+    """Grow: no arm solves more than this share of the problems."""
+    entropy_above: Share = 0.8
+    """Grow: routing entropy, as a share of log(arms), above this, and the loss above its own limit."""
+    loss_above: NotNegative = 0.3
+    """Grow: 1 - routed accuracy above this where the entropy is high; high entropy alone may mean equal experts."""
+    load_below: Share = 0.02
+    """Prune: less than this share of the problems is routed to the expert; 0 prunes none."""
+    windows: Annotated[Count, Field(le=1000)] = 3
+    """Windows in a row, all since the last change, in which it must be so."""
+    cooldown: Annotated[int, Field(ge=0, le=1000)] = 3
+    """Windows after a change in which nothing is decided; they count among those in a row."""
+    at_most: Annotated[Count, Field(le=256)] = 8
+    """Experts, the base not counted, beyond which a panel does not grow."""
+    at_least: Annotated[int, Field(ge=0, le=256)] = 1
+    """Experts, the base not counted, below which none is pruned."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.at_least > self.at_most:
+            message = "at_least ({least}) must not be above at_most ({most}), or no panel is right"
+            raise PydanticCustomError("rule", message, {"least": self.at_least, "most": self.at_most})
+        return self
+
+
+class RouterSettings(Node):
+    """The router of a panel: one logistic model for each arm of whether it solves a problem (models/router.py)."""
+
+    layer: Annotated[int | None, Field(ge=0, le=1000), SIZE] = None
+    """Prompts are read off the frozen base behind so many of its layers; 0 is the embeddings. None: half of them."""
+    threshold: Share = 0.0
+    """An expert must be likelier than the base to solve a problem, by at least this much, to be asked (0.05 is five
+    points). 0: the likeliest arm is asked."""
+    set_aside: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the problems that is set aside, for stopping early and for calibration (Platt 1999)."""
+    l2: NotNegative = 0.03
+    """Half of this times the squared norm of an arm's weights is added to its mean cross-entropy in nats; the features
+    have mean 0 and variance 1."""
+    patience: Count = 10
+    """An arm's fit ends when its cross-entropy on the problems set aside has had no new minimum for so many steps."""
+    max_steps: Count = 200
+    """Steps of L-BFGS at most; the weights of the best step stay."""

@@ -12,6 +12,8 @@ CPU_TOKENS = 6144
 BLOCK_TENSORS = 16
 # completions of an export that transformers' generate, which pages no cache, writes at a time
 GENERATED_AT_ONCE = 64
+# adapters of a panel that vLLM keeps ready for one batch; requests of a further one wait for the next
+EXPERTS_AT_ONCE = 8
 # of the memory that is free; estimates err, and a CUDA allocator's pieces do not always fit together
 USABLE = 0.8
 

@@ -12,7 +12,7 @@ completions follow from weights, prompts and seeds alone, also after a resume (o
 in another batch).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -141,6 +141,31 @@ class Engine(Generator, Protocol):
 
     def close(self) -> None:
         """The last call, when the process is about to end."""
+        ...
+
+
+class PanelEngine(Engine, Protocol):
+    """An engine that holds several adapters at once, each request under its own (vLLM's LoRA requests)."""
+
+    def sync_panel(self, adapters: Mapping[str, Path]) -> None:
+        """Have these adapters ready, each in a PEFT folder that stays, by name; for `generate_routed`."""
+        ...
+
+    def generate_routed(
+        self,
+        prompts: Sequence[Tokens],
+        experts: Sequence[str | None],
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """As `generate`, each prompt in the same batch under its own adapter of `sync_panel`, or under none."""
+        ...
+
+    def score_routed(
+        self, prompts: Sequence[Tokens], completions: Sequence[Tokens], expert: str | None
+    ) -> list[list[float]]:
+        """As `score`, under one adapter of `sync_panel`, or under none."""
         ...
 
 

@@ -16,8 +16,9 @@ that small.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -115,6 +116,26 @@ class Served:
         self._before: Logprobs | None = None
         self._bare: Logprobs | None = None
 
+    def push_panel(self, model: "PeftModel", adapters: Mapping[str, str], folders: Mapping[str, Path]) -> None:
+        """Have an engine that takes adapters hold a whole panel, and see that it answers as each of its experts does.
+
+        Args:
+            model: holds the experts.
+            adapters: by the expert's name, what it is called in the model; folders: where each lies.
+
+        Raises:
+            EngineError: under an expert's name it serves something else.
+        """
+        if not self.engine.serves_adapters:
+            self.engine.sync_folded(folded_weights(model, adapter=None))
+        self.engine.sync_panel(folders)
+        bare = self._of_base(model)
+        for name, adapter in adapters.items():
+            with acting(model, adapter):
+                policy = self.probe.logprobs(model)
+            served = self.engine.score_routed(self.probe.prompts, self.probe.completions, name)
+            self._must_follow(model, policy, served, bare, f" as expert {name!r}")
+
     def push(self, model: "PeftModel", step: int | None = None, adapter: str | None = POLICY) -> None:
         """Make the engine serve the policy in `model`, whose own tensors are only read, and see that it does.
 
@@ -137,13 +158,16 @@ class Served:
         before = self._before or self._score()  # at first whatever it serves, the bare base or another policy
         self._send(model, adapter)
         served = self._score()
+        moved = self._must_follow(model, policy, served, before, at)
+        self._before = served if moved else before
+
+    def _must_follow(self, model: "PeftModel", policy: Logprobs, served: Logprobs, before: Logprobs, at: str) -> bool:
+        """See that the engine is where the policy is, and went there from the base and from where it was before; says
+        whether the latter way is long enough to tell."""
         self.mismatch = mean_difference(policy, served)
         dtypes = (self.engine.dtype, arithmetic_of(model))
         tolerance = max(TOLERANCE[dtype] for dtype in dtypes)
-        if self._bare is None:
-            with model.disable_adapter():
-                self._bare = self.probe.logprobs(model)
-        recent, whole = (Way.of(served, start, policy) for start in (before, self._bare))
+        recent, whole = (Way.of(served, start, policy) for start in (before, self._of_base(model)))
         rounded = max(ROUNDING[dtype] for dtype in dtypes)
         # NaN is not close either
         if not self.mismatch <= tolerance or recent.missed(rounded) or whole.missed(rounded):
@@ -155,7 +179,13 @@ class Served:
                 "in rounding, which `rollouts.sync: adapter` or `rollouts.dtype: float32` mends; completions from it "
                 "would be another model's"
             )
-        self._before = served if recent.resolved(rounded) else before
+        return recent.resolved(rounded)
+
+    def _of_base(self, model: "PeftModel") -> Logprobs:
+        if self._bare is None:
+            with model.disable_adapter():
+                self._bare = self.probe.logprobs(model)
+        return self._bare
 
     def _send(self, model: "PeftModel", adapter: str | None) -> None:
         """`adapter`: the engine's base is the dequantised one, pushed when it is first seen."""

@@ -19,12 +19,14 @@ class Capacity:
         max_model_len: prompt and completion tokens together.
         max_num_seqs: sequences decoded at once.
         lora_rank: rank to reserve for `sync_adapter`; 0 for engines that only get folded weights.
+        loras: adapters that may be at work in one batch.
         temporary: the engine will be put to rest before the run ends (a teacher's).
     """
 
     max_model_len: int
     max_num_seqs: int = 256
     lora_rank: int = 0
+    loras: int = 1
     temporary: bool = False
 
 

@@ -4,7 +4,7 @@ import gc
 import io
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,7 @@ class VllmEngine:
         threads = torch.get_num_threads()
         self.dtype = arithmetic(serving.dtype)
         place = model_place(model)
-        lora = _lora(model, capacity.lora_rank) if capacity.lora_rank else {}
+        lora = _lora(model, capacity) if capacity.lora_rank else {}
         self._llm = vllm.LLM(
             place.path,
             revision=place.revision,
@@ -89,6 +89,7 @@ class VllmEngine:
         self._tokenizer = load_tokenizer(model)
         self._ends = end_tokens(model, self._tokenizer)
         self._adapter: LoRARequest | None = None
+        self._panel: dict[str, LoRARequest] = {}
         self._versions = 0
         self._broken: str | None = None
         self._temporary = capacity.temporary
@@ -99,6 +100,16 @@ class VllmEngine:
         sampling: Sampling,
         seeds: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        return self._generate(prompts, self._adapter, sampling, seeds, progress)
+
+    def _generate(
+        self,
+        prompts: Sequence[Tokens],
+        adapter: "LoRARequest | list[LoRARequest | None] | None",
+        sampling: Sampling,
+        seeds: Sequence[int] | None,
+        progress: Callable[[int], None] | None,
     ) -> list[list[Completion]]:
         from vllm import SamplingParams
 
@@ -125,11 +136,15 @@ class VllmEngine:
         # on a CPU vLLM draws from torch's own random numbers beside the seeded ones; a trainer's dropout needs them as
         # they were
         with torch.random.fork_rng(devices=[], enabled=seeds is not None):
-            outputs = self._run(prompts, params, progress)
+            outputs = self._run(prompts, params, adapter, progress)
         return [[self._completion(choice) for choice in output.outputs] for output in outputs]
 
     def _run(
-        self, prompts: Sequence[Tokens], params: "list[SamplingParams]", progress: Callable[[int], None] | None = None
+        self,
+        prompts: Sequence[Tokens],
+        params: "list[SamplingParams]",
+        adapter: "LoRARequest | list[LoRARequest | None] | None",
+        progress: Callable[[int], None] | None = None,
     ) -> "list[RequestOutput]":
         from vllm.exceptions import VLLMValidationError
 
@@ -137,7 +152,7 @@ class VllmEngine:
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         use_tqdm = _progress_bar(progress) if progress is not None else False
         try:
-            outputs = self._llm.generate(requests, params, use_tqdm=use_tqdm, lora_request=self._adapter)
+            outputs = self._llm.generate(requests, params, use_tqdm=use_tqdm, lora_request=adapter)
         except VLLMValidationError as error:
             # refused; what was queued before it is taken back
             raise EngineError(f"vLLM could not generate: {last_line(error)}") from error
@@ -162,6 +177,11 @@ class VllmEngine:
         return Completion(ids, text, "stop" if choice.finish_reason == "stop" else "length", logprobs)
 
     def score(self, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> list[list[float]]:
+        return self._score(prompts, completions, self._adapter)
+
+    def _score(
+        self, prompts: Sequence[Tokens], completions: Sequence[Tokens], adapter: "LoRARequest | None"
+    ) -> list[list[float]]:
         from vllm import SamplingParams
 
         self._llm.reset_prefix_cache()
@@ -169,7 +189,7 @@ class VllmEngine:
         # a prompt's log-probabilities know no temperature; at 0 the one token after it is not drawn
         params = [SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)] * len(whole)
         scored = []
-        for ids, prompt, output in zip(whole, prompts, self._run(whole, params), strict=True):
+        for ids, prompt, output in zip(whole, prompts, self._run(whole, params, adapter), strict=True):
             steps = list(zip(ids, output.prompt_logprobs, strict=True))[len(prompt) :]
             scored.append([step[token].logprob for token, step in steps])
         return scored
@@ -204,6 +224,35 @@ class VllmEngine:
             self._llm.llm_engine.add_lora(request)
         return request
 
+    def sync_panel(self, adapters: Mapping[str, Path]) -> None:
+        """Ids go on from the policies', so that none is served from another's cache. vLLM reads an adapter again when
+        it has put it away for others: the folders stay."""
+        from vllm.lora.request import LoRARequest
+
+        self._panel = {}
+        for name, folder in adapters.items():
+            self._versions += 1
+            self._panel[name] = LoRARequest(f"{name}-{self._versions}", self._versions, str(folder))
+        self._llm.reset_prefix_cache()
+
+    def generate_routed(
+        self,
+        prompts: Sequence[Tokens],
+        experts: Sequence[str | None],
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        return self._generate(prompts, [self._request(name) for name in experts], sampling, seeds, progress)
+
+    def score_routed(
+        self, prompts: Sequence[Tokens], completions: Sequence[Tokens], expert: str | None
+    ) -> list[list[float]]:
+        return self._score(prompts, completions, self._request(expert))
+
+    def _request(self, expert: str | None) -> "LoRARequest | None":
+        return None if expert is None else self._panel[expert]
+
     @property
     def serves_adapters(self) -> bool:
         return self._adapter is not None
@@ -220,12 +269,13 @@ class VllmEngine:
         self._llm.llm_engine.engine_core.shutdown()
 
 
-def _lora(model: str, rank: int) -> dict[str, object]:
+def _lora(model: str, capacity: Capacity) -> dict[str, object]:
     """What vLLM is told of adapters. Left to itself it makes ready for one on the output head, too, which no policy has
     and which fails on a CPU when log-probabilities of prompts are asked for (Llama, Phi-3, Qwen3)."""
     return {
         "enable_lora": True,
-        "max_lora_rank": _lora_rank(rank),
+        "max_lora_rank": _lora_rank(capacity.lora_rank),
+        "max_loras": capacity.loras,
         "lora_target_modules": linear_names(model),
     }
 

@@ -52,6 +52,13 @@ class TrainingStage(Stage, TrainsExpert):
         """What a new expert starts from."""
         return getattr(self, "from") or BASE
 
+    def said_of_experts(self) -> str:
+        """Which expert it trains, for the end of its summary."""
+        if self.expert is None:
+            return ""
+        of = f" of {', '.join(self.domains)}" if self.domains is not None else ""
+        return f", an expert for each domain{of}" if self.expert == EACH else f", expert {self.expert}{of}"
+
     def trains_same(self, other: Stage) -> bool:
         """Whether an earlier stage has trained the expert that this one trains, or one of those."""
         both = isinstance(other, TrainingStage) and None not in (self.expert, other.expert)

@@ -189,9 +189,11 @@ class Estimator:
             return 0, 0.0
         settings = stage.evaluation(self.recipe)
         passes = settings.samples + (1 if settings.greedy else 0)
-        sets = stage.held_out_sets(self.recipe).values()
-        problems = sum(_count(source, "test", limit) for source, limit in sets)
-        return self.generate(self.base, problems * passes, settings.max_completion_tokens)
+        return self.generate(self.base, self.held_out_count(stage) * passes, settings.max_completion_tokens)
+
+    def held_out_count(self, stage: Stage) -> int:
+        """Problems that a stage is evaluated on, in all its sets."""
+        return sum(_count(source, "test", limit) for source, limit in stage.held_out_sets(self.recipe).values())
 
     def preflight(self, stage: Stage) -> tuple[int, float]:
         """Tokens and seconds of a stage's preflight; none where it has none, or an earlier stage has measured it all.

@@ -70,6 +70,7 @@ class GrpoStage(TrainingStage, GrpoSettings):
     def plan(self, estimator: Estimator) -> StagePlan:
         from models.sizes import completion_tokens_at_once
         from orchestra.plan.estimate import FLOPS_FORWARD, FLOPS_TRAIN
+        from orchestra.plan.panels import each_trained, experts_trained
 
         rollouts = estimator.recipe.rollouts.overridden_by(self)
         batch, limit = rollouts.group_size * rollouts.prompts_per_step, rollouts.max_completion_tokens
@@ -86,13 +87,16 @@ class GrpoStage(TrainingStage, GrpoSettings):
         trained = self.steps * generated, self.steps * (sampling + optimising)
         work = estimator.with_evaluation(self, *estimator.with_sweep(self, self, *trained))
         return estimator.row(
-            self, work, memory, data=estimator.recipe.problems.train, steps=self.steps, beta=self.beta,
+            self, each_trained(estimator, self, work), memory, data=estimator.recipe.problems.train,
+            steps=self.steps * experts_trained(self), beta=self.beta,
             reference=self.reference,
         )  # fmt: skip
 
     def summary(self, recipe: Recipe) -> str:
         (parent,) = recipe.parents_of(self.name) or ("base",)
-        return f"grpo from {parent}, {self.steps} steps, beta {self.beta:g}, reference {self.reference}"
+        start = f" from {parent}" if self.expert is None else ""
+        told = f"{self.steps} steps, beta {self.beta:g}, reference {self.reference}"
+        return f"grpo{start}, {told}{self.said_of_experts()}"
 
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:

@@ -84,6 +84,7 @@ class SftStage(TrainingStage, SftSettings):
     def plan(self, estimator: Estimator) -> StagePlan:
         from models.sizes import traces_at_once
         from orchestra.plan.estimate import FLOPS_FORWARD, FLOPS_TRAIN
+        from orchestra.plan.panels import each_trained, experts_trained
 
         limit = estimator.recipe.rollouts.max_completion_tokens
         own = self.batch_size // estimator.device.processes
@@ -94,17 +95,18 @@ class SftStage(TrainingStage, SftSettings):
         memory, again = estimator.training(self, micro * longest)
         passes = FLOPS_TRAIN + again * FLOPS_FORWARD
         seconds = estimator.train(tokens, self.steps * math.ceil(own / micro), passes)
+        work = estimator.with_evaluation(self, *estimator.with_sweep(self, self, tokens, seconds))
         return estimator.row(
             self,
-            estimator.with_evaluation(self, *estimator.with_sweep(self, self, tokens, seconds)),
+            each_trained(estimator, self, work),
             memory,
             data=", ".join(self.data),
-            steps=self.steps,
+            steps=self.steps * experts_trained(self),
         )
 
     def summary(self, recipe: Recipe) -> str:
         limit = f" (at most {self.at_most:,})" if self.at_most is not None else ""
-        return f"sft on {', '.join(map(self._named, self.data))}{limit}, {self.steps} steps"
+        return f"sft on {', '.join(map(self._named, self.data))}{limit}, {self.steps} steps{self.said_of_experts()}"
 
     def _named(self, source: str) -> str:
         """A source by its name and its share, if it has one."""

@@ -19,6 +19,7 @@ from models.experts import (
     Panel,
     PanelError,
     Record,
+    expert_folder,
     expert_of,
     must_be_untouched,
     read_panel,
@@ -99,7 +100,7 @@ def evaluated_routed(
     """Evaluate a panel on the stage's held-out problems, each answered by the expert that it is routed to, and write
     evaluation.json."""
     asked = context.resources.test(context.stage)
-    engine = routed_engine(context, on_base(context, panel, folder), routes)
+    engine = routed_engine(context, on_base(context, panel, folder), panel, folder, routes)
     evaluation = answered(context, asked, "evaluate the panel", engine=engine)
     context.once(lambda: (context.folder / file).write_text(evaluation.to_json()))
     if file == EVALUATION:
@@ -184,9 +185,12 @@ def _must_name(context: StageContext, panel: Panel, folder: Path) -> None:
         )
 
 
-def routed_engine(context: StageContext, model: PeftModel, routes: Sequence[str]) -> RoutedEngine:
+def routed_engine(
+    context: StageContext, model: PeftModel, panel: Panel, folder: Path, routes: Sequence[str]
+) -> RoutedEngine:
     """The run's engine, each prompt of a list answered by its expert."""
-    return RoutedEngine(context.resources.engine(), context.resources.served(), model, routes)
+    folders = {name: expert_folder(folder, name) for name in panel.names}
+    return RoutedEngine(context.resources.engine(), context.resources.served(), model, routes, folders)
 
 
 def _part(own: StageContext, domain: str, train: Callable[[StageContext, str], StageResult]) -> StageResult:
@@ -225,7 +229,7 @@ def _written(context: StageContext, trained: Mapping[str, tuple[Path, Expert]], 
     if before.router is not None:
         context.progress.say("    the panel's router does not know what is trained here; a route stage decides anew")
     panel = replace(before, base_sha256=sha256, router=None, change="", before=None)
-    sources = {name: folder / "experts" / name for name in before.names}
+    sources = {name: expert_folder(folder, name) for name in before.names}
     for name, (adapter, expert) in trained.items():
         panel, sources[name] = panel.with_expert(expert), adapter
     own = context.folder / PANEL_FOLDER

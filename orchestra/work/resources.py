@@ -19,7 +19,7 @@ from models.engines.start import Capacity, EngineKind, serving_for, start_engine
 from models.processes import Processes
 from models.prompts import prompt_tokens, render_prompt
 from models.settings import PromptFormat, Serving
-from models.sizes import GENERATED_AT_ONCE
+from models.sizes import EXPERTS_AT_ONCE, GENERATED_AT_ONCE
 from models.training import Probe
 from orchestra.config.faults import UserError
 from orchestra.work.engines import Engines
@@ -182,7 +182,7 @@ class Resources:
             # vLLM can take back the memory of one engine in a process; a second teacher stays
             capacity = self._capacity(
                 name,
-                lora_rank=self.recipe.model.lora.rank if self._sync == "adapter" and name == own else 0,
+                lora_rank=self._rank if self._sync == "adapter" and name == own else 0,
                 temporary=name != own and self.engines.only({own}),
             )
             serving = serving_for(name, own, self.recipe.rollouts)
@@ -197,7 +197,19 @@ class Resources:
     def _capacity(self, name: str, *, lora_rank: int = 0, temporary: bool = False) -> Capacity:
         """For the longest that a model is asked."""
         room = self._prompt_budget(name) + self._completion_budget()
-        return Capacity(min(context_length(name), room), max_num_seqs=256, lora_rank=lora_rank, temporary=temporary)
+        several = any("panel" in stage.given for stage in self.recipe.stages)
+        return Capacity(
+            min(context_length(name), room),
+            max_num_seqs=256,
+            lora_rank=lora_rank,
+            loras=EXPERTS_AT_ONCE if lora_rank and several else 1,
+            temporary=temporary,
+        )
+
+    @property
+    def _rank(self) -> int:
+        """The largest of any adapter that is trained."""
+        return max(stage.adapter(self.recipe).rank for stage in self.recipe.all_stages)
 
     @contextmanager
     def engine_apart(self, files: str, kind: EngineKind, dtype: str) -> Iterator[ApartEngine]:

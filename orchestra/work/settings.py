@@ -8,13 +8,15 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from evals.settings import FidelityLimits
-from models.settings import MergeBase
+from models.settings import MergeBase, RouterSettings
 from settings import FREE, SIZE, Count, Names, Node, Refers, Share, Text
 
 EXPORT = "model"
 """A stage's export, in its folder."""
 PREFLIGHT, PERPLEXITY = "preflight.json", "perplexity.json"
 """What a stage has measured of data before it trains, and of its policy after."""
+PANEL_EVALUATION = "panel-evaluation.json"
+"""What a panel's router wins, beside every other way of choosing who answers."""
 
 
 class ExportSettings(Node):
@@ -35,6 +37,21 @@ class ExportSettings(Node):
     """Put on the commit."""
     check: FidelityLimits = FidelityLimits()
     """What must hold before it counts, and before anything is published."""
+
+
+class RouteSettings(RouterSettings):
+    """What a router learns from, and what its panel is compared with (orchestra/work/routing.py)."""
+
+    problems: Annotated[Count, SIZE] = 600
+    """Training problems that every arm is asked, to learn which solves which: those first of which no stage before has
+    traces, for an expert may know its own by heart."""
+    samples: Annotated[Count, Field(le=1024), SIZE] = 4
+    """Completions of each arm per problem to learn from."""
+    oracle_samples: Annotated[Count, Field(le=1024), SIZE] = 8
+    """Completions of each arm per held-out problem by which the oracles and the best single expert are chosen; they are
+    scored on others, `evaluate.samples` of them."""
+    generalist: Annotated[Text | None, Refers("policy")] = None
+    """An earlier stage whose single policy the panel is compared with: one adapter, trained on all data. None: none."""
 
 
 QUESTION = "{question}"

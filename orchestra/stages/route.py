@@ -1,0 +1,71 @@
+"""route: which expert of the panel, or the base, answers which problem; decided from the prompt alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from orchestra.config.stage import Draft, Gives, Stage, last_panel
+from orchestra.work.settings import PANEL_EVALUATION, RouteSettings
+
+if TYPE_CHECKING:
+    from orchestra.config.recipe import Recipe
+    from orchestra.plan.estimate import Estimator, StagePlan
+    from orchestra.report.data import StageRecord
+    from orchestra.report.parts import Part
+    from orchestra.run.ledger import StageResult
+    from orchestra.work.context import StageContext
+
+
+class RouteStage(Stage, RouteSettings):
+    """A router for the panel's experts, learned from which of them solves which problem, and what it wins."""
+
+    gives: ClassVar[frozenset[Gives]] = frozenset({"panel", "evaluation"})
+    reads: ClassVar[tuple[str, ...]] = (
+        *("model", "problems.domain", "problems.train", "problems.train_limit", "problems.format"),
+        *("rollouts.engine", "rollouts.sync", "rollouts.dtype", "rollouts.max_prompt_tokens"),
+    )
+    outputs: ClassVar[tuple[str, ...]] = (PANEL_EVALUATION,)
+
+    kind: Literal["route"]
+    """route"""
+
+    def parents(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
+        return ()
+
+    def panel(self, earlier: Sequence[Stage]) -> str | None:
+        return last_panel(earlier)
+
+    def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
+        if last_panel(draft.before(self)) is None:
+            yield "kind", "there are no experts to route between; an sft or grpo stage before it must train an `expert`"
+        if self.parent is not None:
+            yield "parent", f"a router is that of the panel before it and takes up no policy; leave {self.parent!r} out"
+
+    def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
+        return ((recipe.problems.train, recipe.problems.train_limit),)
+
+    def plan(self, estimator: Estimator) -> StagePlan:
+        from orchestra.plan.panels import arms_asked
+
+        work = arms_asked(estimator, self, self.problems * self.samples, self.oracle_samples)
+        return estimator.row(self, work, estimator.serving(), data=estimator.recipe.problems.train)
+
+    def summary(self, recipe: Recipe) -> str:
+        return (
+            f"route in the panel of {recipe.panel_of(self.name)}, {self.problems:,} problems x {self.samples} samples"
+        )
+
+    @classmethod
+    def report(cls, record: StageRecord) -> Iterator[Part]:
+        from evals.panel import PanelEvaluation
+        from orchestra.report.panel import panel_parts
+
+        if (found := record.outputs.get(PANEL_EVALUATION)) is not None:
+            yield from panel_parts(record.name, PanelEvaluation.from_json(json.dumps(found)))
+
+    def run(self, context: StageContext) -> StageResult:
+        from orchestra.work.routing import route
+
+        return route(context, self)

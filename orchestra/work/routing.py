@@ -1,0 +1,249 @@
+"""What a route stage does: it learns which arm of a panel solves which problem, and measures what that wins."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evals.evaluate import Evaluation
+from evals.panel import Draws, PanelEvaluation, evaluate_panel
+from evals.removal import RemovalCost, removal_cost
+from models.experts import BASE, Panel, Record, expert_folder, read_panel, write_panel
+from models.features import layer_of, prompt_features
+from models.router import CONFIG, TENSORS, Router, Routes
+from orchestra.config.faults import UserError
+from orchestra.run.ledger import StageResult, write_json
+from orchestra.text import points
+from orchestra.work.arms import Arms, correct_APS, solved_AP
+from orchestra.work.context import PANEL_FOLDER, StageContext
+from orchestra.work.panels import evaluated_routed, on_base
+from orchestra.work.policies import EVALUATION, measured
+from orchestra.work.resources import stage_seed
+from orchestra.work.settings import PANEL_EVALUATION, RouteSettings
+from rewards.problems import Asked
+from settings.files import sha256_of
+from sft.distill import TRACES, read_traces
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from peft import PeftModel
+
+ROUTER, REMOVAL = "router", "removal.json"
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Problems with their routes.
+
+    Fields:
+        features_PH: of the prompts; seconds: that reading them and routing took.
+    """
+
+    asked: Asked
+    features_PH: np.ndarray
+    routes: Routes
+    seconds: float
+
+    def experts(self, names: Sequence[str]) -> list[str]:
+        """The name of each problem's arm."""
+        return [names[arm] for arm in self.routes.arm_P]
+
+
+def route(context: StageContext, settings: RouteSettings) -> StageResult:
+    """Train the panel's router, evaluate the panel, and hand both on."""
+    panel, folder = context.before
+    if not panel.experts:
+        raise UserError("there is no panel to route in: an earlier sft or grpo stage must train an `expert`")
+    arms = Arms(context, panel, folder, on_base(context, panel, folder))
+    router, learning = learned(arms, settings)
+    routed, found, costs, own = measure(arms, router, settings)
+    panel = context.once(lambda: _written(context, panel, folder, router, own))
+    evaluation = evaluated_routed(context, panel, context.folder / PANEL_FOLDER, routed.experts(arms.names))
+    context.once(lambda: (context.folder / PANEL_EVALUATION).write_text(found.to_json()))
+    context.once(lambda: write_json(context.folder / REMOVAL, {cost.expert: told(cost) for cost in costs}))
+    for line in (*_said(found, routed, evaluation), *map(cost_line, costs)):
+        context.progress.say(f"    {line}")
+    tokens = sum(one.tokens for one in (*learning.values(), *own.values()))
+    result = replace(context.result(**_numbers(found, routed, evaluation)), tokens=tokens)
+    return measured(context, evaluation, result)
+
+
+def learned(arms: Arms, settings: RouteSettings) -> tuple[Router, dict[str, Evaluation]]:
+    """A router for these arms, and the answers that it was learned from."""
+    context = arms.context
+    asked = problems_to_learn_from(context, settings.problems)
+    answers = arms.ask(asked, "learn", settings.samples, stage_seed(context.recipe, f"{context.called}/learn"))
+    router = Router.fit(
+        features(context, arms.model, asked, settings.layer),
+        solved_AP(answers, arms.names),
+        arms.names,
+        settings,
+        context.seed,
+        layer=layer_of(arms.model, settings.layer),
+    )
+    return router, answers
+
+
+def measure(
+    arms: Arms, router: Router, settings: RouteSettings
+) -> tuple[Routed, PanelEvaluation, list[RemovalCost], dict[str, Evaluation]]:
+    """The panel on held-out problems: who is asked what, what that wins, what the loss of each expert would cost, and
+    every arm's own evaluation."""
+    context, recipe = arms.context, arms.context.recipe
+    how = context.stage.evaluation(recipe)
+    routed = routes_of(context, arms.model, router, context.resources.test(context.stage))
+    first = arms.ask(routed.asked, "first", settings.oracle_samples, stage_seed(recipe, f"{context.called}/first"))
+    second = arms.ask(routed.asked, "second", how.samples, recipe.seed)
+    domains = tuple(problem.domain for problem in routed.asked.problems)
+    draws = Draws(
+        arms.names,
+        domains,
+        correct_APS(first, arms.names),
+        second_APS := correct_APS(second, arms.names),
+        _generalist(context, settings, routed.asked),
+    )
+    found = evaluate_panel(
+        draws, routed.routes.arm_P, routed.routes.shares_PA, how.confidence,
+        table=domain_table(arms.panel, domains), seed=recipe.seed,
+    )  # fmt: skip
+    chance_PA = router.probabilities(routed.features_PH)
+    costs = [
+        removal_cost(
+            name, arms.names, second_APS, chance_PA, routed.routes.arm_P,
+            threshold=router.threshold, confidence=how.confidence, seed=recipe.seed,
+        )
+        for name in arms.panel.names
+    ]  # fmt: skip
+    return routed, found, costs, second
+
+
+def problems_to_learn_from(context: StageContext, count: int) -> Asked:
+    """Training problems, those first of which no stage before has traces, in the problems' own order."""
+    asked = context.resources.train()
+    files = [folder / TRACES for folder in context.earlier.values() if (folder / TRACES).is_file()]
+    imitated = {trace.problem_id for file in files for trace in read_traces(file)}
+    order = np.random.default_rng(context.seed).permutation(len(asked.problems))
+    first = sorted(order, key=lambda at: asked.problems[at].id in imitated)[:count]
+    kept = sorted(first)
+    return Asked(*(tuple(part[at] for at in kept) for part in (asked.problems, asked.prompts, asked.tokens)))
+
+
+def features(context: StageContext, model: PeftModel, asked: Asked, layer: int | None) -> np.ndarray:
+    """Problems x hidden: the frozen base's view of the prompts (models/features.py)."""
+    pad = context.resources.tokenizer().pad_token_id
+    return prompt_features(model, asked.tokens, layer, pad_token_id=0 if pad is None else pad)
+
+
+def routes_of(context: StageContext, model: PeftModel, router: Router, asked: Asked) -> Routed:
+    """Who answers which of these problems."""
+    start = time.perf_counter()
+    features_PH = features(context, model, asked, router.layer)
+    return Routed(asked, features_PH, router.route(features_PH), time.perf_counter() - start)
+
+
+def domain_table(panel: Panel, domains: Sequence[str]) -> dict[str, str] | None:
+    """Each domain's declared expert, the base where it has none; None where no expert has a domain."""
+    declared = {domain: expert.name for expert in panel.experts for domain in expert.domain.split(", ") if domain}
+    return {domain: declared.get(domain, BASE) for domain in domains} if declared else None
+
+
+def told(cost: RemovalCost) -> dict[str, float]:
+    """A removal's predicted cost, in numbers."""
+    one = cost.difference
+    return {"load": cost.load, "difference": one.difference, "low": one.low, "high": one.high}
+
+
+def cost_line(cost: RemovalCost) -> str:
+    """The same in words."""
+    one = cost.difference
+    return (
+        f"without {cost.expert} (load {cost.load:.0%}): {points(one.difference)} points "
+        f"[{points(one.low)}, {points(one.high)}] predicted"
+    )
+
+
+def _generalist(context: StageContext, settings: RouteSettings, asked: Asked) -> np.ndarray | None:
+    if settings.generalist is None:
+        return None
+    path = context.earlier[settings.generalist] / EVALUATION
+    found = Evaluation.from_json(path.read_text(encoding="utf-8"))
+    at = {id: row for row, id in enumerate(found.problem_ids)}
+    ids = [problem.id for problem in asked.problems]
+    if set(ids) != at.keys():
+        raise UserError(f"generalist: {settings.generalist!r} was evaluated on other problems than this stage is")
+    return found.sampled.correct_PS[[at[id] for id in ids]]
+
+
+def _written(context: StageContext, panel: Panel, folder: Path, router: Router, own: dict[str, Evaluation]) -> Panel:
+    """The panel with its router, and with what each expert was just measured at."""
+    place = context.folder / ROUTER
+    place.mkdir(exist_ok=True)
+    router.write(place)
+    source, _ = context.stage.held_out(context.recipe)
+    experts = tuple(replace(one, record=_record(own[one.name], source)) for one in panel.experts)
+    files = {name: sha256_of(place / name) for name in (CONFIG, TENSORS)}
+    panel = replace(panel, experts=experts, router=files, change="", before=None)
+    sources = {name: expert_folder(folder, name) for name in panel.names}
+    target = context.folder / PANEL_FOLDER
+    shutil.rmtree(target, ignore_errors=True)  # of a run that was killed
+    write_panel(target, panel, sources, place)
+    return read_panel(target)
+
+
+def _record(evaluation: Evaluation, source: str) -> Record:
+    one = evaluation.sampled.accuracy
+    return Record(one.estimate, one.low, one.high, len(evaluation.problem_ids), source)
+
+
+def _said(found: PanelEvaluation, routed: Routed, evaluation: Evaluation) -> Iterator[str]:
+    from orchestra.report.panel import said
+
+    yield said(found)
+    yield (
+        f"routing took {routed.seconds:.2f} s, {_share(routed, evaluation):.1%} of the evaluation; effective arms "
+        f"{found.effective_experts:.2f} of {len(found.arms)}, load "
+        + ", ".join(f"{arm.name} {arm.load:.0%}" for arm in found.arms)
+    )
+
+
+def _share(routed: Routed, evaluation: Evaluation) -> float:
+    """Of the time that the panel's evaluation took."""
+    passes = [one for one in (evaluation.sampled, evaluation.greedy) if one is not None]
+    return routed.seconds / (routed.seconds + sum(one.seconds for one in passes))
+
+
+def _numbers(found: PanelEvaluation, routed: Routed, evaluation: Evaluation) -> dict[str, float]:
+    told: dict[str, float] = {
+        way.choice.replace(" ", "_"): way.accuracy.estimate for way in found.ways if way.choice != "routed"
+    }
+    told |= {f"load_{arm.name}": arm.load for arm in found.arms}
+    single = found.way("best single").routed_minus
+    told |= {
+        "over_best_single": single.difference,
+        "over_best_single_low": single.low,
+        "over_best_single_high": single.high,
+        "oracle_gap": found.gap.difference,
+        "oracle_gap_low": found.gap.low,
+        "oracle_gap_high": found.gap.high,
+        "routing_entropy": found.entropy,
+        "effective_experts": found.effective_experts,
+        "routing_seconds": routed.seconds,
+        "routing_time_share": _share(routed, evaluation),
+        # on a CPU 0: a completion is that of its expert asked alone
+        "answered_otherwise": _otherwise(found, evaluation),
+    }
+    if found.recovered.share is not None:
+        told["oracle_recovered"] = found.recovered.share
+    return told
+
+
+def _otherwise(found: PanelEvaluation, evaluation: Evaluation) -> float:
+    """How far the panel as it was served is from its experts asked one by one, in accuracy."""
+    return abs(evaluation.sampled.accuracy.estimate - found.way("routed").accuracy.estimate)
