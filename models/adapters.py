@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from models.families import ALL_LINEAR, unknown_targets
 from models.settings import Lora
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 POLICY = "default"
@@ -96,15 +96,11 @@ def load_adapters(base: "PreTrainedModel", folders: Mapping[str, Path]) -> "Peft
     Raises:
         AdapterError: see `load_adapter`.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     model = None
     for name, folder in folders.items():
-        try:
-            config = LoraConfig.from_pretrained(_existing(folder))
-        except (TypeError, ValueError) as error:
-            raise AdapterError(f"{folder}/{ADAPTER_CONFIG} is not readable: {error}") from error
-        config.inference_mode = False
+        config = read_config(folder)
         if model is None:
             model = get_peft_model(base, config, adapter_name=name)
         else:
@@ -114,9 +110,27 @@ def load_adapters(base: "PreTrainedModel", folders: Mapping[str, Path]) -> "Peft
     return model
 
 
-def add_reference(model: "PeftModel", tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Add a frozen second adapter named `reference` with these weights (as `adapter_tensors` gives them)."""
-    model.add_adapter(REFERENCE, model.peft_config[POLICY])
+def read_config(folder: Path) -> "LoraConfig":
+    """PEFT's configuration of a saved adapter, as of one that may train. Raises AdapterError."""
+    from peft import LoraConfig
+
+    try:
+        config = LoraConfig.from_pretrained(_existing(folder))
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"{folder}/{ADAPTER_CONFIG} is not readable: {error}") from error
+    config.inference_mode = False
+    return config
+
+
+def add_reference(
+    model: "PeftModel", tensors: Mapping[str, torch.Tensor], source: str, config: "LoraConfig | None" = None
+) -> None:
+    """Add a frozen second adapter named `reference` with these weights (as `adapter_tensors` gives them).
+
+    Args:
+        config: of that adapter; None: the policy's.
+    """
+    model.add_adapter(REFERENCE, replace(config or model.peft_config[POLICY]))
     write_adapter(model, tensors, REFERENCE, source=source)
     for name, parameter in model.named_parameters():
         if f".{REFERENCE}." in name:

@@ -9,7 +9,7 @@ from evals.evaluate import Evaluation
 from models.experts import PanelError
 from models.mixing import blend, merged_model
 from orchestra.text import p_value, percent, points
-from orchestra.work.panels import Routed, panel_base
+from orchestra.work.panels import RoutedPanel, panel_base
 from orchestra.work.policies import EVALUATION
 from orchestra.work.training import trained
 
@@ -26,7 +26,7 @@ def merge_panel(context: StageContext, settings: MergeSettings) -> StageResult:
         PanelError: the panel has not what the rule needs, or was not evaluated routed.
     """
     panel, folder = context.before
-    routed = Routed.before(context)
+    routed = RoutedPanel.before(context)
     parts = blend(panel, settings, routed.load)
     base, sha256 = panel_base(context, panel, folder)
     policy = merged_model(base, panel, folder, parts, settings, seed=context.seed)
@@ -55,9 +55,9 @@ def merge_panel(context: StageContext, settings: MergeSettings) -> StageResult:
 
 def _must_be_served(context: StageContext, rank: int) -> None:
     """Where the engine takes adapters, it has room for the rank with which it was started. Raises PanelError."""
-    room = context.recipe.model.lora.rank
+    room = context.resources.lora_rank
     if context.resources.served().sync == "adapter" and rank > room:
         raise PanelError(
-            f"the merged adapter has rank {rank}, and the engine serves adapters up to model.lora.rank, {room}; write "
-            f"`rank: {room}`, or `sync: folded` under `rollouts`"
+            f"the merged adapter has rank {rank}, and the engine serves adapters of up to rank {room}, the highest of "
+            f"the recipe; write `rank: {room}`, or `sync: folded` under `rollouts`"
         )

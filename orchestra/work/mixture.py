@@ -15,7 +15,7 @@ from models.engines.transformers import TransformersEngine
 from models.mixture import ROUTER, layers_of, mixture_model
 from models.sizes import GENERATED_AT_ONCE
 from orchestra.text import p_value, points
-from orchestra.work.panels import Routed, panel_base
+from orchestra.work.panels import RoutedPanel, panel_base
 from orchestra.work.policies import EVALUATION, answered, measured
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def mix_panel(context: StageContext, settings: MixtureSettings) -> StageResult:
         PanelError: the panel cannot be mixed, or was not evaluated routed.
     """
     panel, folder = context.before
-    routed = Routed.before(context)
+    routed = RoutedPanel.before(context)
     base, sha256 = panel_base(context, panel, folder)
     model = mixture_model(base, panel, folder, settings, seed=context.seed)
     layers = layers_of(settings, base.config.num_hidden_layers)

@@ -109,14 +109,14 @@ def evaluated_routed(
 
 
 @dataclass(frozen=True)
-class Routed:
+class RoutedPanel:
     """A panel as the stage that gave it evaluated it: what it did, and who answered each problem."""
 
     evaluation: Evaluation
     routes: tuple[str, ...]
 
     @classmethod
-    def before(cls, context: StageContext) -> Routed:
+    def before(cls, context: StageContext) -> RoutedPanel:
         """Of the panel that a stage takes up.
 
         Raises:

@@ -182,7 +182,7 @@ class Resources:
             # vLLM can take back the memory of one engine in a process; a second teacher stays
             capacity = self._capacity(
                 name,
-                lora_rank=self._rank if self._sync == "adapter" and name == own else 0,
+                lora_rank=self.lora_rank if self._sync == "adapter" and name == own else 0,
                 temporary=name != own and self.engines.only({own}),
             )
             serving = serving_for(name, own, self.recipe.rollouts)
@@ -207,7 +207,7 @@ class Resources:
         )
 
     @property
-    def _rank(self) -> int:
+    def lora_rank(self) -> int:
         """The largest of any adapter that is trained."""
         return max(stage.adapter(self.recipe).rank for stage in self.recipe.all_stages)
 
