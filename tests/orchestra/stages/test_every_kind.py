@@ -24,6 +24,7 @@ STAGES = {
     "grpo": {"steps": 3, "learning_rate": 1e-4, "beta": 0.01},
     "evaluate": {"samples": 2},
     "export": {},
+    "route": {},
     "merge": {"merge": "linear"},
     "mixture": {},
     "probe": {},
@@ -36,6 +37,7 @@ NAMES = {
     "grpo": "explore",
     "evaluate": "look",
     "export": "release",
+    "route": "routed",
     "merge": "one",
     "mixture": "inside",
     "probe": "moved",
@@ -44,7 +46,7 @@ NAMES = {
 KINDS = sorted(all_kinds())
 # what those take that make something of a panel
 EXPERTS = {"name": "experts", "kind": "sft", "data": "traces", "steps": 3, "learning_rate": 1e-3, "expert": "each"}
-OF_PANEL = ("merge", "mixture")
+OF_PANEL = ("route", "merge", "mixture")
 
 
 @pytest.fixture
