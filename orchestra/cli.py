@@ -217,8 +217,8 @@ def export(
     to: Annotated[
         str | None, typer.Option("--to", help="A folder, or hub:name/model[@branch]; default: a folder below the run.")
     ] = None,
-    stage: Annotated[str | None, typer.Option("--stage", help="Whose policy; default: the last one.")] = None,
-    what: Annotated[str | None, typer.Option("--what", help="merged or adapter.")] = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="Whose policy or panel; default: the last one.")] = None,
+    what: Annotated[str | None, typer.Option("--what", help="merged, adapter or panel.")] = None,
     base: Annotated[str | None, typer.Option("--base", help="dequantized (as trained) or original.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="bfloat16, float16 or float32.")] = None,
     private: Annotated[bool | None, typer.Option("--private/--public", help="Of a repository that is made.")] = None,

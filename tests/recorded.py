@@ -22,14 +22,14 @@ from toy_domain import add_toy_domain
 from trl import GRPOTrainer, SFTTrainer
 
 from evals.fidelity import Fidelity
-from models.adapters import REFERENCE, adapter_sha256, adapter_tensors
+from models.adapters import POLICY, REFERENCE, adapter_sha256, adapter_tensors
 from models.base import load_tokenizer
 from models.engines.protocol import Completion, Sampling, Tokens
 from models.engines.serving import Served
 from orchestra.config.recipe import Recipe
 from orchestra.run.ledger import StageResult
 from orchestra.run.progress import Progress
-from orchestra.work import preflight, probing, publishing, resources
+from orchestra.work import merging, mixture, preflight, probing, publishing, resources
 from orchestra.work.context import StageContext
 from rl import trainer
 from settings import Node
@@ -84,7 +84,7 @@ class Seen:
         tokens_at_once: for which a GRPO pass has room.
         start, reference: hashes of the adapters that training began with and was held to, "" where there is none.
         limits: that an export was held to; published: its settings.
-        told: settings that the parts of a probe and of a preflight were given, by their class.
+        told: settings that the parts of a probe, a preflight, a merge and a mixture were given, by their class.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -152,6 +152,9 @@ class Script:
             for at, word in enumerate(words)
         ]
 
+    def generate_routed(self, prompts: Sequence[Tokens], experts: object, *asked: object) -> list[list[Completion]]:
+        return self.generate(prompts, *asked)
+
     def _text(self, word: str, at: int, k: int) -> str:
         right, wrong = f"so: \n\\boxed{{{word[::-1]}}}", "or: \n\\boxed{zz}"
         if self.run.stage == "traces":
@@ -212,6 +215,7 @@ class Run:
                 context = StageContext(
                     self.recipe, stage, self.now.folder, self.folder, dict(earlier),
                     self.recipe.parents_of(stage.name), shared, Progress(Console(file=told, width=400)),
+                    panel=self.recipe.panel_of(stage.name), expert=stage.trains,
                 )  # fmt: skip
                 self.now.result = stage.run(context)
                 self.now.said = told.getvalue()
@@ -225,9 +229,9 @@ class Run:
             self.started[model] = asked
             return Script(model, self)
 
-        def push(served: Served, model: object, step: int | None = None) -> None:
+        def push(served: Served, model: object, step: int | None = None, adapter: str | None = POLICY) -> None:
             served.mismatch = 0.0
-            self.now.pushed.append((served.sync, adapter_sha256(adapter_tensors(model))))
+            self.now.pushed.append((served.sync, adapter_sha256(adapter_tensors(model, adapter or ""))))
 
         def misses(fidelity: Fidelity, limits: object, **_: float) -> tuple[str, ...]:
             self.now.limits = limits
@@ -270,6 +274,9 @@ class Run:
             patch.setattr(resources, "start_engine", start_engine)
             patch.setattr(resources, "ApartEngine", start_engine)
             patch.setattr(Served, "push", push)
+            patch.setattr(Served, "push_panel", lambda *_: None)
+            patch.setattr(merging, "merged_model", noting_settings(merging.merged_model))
+            patch.setattr(mixture, "mixture_model", noting_settings(mixture.mixture_model))
             patch.setattr(Fidelity, "misses", misses)
             patch.setattr(publishing, "publish", publish)
             patch.setattr(publishing, "write_card", lambda *_: None)

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 # of the stages below
 STAGE_OF = {"distill": "traces", "preflight": "fit", "sft": "imitate", "grpo": "polish", "evaluate": "look",
-            "export": "release", "probe": "moved", "solutions": "written"}  # fmt: skip
+            "export": "release", "probe": "moved", "solutions": "written", "merge": "one",
+            "mixture": "inside"}  # fmt: skip
 SAME = object()
 
 
@@ -302,6 +303,15 @@ def rules(base: str, reward_file: str, solved: str) -> dict[str, Rule]:
         "export.check.min_agreement": Rule(0.25, lambda o: o.release.limits.min_agreement),
         "export.check.max_accuracy_loss": Rule(0.5, lambda o: o.release.limits.max_accuracy_loss),
         **under("probe", probes()),
+        # neither takes up a stage's policy
+        "merge.parent": Rule(None, lambda o: None),
+        "merge.merge": Rule("ties", lambda o: re.search(r"(\w+): [\d.]+ first", o.one.said).group(1)),
+        "merge.rank": Rule(2, lambda o: o.one.result.extra["rank"]),
+        "merge.density": Rule(0.25, lambda o: o.one.told["MergeStage"].density),
+        "mixture.parent": Rule(None, lambda o: None),
+        "mixture.layers": Rule("all", lambda o: o.inside.told["MixtureStage"].layers),
+        "mixture.top_k": Rule(1, lambda o: o.inside.told["MixtureStage"].top_k),
+        "mixture.temperature": Rule(0.5, lambda o: o.inside.told["MixtureStage"].temperature),
         # on `polish`, whose numbers are those of every other stage
         "gate.metric": Rule("format_rate", lambda o: gate_sentence(o).split()[1]),
         "gate.against": Rule("base", lambda o: re.search("of '(.*)'", gate_sentence(o)).group(1)),
@@ -358,8 +368,8 @@ def tree(rules: Mapping[str, Rule]) -> dict[str, object]:
 
 
 def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
-    """The stage of each kind, and three more: a GRPO stage that says nothing of its own, a distillation from a parent,
-    an export of the adapter alone."""
+    """The stage of each kind, and five more: a GRPO stage that says nothing of its own, a distillation from a parent,
+    an export of the adapter alone, and two that train the experts of a panel."""
     made = tree(rules)
     stages = {kind: made.pop(prefix_of(kind)) for kind in STAGE_OF}
     stages["grpo"]["gate"] = made.pop("gate")
@@ -367,6 +377,7 @@ def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
     own = {"name": "own", "kind": "distill", "teacher": "self", "parent": "imitate", "problems": 2, "samples": 1,
            "max_tokens": 30}  # fmt: skip
     alone = {"name": "alone", "kind": "export", "parent": "imitate", "what": stages["export"].pop("what")}
+    expert = {"kind": "sft", "data": ["traces"], "steps": 1, "learning_rate": 1e-3, "preflight": False}
     order = [
         stages["distill"],
         stages["solutions"],
@@ -379,6 +390,10 @@ def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
         stages["probe"],
         stages["export"],
         alone,
+        {"name": "first", "expert": "first", **expert},
+        {"name": "experts", "expert": "each", **expert},
+        stages["merge"],
+        stages["mixture"],
     ]
     return Recipe.model_validate({"name": "other", **made, "stages": order})
 

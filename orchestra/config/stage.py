@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from orchestra.work.preflighted import Preflighted
 
 Gives = Literal["policy", "imitation", "traces", "evaluation", "panel"]
+ROUTES = "routes.json"
+"""Who answered each held-out problem of a panel's evaluation, in their order: names of experts, or `base`."""
 OUTPUTS: Mapping[Gives, tuple[str, ...]] = {
     "policy": ("adapter/adapter_model.safetensors", "adapter/adapter_config.json"),
     "traces": ("traces.jsonl",),
     "evaluation": ("evaluation.json",),
-    "panel": ("panel/panel.json",),
+    "panel": ("panel/panel.json", ROUTES),
 }
 """The files by which a stage gives something to later ones; hashed when it is finished."""
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.adapters import adapter_tensors, read_adapter
+from models.adapters import adapter_tensors
 from models.reference import Reference
 from orchestra.config.trained import EACH
 from orchestra.work.domains import asked_in, wanted
@@ -78,7 +78,7 @@ def _reference(context: StageContext, stage: OptimisingStage, policy: PeftModel)
         return Reference(stage.reference, None)
     if stage.reference == "start":
         return Reference(stage.reference, adapter_tensors(policy))
-    return Reference(stage.reference, read_adapter(context.adapter_of(stage.reference)))
+    return Reference.saved(stage.reference, context.adapter_of(stage.reference))
 
 
 def read_steps(path: Path) -> list[dict[str, float]]:

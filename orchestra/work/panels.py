@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from models.base import free_memory, load_base
+from evals.evaluate import Evaluation, compare
+from models.base import base_sha256, free_memory, load_base
 from models.engines.routed import RoutedEngine, panel_model
 from models.experts import (
     BASE,
@@ -23,6 +25,7 @@ from models.experts import (
     read_panel,
     write_panel,
 )
+from orchestra.config.stage import ROUTES
 from orchestra.config.trained import EACH
 from orchestra.run.ledger import StageResult, write_json
 from orchestra.work.context import ADAPTER, PANEL_FOLDER, StageContext
@@ -33,8 +36,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
-    from evals.evaluate import Evaluation
+    from evals.statistics import PairedDifference
 
 RESULT = "result.json"
 
@@ -99,6 +103,8 @@ def evaluated_routed(
     engine = routed_engine(context, on_base(context, panel, places), places, routes)
     evaluation = answered(context, asked, "evaluate the panel", engine=engine)
     context.once(lambda: (context.folder / file).write_text(evaluation.to_json()))
+    if file == EVALUATION:
+        context.once(lambda: write_json(context.folder / ROUTES, list(routes)))
     return evaluation
 
 
@@ -107,20 +113,73 @@ def places_of(panel: Panel, folder: Path) -> dict[str, Path]:
     return {name: expert_folder(folder, name) for name in panel.names}
 
 
+@dataclass(frozen=True)
+class RoutedPanel:
+    """A panel as the stage that gave it evaluated it: what it did, and who answered each problem."""
+
+    evaluation: Evaluation
+    routes: tuple[str, ...]
+
+    @classmethod
+    def before(cls, context: StageContext) -> RoutedPanel:
+        """Of the panel that a stage takes up.
+
+        Raises:
+            PanelError: the panel was not evaluated, or not routed.
+        """
+        folder = context.earlier[context.panel]
+        for file in (EVALUATION, ROUTES):
+            if not (folder / file).is_file():
+                raise PanelError(
+                    f"stage {context.panel!r} has not evaluated its panel routed ({folder / file} is missing); put a "
+                    "stage behind it that does"
+                )
+        evaluation = Evaluation.from_json((folder / EVALUATION).read_text(encoding="utf-8"))
+        return cls(evaluation, tuple(json.loads((folder / ROUTES).read_text(encoding="utf-8"))))
+
+    @property
+    def load(self) -> Mapping[str, float]:
+        """Share of the problems by who answered, the base included."""
+        return {name: count / len(self.routes) for name, count in sorted(Counter(self.routes).items())}
+
+    def compared(self, other: Evaluation, context: StageContext) -> PairedDifference:
+        """The routed panel's accuracy less another's on the same problems, paired.
+
+        Raises:
+            PanelError: they were not the same.
+        """
+        try:
+            return compare(self.evaluation, other, seed=context.recipe.seed)
+        except ValueError as error:
+            raise PanelError(f"stage {context.panel!r} was evaluated on other problems than this one") from error
+
+
+def panel_base(context: StageContext, panel: Panel) -> tuple[PreTrainedModel, str]:
+    """The base of a panel, freshly loaded, and its hash, which is the one that the experts were trained on.
+
+    Raises:
+        PanelError: it is another.
+    """
+    own, before = context.recipe.model, f"the panel before stage {context.stage.name!r}"
+    if panel.base != own.base:
+        raise PanelError(
+            f"{before} is on {panel.base!r}, and model.base is {own.base!r}: experts work on their own base only"
+        )
+    free_memory()
+    base = load_base(own.base, own.quantize, own.dtype)
+    sha256 = base_sha256(base)
+    if panel.base_sha256 not in ("", sha256):
+        raise PanelError(f"{before} is of another base than {own.base!r} as it is now")
+    return base, sha256
+
+
 def on_base(context: StageContext, panel: Panel, places: Mapping[str, Path]) -> PeftModel:
     """The base with the experts of a panel on it, by name the folder of each.
 
     Raises:
         PanelError: the panel is of another base.
     """
-    own = context.recipe.model
-    if panel.base != own.base:
-        raise PanelError(
-            f"the panel before stage {context.stage.name!r} is on {panel.base!r}, and model.base is {own.base!r}: "
-            "experts work on their own base only"
-        )
-    free_memory()
-    return panel_model(load_base(own.base, own.quantize, own.dtype), places)
+    return panel_model(panel_base(context, panel)[0], places)
 
 
 def routed_engine(

@@ -22,8 +22,9 @@ PANEL_EVALUATION, GROWTH = "panel-evaluation.json", "growth.json"
 class ExportSettings(Node):
     """A policy as files that stand alone, and where they are published (orchestra/work/exporting.py)."""
 
-    what: Literal["merged", "adapter"] = "merged"
-    """A model that stands alone (the adapter is beside it), or the adapter alone."""
+    what: Literal["merged", "adapter", "panel"] = "merged"
+    """A model that stands alone (the adapter is beside it), the adapter alone, or the last panel of experts before it:
+    a folder that PEFT and vLLM serve experts from (what else is said here but for `what` does not apply to it)."""
     base: MergeBase = "dequantized"
     """What the adapter is merged into: the 4-bit base's own values, on which it was trained, or the original ones."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"

@@ -24,6 +24,9 @@ STAGES = {
     "grpo": {"steps": 3, "learning_rate": 1e-4, "beta": 0.01},
     "evaluate": {"samples": 2},
     "export": {},
+    "route": {},
+    "merge": {"merge": "linear"},
+    "mixture": {},
     "probe": {},
     "solutions": {"same_problems_as": "traces"},
 }
@@ -34,18 +37,26 @@ NAMES = {
     "grpo": "explore",
     "evaluate": "look",
     "export": "release",
+    "route": "routed",
+    "merge": "one",
+    "mixture": "inside",
     "probe": "moved",
     "solutions": "written",
 }
 KINDS = sorted(all_kinds())
+# what those take that make something of a panel
+EXPERTS = {"name": "experts", "kind": "sft", "data": "traces", "steps": 3, "learning_rate": 1e-3, "expert": "each"}
+OF_PANEL = ("route", "merge", "mixture")
 
 
 @pytest.fixture
 def recipe(tmp_path):
     """A recipe with a stage of each kind."""
+    stages = [{"name": NAMES[kind], "kind": kind, **keys} for kind, keys in STAGES.items()]
+    first = [stage for stage in stages if stage["kind"] not in OF_PANEL]
     lines = [
         "name: each", "model: {base: embedded/student}", "problems: {train: embedded, test: embedded}", "stages:",
-        *(f"  - {json.dumps({'name': NAMES[kind], 'kind': kind, **keys})}" for kind, keys in STAGES.items()),
+        *(f"  - {json.dumps(stage)}" for stage in (*first, EXPERTS, *(one for one in stages if one not in first))),
     ]  # fmt: skip
     (tmp_path / "each.yaml").write_text("\n".join(lines))
     return load_recipe(str(tmp_path / "each.yaml"), None)
@@ -75,7 +86,7 @@ def test_says_what_it_is(kind):
     """A file of its own, a docstring, a `run`, and a class attribute only where the base class has one."""
     own = all_kinds()[kind]
     assert own.__module__ == f"orchestra.stages.{kind}" and own.__doc__ and "run" in vars(own)
-    assert set(own.gives) <= {"policy", "imitation", "traces", "evaluation"}
+    assert set(own.gives) <= {"policy", "imitation", "traces", "evaluation", "panel"}
     for name, method in inspect.getmembers(own, inspect.isfunction):
         overridden = getattr(Stage, name, None)
         if name in vars(own) and overridden is not None:
