@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from models.adapters import POLICY, load_adapter, plain_config
+from models.adapters import POLICY, load_adapter
 from models.base import one_thread
 from models.engines.protocol import LORA_RANKS
 from models.engines.routed import adapter_name, panel_model
@@ -115,12 +115,10 @@ def merged_model(
         folder: the panel's; seed: of what is dropped at random.
 
     Raises:
-        AdapterError: an expert cannot be read, or is more than plain LoRA.
+        AdapterError: an expert cannot be read.
         PanelError: `rank` is more than a layer's update can have.
     """
     folders = {name: expert_folder(folder, name) for name in blend.weights}
-    for place in folders.values():
-        plain_config(place)
     if blend.combination is None:
         (place,) = folders.values()
         return load_adapter(base, place)

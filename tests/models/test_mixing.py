@@ -11,7 +11,6 @@ from peft import PeftModel
 
 from models.adapters import (
     POLICY,
-    AdapterError,
     adapter_tensors,
     load_adapter,
     new_adapter,
@@ -230,16 +229,3 @@ def test_what_a_rule_cannot_do_is_said(panel, tiny_path, merge, tmp_path):
     large = [replace(one, rank=300) for one in (first, second)]
     with pytest.raises(PanelError, match=r"rank 600 together.*`rank: 300`"):
         of(large, "linear")
-
-
-def test_more_than_plain_lora_is_refused(panel, tiny_path, tmp_path):
-    """PEFT would carry `use_rslora` over to the merge and scale it by another number."""
-    made = tmp_path / "made"
-    random_adapter(tiny_path, EXPERTS["algebra"], made, 0)
-    config = json.loads((made / "adapter_config.json").read_text())
-    (made / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
-    experts = tuple(expert_of(made, name, "", Lineage("")) for name in ("one", "two"))
-    odd = write_panel(tmp_path / "panel", Panel(str(tiny_path), "", experts), {"one": made, "two": made})
-    settings = MergeSettings(merge="linear")
-    with pytest.raises(AdapterError, match="use_rslora"):
-        merged_model(base(tiny_path), odd, tmp_path / "panel", blend(odd, settings, {}), settings, seed=0)

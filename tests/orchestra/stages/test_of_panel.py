@@ -188,8 +188,8 @@ def test_the_exported_panel_is_the_runs_and_stands_alone(run, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(folder / "04-handed" / "model", moved)
     panel, own = read_panel(moved), read_panel(folder / "01-experts" / "panel")
-    assert [(one.name, one.domain, one.digest) for one in panel.experts] == [
-        (one.name, one.domain, one.digest) for one in own.experts
+    assert [(one.name, one.domain, one.files["adapter_model.safetensors"]) for one in panel.experts] == [
+        (one.name, one.domain, one.files["adapter_model.safetensors"]) for one in own.experts
     ]
     bare = tiny.next_token_logprobs(student(), [5, 17, 99])
     for name in panel.names:
