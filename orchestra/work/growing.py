@@ -23,6 +23,7 @@ from models.experts import BASE, Panel, PanelError, must_be_untouched
 from models.features import layer_of
 from models.population import Decision, ExpertShape, Window, decide, structure_hash
 from models.router import Router
+from models.settings import RESERVED_EXPERTS
 from orchestra.config.faults import UserError
 from orchestra.run.ledger import StageResult, write_json
 from orchestra.text import points
@@ -81,6 +82,12 @@ class Growth:
         return frozenset(one.domain for one in self.changes if one.action == "grow" and not one.kept)
 
     @property
+    def needed(self) -> frozenset[str]:
+        """Experts whose removal would have cost this panel too much; of an earlier one it says nothing."""
+        since = [one for one in self.changes if one.window > max((c.window for c in self.changes if c.kept), default=0)]
+        return frozenset(one.expert for one in since if one.action == "prune")
+
+    @property
     def structure(self) -> str:
         """What it is built of; see `structure_hash`."""
         return structure_of(self.panel, self.arms, self.router.names)
@@ -122,8 +129,9 @@ def grow(context: StageContext, stage: GrowingStage) -> StageResult:
     for number, asked in enumerate(problems.windows):
         growth.seen.append(controller.look(growth.arms, growth.router, asked, number))
         decision = decide(
-            growth.seen, [one.window for one in growth.changes], growth.panel.names, stage.growth, growth.given_up
-        )
+            growth.seen, [one.window for one in growth.changes], growth.panel.names, stage.growth, growth.given_up,
+            growth.needed,
+        )  # fmt: skip
         context.progress.say(f"    window {number + 1} of {stage.rounds}: {decision.action}: {decision.reason}")
         if decision.action == "grow":
             _grown(context, stage, growth, decision, problems)
@@ -233,9 +241,9 @@ def _traces(context: StageContext, stage: GrowingStage, domain: str) -> dict[str
 
 
 def _new_name(domain: str, growth: Growth) -> str:
-    """That of the domain, with a number where it has an expert already, or had one."""
+    """That of the domain, with a number where it has or had an expert already, or where that is a reserved word."""
     name = expert_name(domain)
-    taken = {*growth.panel.names, *(one.expert for one in growth.changes)}
+    taken = {*RESERVED_EXPERTS, *growth.panel.names, *(one.expert for one in growth.changes)}
     return next(one for one in (name, *(f"{name[:36]}-{i}" for i in range(2, 1000))) if one not in taken)
 
 
