@@ -42,8 +42,9 @@ class ExportSettings(Node):
 class ArmsAsked(Node):
     """How often the arms of a panel, the base and its experts, are asked the same problem."""
 
-    samples: Annotated[Count, Field(le=1024), SIZE] = 4
-    """Completions of each arm per training problem, to learn which arm solves what."""
+    samples: Annotated[Count, Field(le=1024), SIZE] = 2
+    """Completions of each arm per training problem, to learn which arm solves what. More problems teach more than more
+    samples of fewer (benchmarks/experts.md)."""
     oracle_samples: Annotated[Count, Field(le=1024), SIZE] = 8
     """Completions of each arm per held-out problem by which the oracles and the best single expert are chosen; they are
     scored on others, `evaluate.samples` of them."""
@@ -52,7 +53,7 @@ class ArmsAsked(Node):
 class RouteSettings(RouterSettings, ArmsAsked):
     """What a router learns from, and what its panel is compared with (orchestra/work/routing.py)."""
 
-    problems: Annotated[Count, SIZE] = 600
+    problems: Annotated[Count, SIZE] = 2000
     """Training problems that every arm is asked, to learn which solves which: those first of which no stage before has
     traces, for an expert may know its own by heart."""
     generalist: Annotated[Text | None, Refers("policy")] = None
