@@ -15,6 +15,8 @@ EXPORT = "model"
 """A stage's export, in its folder."""
 PREFLIGHT, PERPLEXITY = "preflight.json", "perplexity.json"
 """What a stage has measured of data before it trains, and of its policy after."""
+EXPERTS = "experts.json"
+"""Where a stage trains several: what each of its experts did, and how likely it finds texts."""
 PANEL_EVALUATION, GROWTH = "panel-evaluation.json", "growth.json"
 """What a panel's router wins, beside every other way of choosing who answers; and how a panel grew."""
 
