@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from orchestra.config.stage import Draft, Gives, Stage, last_panel
+from orchestra.config.stage import Draft, Gives, Stage, last_panel, with_traces
 from orchestra.work.settings import PANEL_EVALUATION, RouteSettings
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ class RouteStage(Stage, RouteSettings):
 
     def panel(self, earlier: Sequence[Stage]) -> str | None:
         return last_panel(earlier)
+
+    def traces_seen(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
+        """Problems of which there are none come first."""
+        return with_traces(earlier)
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         if last_panel(draft.before(self)) is None:

@@ -31,6 +31,7 @@ from orchestra.run.ledger import StageResult, write_json
 from orchestra.work.context import ADAPTER, PANEL_FOLDER, StageContext
 from orchestra.work.domains import expert_name
 from orchestra.work.policies import EVALUATION, answered, measured
+from orchestra.work.settings import EXPERTS, PERPLEXITY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +79,7 @@ def one_each(
     any_result = next(iter(results.values()))
     panel = context.once(lambda: _written(context, trained, any_result))
     context.once(lambda: _join_metrics(context.folder, list(results)))
+    context.once(lambda: write_json(context.folder / EXPERTS, _told(context.folder, results)))
     by_domain = {expert.domain: expert.name for expert in panel.experts if expert.domain}
     asked = context.resources.test(context.stage)
     routes = [by_domain.get(problem.domain, BASE) for problem in asked.problems]
@@ -236,6 +238,23 @@ def _written(context: StageContext, trained: Mapping[str, tuple[Path, Expert]], 
     write_panel(own, panel, sources)
     must_be_untouched(before, read_panel(own), but=tuple(trained))
     return panel
+
+
+def _told(folder: Path, results: Mapping[str, StageResult]) -> dict[str, dict[str, object]]:
+    """What each expert did on all held-out problems, and how likely it finds texts, as far as that was measured."""
+    told: dict[str, dict[str, object]] = {}
+    for name, one in results.items():
+        path = folder / EACH / name / PERPLEXITY
+        modelled = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        told[name] = {
+            "accuracy": one.accuracy,
+            "low": one.low,
+            "high": one.high,
+            "base_difference": one.base_difference,
+            "base_p_value": one.base_p_value,
+            "modelled": modelled,
+        }
+    return told
 
 
 def _join_metrics(folder: Path, names: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -134,12 +135,12 @@ def _measured(
 
 
 def fresh_first(context: StageContext, asked: Asked) -> list[int]:
-    """Training problems by chance, those first of which no stage before has traces: of its own traces' problems an
-    expert may know the answers by heart."""
+    """Training problems by chance, those first of which the fewest stages before have traces: of its own traces'
+    problems an expert may know the answers by heart."""
     files = [folder / TRACES for folder in context.earlier.values() if (folder / TRACES).is_file()]
-    imitated = {trace.problem_id for file in files for trace in read_traces(file)}
+    imitated = Counter(id for file in files for id in {trace.problem_id for trace in read_traces(file)})
     order = np.random.default_rng(context.seed).permutation(len(asked.problems)).tolist()
-    return sorted(order, key=lambda at: asked.problems[at].id in imitated)
+    return sorted(order, key=lambda at: imitated[asked.problems[at].id])
 
 
 def features(context: StageContext, model: PeftModel, asked: Asked, layer: int | None) -> np.ndarray:
