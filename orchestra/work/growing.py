@@ -35,7 +35,7 @@ from orchestra.work.imitating import imitated
 from orchestra.work.panels import expert_after, places_of, trained_once
 from orchestra.work.resources import stage_seed
 from orchestra.work.routing import Held, features, finished, fresh_first, routes_of
-from orchestra.work.settings import GROWTH
+from orchestra.work.settings import GROWTH, SCORED
 from orchestra.work.traces import traces_of
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ def _gained(context: StageContext, before: Growth, evaluation: Evaluation, held:
     """On held-out problems, the panel as it is minus the one that it was; of this one each arm is asked alone, which
     gives the same answers."""
     recipe, arms = context.recipe, before.arms
-    second = arms.ask(held.asked, "second", context.stage.evaluation(recipe).samples, recipe.seed)
+    second = arms.ask(held.asked, SCORED, context.stage.evaluation(recipe).samples, recipe.seed)
     arm_P = routes_of(context, arms.model, before.router, held.asked).routes.arm_P
     was_PS = answers_of(correct_APS(second, arms.names), arm_P)
     return paired_difference(evaluation.sampled.correct_PS, was_PS, recipe.evaluate.confidence, recipe.seed)
