@@ -103,6 +103,7 @@ def train_sft(
     report_to: str,
     on_step: StepListener | None = None,
     sweep: Sweep | None = None,
+    moments: Path | None = None,
 ) -> SftOutcome:
     """Train the policy on (prompt, completion) pairs, resuming from the folder's last complete checkpoint.
 
@@ -112,6 +113,7 @@ def train_sft(
         max_length: tokens; `settings.max_length`, or what rollouts allow where that is None.
         report_to: see models/training.py, `reporting`.
         sweep: measures the policy on its way.
+        moments: folder of an adapter whose optimizer this one goes on with; None: it begins anew.
 
     Raises:
         TrainingError: nothing to train on, NaN, a changed base.
@@ -137,6 +139,7 @@ def train_sft(
             *([sweep] if sweep else []),
         ],
     )
+    trainer.moments = moments
     trainer.train_or_resume(settings.steps)
     if base_sha256(policy) != before:
         raise TrainingError("the frozen base changed while the policy was trained")

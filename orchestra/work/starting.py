@@ -1,4 +1,4 @@
-"""Where an expert's training starts: at what the panel's record says of it, or not at all.
+"""Where an expert's training starts: at what the panel's record says of it, or not at all; and with which optimizer.
 
 An adapter that was put on another base, or is not the one that was measured, trains as smoothly as any other, and shows
 it only in what comes out (experiment 7b-2 started at an accuracy of 8.95 % instead of 70 %). So it is asked first.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from evals.evaluate import Evaluation, compare
 from evals.removal import start_record_fault
+from models.expert_files import MOMENTS
 from models.experts import PanelError
 from orchestra.config.trained import EACH
 from orchestra.work.policies import EVALUATION, answered, serve
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from models.experts import Record
+    from models.settings import TrainsExpert
     from orchestra.work.context import StageContext
 
 START = "start.json"
@@ -55,6 +57,24 @@ def must_start_as_recorded(context: StageContext, policy: PeftModel) -> int:
     if fault is not None:
         raise PanelError(f"stage {context.called!r} has not begun: {fault}")
     return found.tokens
+
+
+def kept_moments(context: StageContext, stage: TrainsExpert) -> Path | None:
+    """Folder of the expert whose optimizer the stage goes on with; None where it begins anew.
+
+    Raises:
+        PanelError: there is nothing to go on with.
+    """
+    if stage.optimizer == "fresh":
+        return None
+    if (start := context.start) is None:
+        raise PanelError(f"optimizer: kept: expert {context.expert!r} is new; write `optimizer: fresh`")
+    if not (start.folder / MOMENTS).is_file():
+        raise PanelError(
+            f"optimizer: kept: {start.name!r} has no moments to go on with ({start.folder / MOMENTS} is missing: the "
+            "expert was added from elsewhere, or `keep: best` chose a step before the last); write `optimizer: fresh`"
+        )
+    return start.folder
 
 
 def _record(context: StageContext) -> Record | None:

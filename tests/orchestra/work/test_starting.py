@@ -1,16 +1,19 @@
 """Where an expert's training starts: at what the panel says of it, or not at all."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
 import grown
 import pytest
 import solved
+from safetensors.torch import load_file
 
 from evals.evaluate import Evaluation
 from evals.statistics import accuracy
-from models.experts import PanelError, expert_folder, read_panel, write_panel
+from models.expert_files import MOMENTS
+from models.experts import Panel, PanelError, expert_folder, expert_of, read_panel, write_panel
 from orchestra.work import imitating, optimising, policies, starting
 
 SFT = {"kind": "sft", "steps": 1, "batch_size": 2, "learning_rate": 1e-2, "warmup_ratio": 0, "preflight": False}
@@ -201,6 +204,93 @@ def test_the_same_problems_are_compared_one_by_one(make, run, engine, where, pai
     _, raised = begin(recipe, "more", run, engine, answer=now)
     assert isinstance(raised, PanelError if paired else Begun)
     assert not paired or "15.00 points lower" in str(raised)
+
+
+# the optimizer
+
+
+def begun_with(recipe, run, engine):
+    """The folder of moments that the training of `more` is given, or the error."""
+    given = []
+
+    def begun(*_, moments, **__):
+        given.append(moments)
+        raise Begun
+
+    context = solved.context(recipe, "more", run, engine)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policies, "free_memory", lambda: None)
+        for module, name in ((imitating, "train_sft"), (optimising, "train_grpo")):
+            patch.setattr(module, name, begun)
+        with pytest.raises(Begun):
+            context.stage.run(context)
+    return given[0]
+
+
+@pytest.mark.parametrize("kind", [SFT, GRPO], ids=["sft", "grpo"])
+def test_an_optimizer_is_kept_where_that_is_asked(make, run, engine, kind):
+    own = expert_folder(run / "first" / "panel", "one")
+    for keys, folder in (({}, None), ({"optimizer": "fresh"}, None), ({"optimizer": "kept"}, own)):
+        recipe = make({"name": "more", "expert": "one", **kind, **keys})
+        assert begun_with(recipe, run, engine) == folder
+    recipe = make({"name": "more", "expert": "two", "from": "one", "optimizer": "kept", **kind})
+    assert begun_with(recipe, run, engine) == own
+
+
+@pytest.mark.parametrize("kind", [SFT, GRPO], ids=["sft", "grpo"])
+@pytest.mark.parametrize(("keys", "steps"), [({"optimizer": "kept"}, 2), ({}, 1)], ids=["kept", "fresh"])
+def test_moments_count_the_steps_since_they_were_fresh(make, run, engine, kind, keys, steps):
+    """And are a file of the expert like its others."""
+    _, result = begin(make({"name": "more", "expert": "one", **kind, **keys}), "more", run, engine, train=True)
+    panel, folder = read_panel(run / "more" / "panel"), expert_folder(run / "more" / "panel", "one")
+    assert set(panel.expert("one").files) == {"adapter_config.json", "adapter_model.safetensors", MOMENTS}
+    found = load_file(folder / MOMENTS)
+    assert {float(x) for name, x in found.items() if name.endswith(".step")} == {steps} and result.steps == 1
+
+
+def test_moments_stay_the_same_while_another_expert_is_trained(make, run, engine):
+    begin(make({"name": "more", "expert": "two", **SFT}), "more", run, engine, train=True)
+    one, two = (expert_folder(run / stage / "panel", "one") / MOMENTS for stage in ("first", "more"))
+    assert one.read_bytes() == two.read_bytes()
+    two.write_bytes(b"")
+    with pytest.raises(PanelError, match=r"expert 'one': .*one/optimizer.safetensors is not what panel.json says"):
+        read_panel(run / "more" / "panel")
+
+
+def test_the_moments_of_the_last_step_are_none_of_an_earlier_one(make, run, engine):
+    """Of two steps that solve as little as each other the first one is kept."""
+    swept = {"evaluate_every": 1, "keep": "best", "steps": 2}
+    recipe = make({"name": "more", "expert": "one", **SFT, **swept}, validation=str(run / "validation.jsonl"))
+    solved.written(run / "validation.jsonl", grown.problems(2, 300))
+    _, result = begin(recipe, "more", run, engine, train=True)
+    assert result.extra["kept_step"] == 1
+    assert MOMENTS not in read_panel(run / "more" / "panel").expert("one").files
+
+
+def test_without_moments_nothing_can_be_kept(make, run, engine):
+    folder, own = run / "first" / "panel", run / "own"
+    shutil.copytree(expert_folder(folder, "one"), own)
+    (own / MOMENTS).unlink()
+    old = read_panel(folder).expert("one")
+    shutil.rmtree(folder)
+    bare = expert_of(own, "one", old.domain, old.lineage)
+    write_panel(folder, Panel(make().model.base, "", (bare,)), {"one": own})
+    said = (
+        r"^optimizer: kept: 'first/one' has no moments to go on with \(.*optimizer.safetensors is missing: the expert "
+        r"was added from elsewhere, or `keep: best` chose a step before the last\); write `optimizer: fresh`$"
+    )
+    for kind in (SFT, GRPO):
+        recipe = make({"name": "more", "expert": "one", "optimizer": "kept", **kind})
+        asked, error = begin(recipe, "more", run, engine)
+        assert asked == [] and re.match(said, str(error)) and not list((run / "more").iterdir())
+    recipe = make({"name": "more", "expert": "each", "optimizer": "kept", **SFT})
+    _, error = begin(recipe, "more", run, engine)
+    assert str(error) == "optimizer: kept: expert 'sums' is new; write `optimizer: fresh`"
+
+
+def test_an_optimizer_is_only_of_an_expert_kept(make):
+    with pytest.raises(ValueError, match="optimizer: only of an expert is it kept: say which one with `expert: name`"):
+        make({"name": "more", "optimizer": "kept", **SFT})
 
 
 @pytest.mark.slow
