@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
 from models.adapters import adapter_tensors
@@ -65,6 +67,12 @@ class ImitationTrainer(AdapterTrainer, SFTTrainer):
         super().__init__(model=model, args=args, train_dataset=dataset, processing_class=tokenizer, callbacks=callbacks)
         self.keep_float32(policy)
         self.probe = probe
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # TRL would count from 0 again
+        told = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)).log_history
+        self._total_train_tokens = next((line["num_tokens"] for line in reversed(told) if "num_tokens" in line), 0)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from models.adapters import AdapterError, adapter_sha256, adapter_tensors, load_adapter, save_adapter
 from models.base import load_base
+from models.engines.start import Capacity
 from models.expert_files import MOMENTS
 from models.moments import load_moments, save_moments
 from models.training import checkpoint_at
@@ -151,11 +152,12 @@ def test_peft_does_not_mind_the_file(runs, tiny_path):
 
 
 @pytest.mark.slow
-def test_vllm_does_not_mind_the_file(runs, tmp_path, vllm_engine):
+def test_vllm_does_not_mind_the_file(runs, tmp_path, tiny_path, own_engine):
     """It scores the same under the folder with it and under one without."""
+    engine = own_engine(tiny_path, Capacity(max_model_len=64, max_num_seqs=4, lora_rank=8, loras=2))
     bare = shutil.copytree(runs["kept"], tmp_path / "bare")
     (bare / MOMENTS).unlink()
-    vllm_engine.sync_panel({"with": runs["kept"], "without": bare})
+    engine.sync_panel({"with": runs["kept"], "without": bare})
     asked = [[5, 17, 99], [8, 4]], [[30, 31], [12]]
-    one, two, base = (vllm_engine.score_routed(*asked, name) for name in ("with", "without", None))
+    one, two, base = (engine.score_routed(*asked, name) for name in ("with", "without", None))
     assert one == two != base
