@@ -74,7 +74,7 @@ class Router:
     mean_H: np.ndarray
     scale_H: np.ndarray
     rows: tuple[Row, ...]
-    threshold: float = 0.0
+    threshold: float
 
     @classmethod
     def fit(

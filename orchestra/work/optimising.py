@@ -21,13 +21,17 @@ from rl.train import train_grpo
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from orchestra.config.trained import TrainingStage
     from orchestra.run.ledger import StageResult
-    from orchestra.stages.grpo import GrpoStage
     from orchestra.work.context import StageContext
     from rewards.problems import Asked
+    from rl.settings import GrpoSettings
+
+    class Optimisation(TrainingStage, GrpoSettings):
+        """What is known here of the stage."""
 
 
-def optimise(context: StageContext, stage: GrpoStage) -> StageResult:
+def optimise(context: StageContext, stage: Optimisation) -> StageResult:
     """Train what the stage trains."""
     asked = context.resources.train()
     data = (context.recipe.problems.train,)
@@ -41,7 +45,7 @@ def optimise(context: StageContext, stage: GrpoStage) -> StageResult:
     return one_each(context, domains, data, lambda own, domain: _optimised(own, stage, asked_in(asked, (domain,))))
 
 
-def _optimised(context: StageContext, stage: GrpoStage, asked: Asked) -> StageResult:
+def _optimised(context: StageContext, stage: Optimisation, asked: Asked) -> StageResult:
     """One policy, or one expert, optimised on these problems and measured; rollouts are its own."""
     recipe, resources = context.recipe, context.resources
     rollouts = recipe.rollouts.overridden_by(stage)
@@ -72,7 +76,7 @@ def _optimised(context: StageContext, stage: GrpoStage, asked: Asked) -> StageRe
     return trained(context, policy, result, steps=stage.steps, tokens=tokens + swept.tokens)
 
 
-def _reference(context: StageContext, stage: GrpoStage, policy: PeftModel) -> Reference:
+def _reference(context: StageContext, stage: Optimisation, policy: PeftModel) -> Reference:
     """What `reference:` names: the base, this stage's start, or an earlier stage's policy."""
     if stage.reference == "base":
         return Reference(stage.reference, None)

@@ -34,7 +34,7 @@ def fitted(seed=0, settings=SETTINGS, **how):
 def fixed(odds_A, names=NAMES):
     """Log-odds that are the same for every problem: weights 0."""
     rows = tuple(Row(np.zeros(2, np.float32), np.float32(x), np.float32(1), np.float32(0)) for x in odds_A)
-    return Router(names, 1, np.zeros(2, np.float32), np.ones(2, np.float32), rows)
+    return Router(names, 1, np.zeros(2, np.float32), np.ones(2, np.float32), rows, 0.0)
 
 
 def bytes_of(row):

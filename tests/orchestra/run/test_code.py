@@ -12,7 +12,7 @@ from orchestra.run.code import _digest, _imports, closure
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("orchestra", "sft", "rl", "evals", "models", "rewards", "settings", "recipes")
-STAGES = ["base", "distill", "evaluate", "export", "grpo", "preflight", "probe", "sft", "solutions"]
+STAGES = ["base", "distill", "evaluate", "export", "grpo", "preflight", "probe", "route", "sft", "solutions"]
 PROGRAM = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -64,7 +64,7 @@ def changed(copy: Path, before: dict, file: str, more: str = "\nADDED = 1\n") ->
         ("rl/trainer.py", ["grpo"]),
         ("rl/batches.py", ["grpo"]),
         ("sft/train.py", ["sft"]),
-        ("sft/distill.py", ["distill", "grpo", "preflight", "sft", "solutions"]),
+        ("sft/distill.py", ["distill", "grpo", "preflight", "route", "sft", "solutions"]),
         ("evals/statistics.py", [kind for kind in STAGES if kind != "solutions"]),
         ("models/checkpoint.py", ["export"]),
         ("rewards/math/domain.py", STAGES),
@@ -131,6 +131,8 @@ def test_only_who_looks_on_does_not_count(before):
     known = {"rewards.settings", "rewards.math.cases", "orchestra.text"}
     # what compares finished runs, and sets of traces
     known |= {"evals.arms", "evals.gains", "evals.seeds", "sft.cards"}
+    # what no stage grows or prunes a panel by
+    known |= {"evals.audit", "models.population"}
     onlookers = ("orchestra.config.", "orchestra.plan.", "orchestra.report.", "orchestra.run.", "orchestra.cli",
                  "orchestra.__main__", "models.embedded.")  # fmt: skip
     assert {name for name in left_out if not name.startswith(onlookers)} <= known

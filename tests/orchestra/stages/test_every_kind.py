@@ -25,6 +25,7 @@ STAGES = {
     "evaluate": {"samples": 2},
     "export": {},
     "probe": {},
+    "route": {},
     "solutions": {"same_problems_as": "traces"},
 }
 NAMES = {
@@ -35,17 +36,23 @@ NAMES = {
     "evaluate": "look",
     "export": "release",
     "probe": "moved",
+    "route": "choose",
     "solutions": "written",
 }
 KINDS = sorted(all_kinds())
+# what those take that make something of a panel
+EXPERTS = {"name": "experts", "kind": "sft", "data": "traces", "steps": 3, "learning_rate": 1e-3, "expert": "each"}
+OF_PANEL = ("route",)
 
 
 @pytest.fixture
 def recipe(tmp_path):
     """A recipe with a stage of each kind."""
+    stages = [{"name": NAMES[kind], "kind": kind, **keys} for kind, keys in STAGES.items()]
+    first = [stage for stage in stages if stage["kind"] not in OF_PANEL]
     lines = [
         "name: each", "model: {base: embedded/student}", "problems: {train: embedded, test: embedded}", "stages:",
-        *(f"  - {json.dumps({'name': NAMES[kind], 'kind': kind, **keys})}" for kind, keys in STAGES.items()),
+        *(f"  - {json.dumps(stage)}" for stage in (*first, EXPERTS, *(one for one in stages if one not in first))),
     ]  # fmt: skip
     (tmp_path / "each.yaml").write_text("\n".join(lines))
     return load_recipe(str(tmp_path / "each.yaml"), None)
@@ -75,7 +82,7 @@ def test_says_what_it_is(kind):
     """A file of its own, a docstring, a `run`, and a class attribute only where the base class has one."""
     own = all_kinds()[kind]
     assert own.__module__ == f"orchestra.stages.{kind}" and own.__doc__ and "run" in vars(own)
-    assert set(own.gives) <= {"policy", "imitation", "traces", "evaluation"}
+    assert set(own.gives) <= {"policy", "imitation", "traces", "evaluation", "panel"}
     for name, method in inspect.getmembers(own, inspect.isfunction):
         overridden = getattr(Stage, name, None)
         if name in vars(own) and overridden is not None:
@@ -108,6 +115,10 @@ def test_fingerprint(recipe, entries, kind):
     assert all(any(key.startswith(part) for key in made.config) for part in reads(stage))
     assert [f"adapter of stage {name}" in made.inputs for name in recipe.parents_of(stage.name)] == [True] * len(
         recipe.parents_of(stage.name)
+    )
+    panel = recipe.panel_of(stage.name)
+    assert [name for name in made.inputs if name.startswith("panel of")] == [f"panel of stage {panel}"] * (
+        panel is not None
     )
     assert [name for name in made.code if name.startswith("orchestra.stages.")] == [f"orchestra.stages.{kind}"]
     assert not any(name.startswith(("orchestra.report", "orchestra.plan", "orchestra.run")) for name in made.code)
