@@ -107,6 +107,7 @@ def test_each_domain_gets_an_expert(chain):
     assert [(one.name, one.domain, one.lineage.stage, one.lineage.parent) for one in panel.experts] == [
         ("sums", "Sums", "experts/sums", "base"), ("word-co", "Word & co", "experts/word-co", "base"),
     ]  # fmt: skip
+    assert {(one.record.problems, one.record.source.rpartition("/")[2]) for one in panel.experts} == {(2, "test.jsonl")}
     assert results["experts"].steps == 4 and results["experts"].extra["experts"] == 2
     lines = [json.loads(line) for line in (run / "experts" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["expert"]) for line in lines] == [
