@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,18 +16,16 @@ import torch
 from torch import nn
 
 from models.base import ModelError, hash_tensor, skeleton
-from models.engines.protocol import ADAPTER_CONFIG, ADAPTER_TENSORS, AdapterFiles
+from models.engines.protocol import ADAPTER_CONFIG, ADAPTER_TENSORS, NOT_PLAIN, AdapterFiles
 from models.families import ALL_LINEAR, unknown_targets
 from models.settings import Lora
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 POLICY = "default"
 REFERENCE = "reference"
-NOT_PLAIN = ("alpha_pattern", "bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "use_dora", "use_rslora")
-"""Settings of PEFT's with which the update is another than (alpha / rank) B A."""
 
 
 class AdapterError(ModelError):
@@ -96,15 +94,11 @@ def load_adapters(base: "PreTrainedModel", folders: Mapping[str, Path]) -> "Peft
     Raises:
         AdapterError: see `load_adapter`.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     model = None
     for name, folder in folders.items():
-        try:
-            config = LoraConfig.from_pretrained(_existing(folder))
-        except (TypeError, ValueError) as error:
-            raise AdapterError(f"{folder}/{ADAPTER_CONFIG} is not readable: {error}") from error
-        config.inference_mode = False
+        config = read_config(folder)
         if model is None:
             model = get_peft_model(base, config, adapter_name=name)
         else:
@@ -114,9 +108,27 @@ def load_adapters(base: "PreTrainedModel", folders: Mapping[str, Path]) -> "Peft
     return model
 
 
-def add_reference(model: "PeftModel", tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Add a frozen second adapter named `reference` with these weights (as `adapter_tensors` gives them)."""
-    model.add_adapter(REFERENCE, model.peft_config[POLICY])
+def read_config(folder: Path) -> "LoraConfig":
+    """PEFT's configuration of a saved adapter, as of one that may train. Raises AdapterError."""
+    from peft import LoraConfig
+
+    try:
+        config = LoraConfig.from_pretrained(_existing(folder))
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"{folder}/{ADAPTER_CONFIG} is not readable: {error}") from error
+    config.inference_mode = False
+    return config
+
+
+def add_reference(
+    model: "PeftModel", tensors: Mapping[str, torch.Tensor], source: str, config: "LoraConfig | None" = None
+) -> None:
+    """Add a frozen second adapter named `reference` with these weights (as `adapter_tensors` gives them).
+
+    Args:
+        config: of that adapter; None: the policy's.
+    """
+    model.add_adapter(REFERENCE, replace(config or model.peft_config[POLICY]))
     write_adapter(model, tensors, REFERENCE, source=source)
     for name, parameter in model.named_parameters():
         if f".{REFERENCE}." in name:
@@ -206,6 +218,19 @@ class LoraUpdate:
         return weight.addmm_(up, down, alpha=self.scaling)
 
 
+def plain_config(folder: Path) -> Mapping[str, object]:
+    """adapter_config.json of a saved adapter that is plain LoRA, whose update is (alpha / rank) B A.
+
+    Raises:
+        AdapterError: it is more than that.
+    """
+    config = json.loads((_existing(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    more = sorted(key for key in NOT_PLAIN if config.get(key) not in (None, False, "none", {}, []))
+    if more:
+        raise AdapterError(f"{folder} is more than plain LoRA ({', '.join(more)}), and cannot be folded or merged")
+    return config
+
+
 def read_updates(folder: Path) -> dict[str, LoraUpdate]:
     """A saved adapter's updates by the layer's name in the base.
 
@@ -213,10 +238,7 @@ def read_updates(folder: Path) -> dict[str, LoraUpdate]:
         AdapterError: it cannot be read, or is more than plain LoRA.
     """
     tensors = read_adapter(folder)
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    more = sorted(key for key in NOT_PLAIN if config.get(key) not in (None, False, "none", {}, []))
-    if more:
-        raise AdapterError(f"{folder} is more than plain LoRA ({', '.join(more)}), and cannot be folded")
+    config = plain_config(folder)
     mark = ".lora_A.weight"
     updates = {
         name.removeprefix("base_model.model.").removesuffix(mark): LoraUpdate(

@@ -1,13 +1,14 @@
 """A panel: the LoRA experts on one frozen base, as ordinary PEFT folders beside a file that says what they are.
 
-    panel.json                      base, experts in their order, the router, and the panel before the last change
+    panel.json                      base, experts in their order, the router, and the panels before the last changes
     experts/NAME/                   adapter_config.json, adapter_model.safetensors: what PEFT loads and vLLM serves
     routers/HASH/                   the router (models/router.py) that knows these experts
     removed/HASH/                   what was removed or replaced, for as long as it can be brought back
 
 panel.json is the truth and replaced whole: files are put in their places before it and taken away after it, so that a
-crash at any moment leaves the old panel or the new one, with nothing but files in excess. Files are never changed, only
-linked and unlinked: what a change does not touch is the same bytes. Nothing here needs torch.
+crash at any moment leaves the old panel or the new one, with nothing but files in excess. `.changing` says which those
+may be; the next change takes them away, and never what somebody else has put there. Files are never changed, only put
+there and unlinked: what a change does not touch is the same bytes. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -19,24 +20,21 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from models.engines.protocol import ADAPTER_CONFIG, ADAPTER_TENSORS
+from models.engines.protocol import ADAPTER_CONFIG, ADAPTER_TENSORS, NOT_PLAIN
+from models.expert_files import FILES, Hashes, PanelError, adapter_config, must_be_files, tensor_shapes
 from models.settings import RESERVED_EXPERTS
-from settings import SLUG, near
+from settings import SLUG, Count, Share, near
 from settings.files import linked, sha256_of, sync_folder, write_whole
 
-PANEL = "panel.json"
+PANEL, CHANGING = "panel.json", ".changing"
+VERSION = 1
 EXPERTS, ROUTERS, REMOVED = "experts", "routers", "removed"
-FILES = (ADAPTER_CONFIG, ADAPTER_TENSORS)
 BASE = "base"
-
-
-class PanelError(ValueError):
-    """A panel that cannot be read, is not what its panel.json says, or cannot be changed as asked."""
-
-    user_message = True
+NOT_EDITED = "the file is not meant to be edited; put back what it was"
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,10 @@ class Lineage:
 class Record:
     """What an expert did when it was measured last: accuracy with its interval, on so many problems, and which."""
 
-    accuracy: float
+    accuracy: Share
     low: float
     high: float
-    problems: int
+    problems: Count
     source: str
 
 
@@ -78,14 +76,14 @@ class Expert:
     name: str
     domain: str
     lineage: Lineage
-    rank: int
-    files: Mapping[str, str]
+    rank: Count
+    files: Hashes
     record: Record | None = None
 
     @property
     def digest(self) -> str:
-        """A short name of its weights."""
-        return self.files[ADAPTER_TENSORS][:16]
+        """A short name of its files."""
+        return _digest_of(self.files)
 
 
 @dataclass(frozen=True)
@@ -101,11 +99,11 @@ class Panel:
     base: str
     base_sha256: str
     experts: tuple[Expert, ...] = ()
-    router: Mapping[str, str] | None = None
+    router: Annotated[Hashes, Field(min_length=1)] | None = None
     change: str = ""
     before: Panel | None = None
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -152,11 +150,22 @@ def expert_of(source: Path, name: str, domain: str, lineage: Lineage, record: Re
     """What a panel says of the adapter in a folder.
 
     Raises:
-        PanelError: the folder holds no adapter, or one that is cut off.
+        PanelError: the folder holds no adapter, or one that is cut off or more than plain LoRA.
     """
-    config = _adapter_config(source)
-    _must_be_whole(source / ADAPTER_TENSORS)
+    config, shapes = adapter_config(source), tensor_shapes(source)
+    if more := [key for key in NOT_PLAIN if config.get(key) not in (None, False, "none", {}, [])]:
+        raise PanelError(f"{source / ADAPTER_CONFIG}: an expert is plain LoRA, and this is more ({', '.join(more)})")
+    for tensor, shape in sorted(shapes.items()):
+        rank = {".lora_A.weight": shape[:1], ".lora_B.weight": shape[1:]}.get(tensor[-14:])
+        if len(shape) != 2 or rank != (config["r"],):
+            fault = f"{tensor!r} of shape {shape} is no part of a LoRA adapter of rank {config['r']}"
+            raise PanelError(f"{source / ADAPTER_TENSORS}: {fault}, which {ADAPTER_CONFIG} says it is")
     return Expert(name, domain, lineage, config["r"], {file: sha256_of(source / file) for file in FILES}, record)
+
+
+def router_files(source: Path) -> dict[str, str]:
+    """What a panel says of the router in a folder: sha256 of its files by name."""
+    return {path.name: sha256_of(path) for path in sorted(source.iterdir())}
 
 
 def read_panel(folder: Path) -> Panel:
@@ -167,9 +176,13 @@ def read_panel(folder: Path) -> Panel:
     """
     panel = parsed(folder)
     for expert in panel.experts:
-        _must_be(expert_folder(folder, expert.name), expert.files, f"expert {expert.name!r}")
+        place = expert_folder(folder, expert.name)
+        must_be_files(place, expert.files, f"expert {expert.name!r}")
+        if (rank := adapter_config(place)["r"]) != expert.rank:
+            fault = f"expert {expert.name!r} is said to have rank {expert.rank}, and has {rank}"
+            raise PanelError(f"{folder / PANEL}: {fault}; {NOT_EDITED}")
     if (router := router_folder(folder, panel)) is not None:
-        _must_be(router, panel.router, "the router")
+        must_be_files(router, panel.router, "the router")
     return panel
 
 
@@ -177,32 +190,46 @@ def parsed(folder: Path) -> Panel:
     """What panel.json says, without a look at the files. Raises PanelError."""
     path = folder / PANEL
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+        stored = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         raise PanelError(f"{folder} holds no panel ({PANEL} is missing)") from None
+    except (ValueError, RecursionError) as error:
+        raise PanelError(f"{path} is no JSON ({error}); {NOT_EDITED}") from error
+    version = stored.pop("version", None) if isinstance(stored, dict) else None
+    if type(version) is int and version > VERSION:
+        raise PanelError(f"{path} is of version {version}, and this program knows up to {VERSION}; update orchestra-rl")
+    earlier = stored.pop("before", None) if isinstance(stored, dict) else None
+    if version != VERSION or type(version) is not int or not isinstance(earlier, list):
+        raise PanelError(f"{path} has no version, or not all that a panel has; {NOT_EDITED}")
     try:
-        panel = TypeAdapter(Panel).validate_json(content, strict=False)
+        states = TypeAdapter(tuple[Panel, ...]).validate_json(json.dumps([stored, *earlier]))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise PanelError(f"{path} cannot be read: {place}: {first['msg']}; it is not meant to be edited") from error
-    for at, expert in enumerate(panel.experts):
-        if fault := name_fault(expert.name):
-            raise PanelError(f"{path}: {fault}")
-        if expert.name in panel.names[:at]:
-            raise PanelError(f"{path}: there are two experts {expert.name!r}; it is not meant to be edited")
+        (at, *keys), message = error.errors()[0]["loc"], error.errors()[0]["msg"]
+        place = ".".join(map(str, (*(("before", at - 1) if at else ()), *keys)))
+        raise PanelError(f"{path}: {place}: {message}; {NOT_EDITED}") from error
+    panel = None
+    for state in reversed(states):
+        if fault := _fault(state):
+            raise PanelError(f"{path}: {fault}; {NOT_EDITED}")
+        panel = replace(state, before=panel)
     return panel
 
 
 def write_panel(
-    folder: Path, panel: Panel, sources: Mapping[str, Path] | None = None, router: Path | None = None
+    folder: Path,
+    panel: Panel,
+    sources: Mapping[str, Path] | None = None,
+    router: Path | None = None,
+    *,
+    copy: bool = False,
 ) -> Panel:
     """Make the folder hold this panel: what is new is linked from its source, what is no longer in it is kept for as
-    long as an earlier panel knows it, and all else stays as it is.
+    long as an earlier panel knows it, and all else stays as it is. After any error the folder is what it was.
 
     Args:
         sources: folder of each expert whose files are not in the panel's folder yet.
         router: folder of the router, if it is not there yet.
+        copy: copy sources instead, where whoever they belong to may write into them.
 
     Raises:
         PanelError: files are nowhere, or not those that the panel names; or an expert's would take the place of others
@@ -210,27 +237,39 @@ def write_panel(
         OSError: the disk.
     """
     old = parsed(folder) if (folder / PANEL).is_file() else None
-    for expert in panel.experts:
-        if old is not None and expert.name in old and old.expert(expert.name).files != expert.files:
-            raise PanelError(f"{folder}: expert {expert.name!r} is there already, with other weights")
-        _bring(folder, expert, old, (sources or {}).get(expert.name))
-    if (place := router_folder(folder, panel)) is not None and not place.is_dir():
-        if router is None:
-            raise PanelError(f"{folder}: the panel's router is nowhere")
-        _link_all(router, place, panel.router, "the router")
-    for gone in old.experts if old is not None else ():
-        if gone.name not in panel:
-            place = folder / REMOVED / gone.digest
-            if not place.is_dir():
-                _link_all(expert_folder(folder, gone.name), place, gone.files, f"expert {gone.name!r}")
-    write_whole(folder / PANEL, panel_json(panel))
-    _sweep(folder, panel)
+    before, after = _places(old), _places(panel)
+    given = {f"{EXPERTS}/{name}": source for name, source in (sources or {}).items()}
+    if router is not None and panel.router is not None:
+        given[f"{ROUTERS}/{_digest_of(panel.router)}"] = router
+    _sweep(folder, before)
+    new = {place: files for place, files in after.items() if place not in before or not (folder / place).is_dir()}
+    for place in after:
+        if after[place] != before.get(place, after[place]):
+            raise PanelError(f"{folder / place} is there already, with other weights")
+        if place not in before and (folder / place).exists():
+            raise PanelError(f"{folder / place} is there, and the panel does not know it; move it away")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        write_whole(folder / CHANGING, "".join(f"{place}\n" for place in sorted({*before, *after})).encode())
+        for place, files in new.items():
+            same = [one for one in before if before[one] == files and (folder / one).is_dir()]
+            if place not in given and not same:
+                raise PanelError(f"{folder}: the files of {place} are nowhere; put them back")
+            source = given[place] if place in given else folder / same[0]
+            _put(source, folder / place, files, copy=copy if place in given else same[0] in after)
+        write_whole(folder / PANEL, panel_json(panel))
+    finally:
+        _sweep(folder, _places(parsed(folder)) if (folder / PANEL).is_file() else {})
     return panel
 
 
 def panel_json(panel: Panel) -> bytes:
-    """panel.json's content."""
-    return (json.dumps(asdict(panel), indent=1, ensure_ascii=False) + "\n").encode()
+    """panel.json's content: the panel, and those before it in a list, the last one first."""
+    states = [asdict(replace(one, before=None)) for one in _history(panel)]
+    for state in states:
+        del state["before"]
+    content = {"version": VERSION} | states[0] | {"before": states[1:]}
+    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def must_be_untouched(before: Panel, after: Panel, but: Sequence[str] = ()) -> None:
@@ -246,47 +285,56 @@ def must_be_untouched(before: Panel, after: Panel, but: Sequence[str] = ()) -> N
             raise PanelError(f"expert {expert.name!r} was not trained, but its files are not what they were")
 
 
-def _bring(folder: Path, expert: Expert, old: Panel | None, source: Path | None) -> None:
-    """See that the expert's files are in their place."""
-    place = expert_folder(folder, expert.name)
-    known = old is not None and expert.name in old
-    if not known:
-        shutil.rmtree(place, ignore_errors=True)  # left by a change that did not come to its end
-    if place.is_dir():
-        return
-    same = [one.name for one in old.experts if one.files == expert.files] if old is not None else []
-    found = [source, *(expert_folder(folder, name) for name in same), folder / REMOVED / expert.digest]
-    for candidate in found:
-        if candidate is not None and candidate.is_dir():
-            _link_all(candidate, place, expert.files, f"expert {expert.name!r}")
-            return
-    raise PanelError(f"{folder}: the files of expert {expert.name!r} are nowhere")
+def _fault(panel: Panel) -> str | None:
+    """What a panel's types do not say."""
+    for at, expert in enumerate(panel.experts):
+        if fault := name_fault(expert.name):
+            return fault
+        if expert.name in panel.names[:at]:
+            return f"there are two experts {expert.name!r}"
+        if set(expert.files) != set(FILES):
+            return f"expert {expert.name!r} must have the files {', '.join(FILES)}, and no other"
+    return None if panel.before is None else "before: a list of panels is meant"
 
 
-def _link_all(source: Path, place: Path, files: Mapping[str, str], what: str) -> None:
-    """A folder with these files of another one, whole or not at all."""
-    _must_be(source, files, what)
-    partial = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for file in files:
-        linked(source / file, partial / file)
-    partial.rename(place)
-    sync_folder(place.parent)
-
-
-def _sweep(folder: Path, panel: Panel) -> None:
-    """Take away what neither the panel nor one that it can go back to knows."""
+def _places(panel: Panel | None) -> dict[str, Hashes]:
+    """Every folder below the panel's that it, or one to which it can go back, needs, and what is in it."""
     known = tuple(_history(panel))
-    kept = {
-        EXPERTS: set(panel.names),
-        REMOVED: {expert.digest for one in known for expert in one.experts} - {e.digest for e in panel.experts},
-        ROUTERS: {_digest_of(one.router) for one in known if one.router is not None},
-    }
-    for kind, names in kept.items():
-        for place in sorted((folder / kind).iterdir()) if (folder / kind).is_dir() else ():
-            if place.name not in names:
-                shutil.rmtree(place)
+    places = {f"{EXPERTS}/{expert.name}": expert.files for expert in (panel.experts if panel is not None else ())}
+    present = list(places.values())
+    for one in known:
+        places |= {f"{REMOVED}/{gone.digest}": gone.files for gone in one.experts if gone.files not in present}
+        if one.router is not None:
+            places[f"{ROUTERS}/{_digest_of(one.router)}"] = one.router
+    return places
+
+
+def _put(source: Path, place: Path, files: Hashes, *, copy: bool) -> None:
+    """A folder with these files of another one, on the disk before panel.json is."""
+    must_be_files(source, files, f"for {place.parent.name}/{place.name}")
+    place.mkdir(parents=True)
+    for file in files:
+        (shutil.copyfile if copy else linked)(source / file, place / file)
+        sync_folder(place / file)
+    for folder in (place, place.parent, place.parent.parent):
+        sync_folder(folder)
+
+
+def _sweep(folder: Path, kept: Mapping[str, Hashes]) -> None:
+    """Take away what a change has left, done or broken off: of the places that it was about, those not kept."""
+    for file in (CHANGING, PANEL):
+        for partial in folder.glob(f".{file}.*.tmp"):
+            partial.unlink()
+    if not (folder / CHANGING).is_file():
+        return
+    for place in (folder / CHANGING).read_text(encoding="utf-8").splitlines():
+        ours = re.fullmatch(rf"({EXPERTS}|{ROUTERS}|{REMOVED})/[a-z0-9][a-z0-9_-]*", place)
+        if ours and place not in kept and (folder / place).exists():
+            shutil.rmtree(folder / place)
+    for kind in (EXPERTS, ROUTERS, REMOVED):
+        if (folder / kind).is_dir() and not any((folder / kind).iterdir()):
+            (folder / kind).rmdir()
+    (folder / CHANGING).unlink()
 
 
 def _history(panel: Panel | None) -> Iterator[Panel]:
@@ -295,43 +343,5 @@ def _history(panel: Panel | None) -> Iterator[Panel]:
         panel = panel.before
 
 
-def _must_be(place: Path, files: Mapping[str, str], what: str) -> None:
-    for file, digest in files.items():
-        path = place / file
-        if not path.is_file():
-            raise PanelError(f"{what}: {path} is missing; put it back")
-        if sha256_of(path) != digest:
-            raise PanelError(f"{what}: {path} is not what {PANEL} says (edited, or cut off); put it back")
-
-
-def _adapter_config(source: Path) -> Mapping[str, object]:
-    path = source / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise PanelError(f"{source} holds no adapter ({ADAPTER_CONFIG} is missing)") from None
-    except ValueError as error:
-        raise PanelError(f"{path} is no JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
-        raise PanelError(f"{path} is not that of a LoRA adapter")
-    return config
-
-
-def _must_be_whole(path: Path) -> None:
-    """A safetensors file says in its header how long it is."""
-    if not path.is_file():
-        raise PanelError(f"{path.parent} holds no adapter ({path.name} is missing)")
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length < 2**27 else b""
-    try:
-        tensors = {name: about for name, about in json.loads(header).items() if name != "__metadata__"}
-        end = max((about["data_offsets"][1] for about in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        tensors, end = {}, -1
-    if not tensors or 8 + length + end != path.stat().st_size:
-        raise PanelError(f"{path} is cut off or no safetensors file; put the whole file there")
-
-
-def _digest_of(files: Mapping[str, str]) -> str:
+def _digest_of(files: Hashes) -> str:
     return hashlib.sha256("".join(files[name] for name in sorted(files)).encode()).hexdigest()[:16]

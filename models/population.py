@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from math import fsum, log
@@ -204,7 +204,11 @@ class Decision:
 
 
 def decide(
-    windows: Sequence[Window], changes_at: Sequence[int], experts: Sequence[str], settings: GrowthSettings
+    windows: Sequence[Window],
+    changes_at: Sequence[int],
+    experts: Sequence[str],
+    settings: GrowthSettings,
+    given_up: Collection[str] = (),
 ) -> Decision:
     """What the last `settings.windows` windows say; earlier ones have no part in it.
 
@@ -216,6 +220,7 @@ def decide(
         windows: in the order in which they were seen.
         changes_at: of each change of the panel, how many windows had been seen before it.
         experts: that the panel has now, the base not among them.
+        given_up: domains in which a further expert has gained nothing; none is made for them again.
 
     Raises:
         PopulationError: a window since the last change knows nothing of one of the experts.
@@ -231,7 +236,7 @@ def decide(
         return Decision("stay", f"windows of this panel: {since}, and {needed} in a row are needed")
     recent = windows[-needed:]
     _all_known(recent, experts, first=len(windows) - needed)
-    return _pruned(recent, experts, settings) or _grown(recent, experts, settings)
+    return _pruned(recent, experts, settings) or _grown(recent, experts, settings, given_up)
 
 
 def _all_known(recent: Sequence[Window], experts: Sequence[str], first: int) -> None:
@@ -259,7 +264,9 @@ def _pruned(recent: Sequence[Window], experts: Sequence[str], settings: GrowthSe
     return Decision("prune", f"{told} in {_in_a_row(recent)}", expert=least)
 
 
-def _grown(recent: Sequence[Window], experts: Sequence[str], settings: GrowthSettings) -> Decision:
+def _grown(
+    recent: Sequence[Window], experts: Sequence[str], settings: GrowthSettings, given_up: Collection[str]
+) -> Decision:
     unsolved = all(one.unsolved > settings.unsolved_above for one in recent)
     unsure = all(one.entropy > settings.entropy_above and one.loss > settings.loss_above for one in recent)
     told = [
@@ -277,9 +284,11 @@ def _grown(recent: Sequence[Window], experts: Sequence[str], settings: GrowthSet
         name: sum(one.domains[name].unsolved for one in recent if name in one.domains)
         for name in {name for one in recent for name in one.domains}
     }
-    most = min(mass, key=lambda name: (-mass[name], name), default=None)
-    if most is None or not mass[most]:
+    if not any(mass.values()):
         return Decision("stay", f"{reason}, but no problem is without an arm that solves it: the router is at fault")
+    most = min((name for name in mass if name not in given_up), key=lambda name: (-mass[name], name), default=None)
+    if most is None or not mass[most]:
+        return Decision("stay", f"{reason}, but where problems are unsolved a further expert has gained nothing before")
     share = f"{mass[most]} of the {sum(mass.values())} unsolved problems are in {most!r}"
     return Decision("grow", f"{reason}; {share}", domain=most)
 

@@ -7,15 +7,16 @@ a frozen second adapter on the same base.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from models.adapters import POLICY, REFERENCE, adapter_sha256, adapter_tensors, add_reference
+from models.adapters import POLICY, REFERENCE, adapter_sha256, adapter_tensors, add_reference, read_adapter, read_config
 from models.training import TrainingError, without_dropout
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,23 @@ class Reference:
     Fields:
         name: as the recipe says it.
         tensors: the reference adapter's weights; None where the reference is the base.
+        config: of the reference adapter, whose rank, scale and layers may be others than the policy's; None: they are
+            the policy's.
     """
 
     name: str
     tensors: Mapping[str, torch.Tensor] | None
+    config: "LoraConfig | None" = None
+
+    @classmethod
+    def saved(cls, name: str, folder: Path) -> "Reference":
+        """The policy in an adapter's folder. Raises AdapterError."""
+        return cls(name, read_adapter(folder), read_config(folder))
 
     def install(self, model: "PeftModel") -> None:
         """Add the frozen reference adapter to the model, where there is one."""
         if self.tensors is not None:
-            add_reference(model, self.tensors, source=f"reference '{self.name}'")
+            add_reference(model, self.tensors, source=f"reference '{self.name}'", config=self.config)
 
     def replace(self, model: "PeftModel") -> None:
         """Put this reference in the place of the one that the model has."""

@@ -163,6 +163,11 @@ class Router:
             raise RouterError(f"router: there is an arm '{new}' already; take another name for '{old}'")
         return replace(self, names=(*self.names[:at], new, *self.names[at + 1 :]))
 
+    def row_bytes(self, name: str) -> bytes:
+        """An arm's row, to the last bit."""
+        row = self.rows[self.names.index(name)]
+        return b"".join(np.asarray(part).tobytes() for part in (row.weights_H, row.bias, row.slope, row.offset))
+
     def log_odds(self, features_PH: np.ndarray) -> np.ndarray:
         """Calibrated log-odds that each arm solves each problem, problems x arms. Neither the other arms nor the other
         problems change a last bit."""

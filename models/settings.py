@@ -57,7 +57,36 @@ class TrainsExpert(_START):
     """With `expert: each`: the domains that get an expert, by the problems' own `domain`. None: all that there are.
     With an expert by name: the only domains that it is trained on. None: everything."""
     lora: optional(Lora, "rank", "alpha", "dropout", "targets", otherwise="None: as in `model.lora`.") | None = None
-    """A new expert's adapter, where it is another than `model.lora`."""
+    """A new adapter, of an expert or of a stage that starts from the base, where it is another than `model.lora`."""
+
+
+class MergeSettings(Node):
+    """How the experts of a panel become one adapter (models/mixing.py). What an expert adds to a weight is called its
+    update, (alpha / rank) B A."""
+
+    merge: Literal["by-load", "best", "linear", "ties", "dare_ties", "svd"]
+    """by-load: the sum of the updates, each times the share of problems that its expert is asked; best: the one expert
+    with the best record; linear: the updates' mean, exactly; svd: that mean at a lower rank; ties (arXiv 2306.01708):
+    small entries dropped, those of the minority's sign too, the rest averaged; dare_ties (arXiv 2311.03099): the same,
+    entries dropped at random and the rest scaled up."""
+    rank: Annotated[Count | None, Field(le=512), SIZE] = None
+    """Of the merged adapter, by a truncated singular value decomposition of the merged update. None: by-load and linear
+    as many as the experts together, which loses nothing; svd, ties and dare_ties as many as the largest expert."""
+    density: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """ties and dare_ties: the share of an update's entries that is not dropped."""
+
+
+class MixtureSettings(Node):
+    """How the experts of a panel act together inside the network, softly for each token and layer (models/mixture.py,
+    Arrow, arXiv 2405.11157)."""
+
+    layers: Literal["middle", "all"] = "middle"
+    """In which layers experts act: the middle half, or all; in the others the base is alone."""
+    top_k: Count | None = None
+    """At most so many experts act on a token in a layer, those whose direction its hidden state lies most along. None:
+    all of them."""
+    temperature: Positive = 1.0
+    """Of the softmax over the experts that act; smaller is sharper."""
 
 
 class Model(Node):
@@ -170,7 +199,7 @@ class RouterSettings(Node):
     points). 0: the likeliest arm is asked."""
     set_aside: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the problems that is set aside, for stopping early and for calibration (Platt 1999)."""
-    l2: NotNegative = 0.03
+    l2: NotNegative = 0.3
     """Half of this times the squared norm of an arm's weights is added to its mean cross-entropy in nats; the features
     have mean 0 and variance 1."""
     patience: Count = 10

@@ -1,4 +1,4 @@
-"""The command line: `orchestra check | plan | run | show | report | export | diff | schema | verify`.
+"""The command line: `orchestra check | plan | run | show | report | export | diff | panel | schema | verify`.
 
 Only this module and the ones it calls late know the terminal; `check` and `plan` import nothing heavy.
 """
@@ -16,6 +16,7 @@ from rich.console import Console
 from models.processes import first_to_tell
 from orchestra import RECIPES
 from orchestra.cli_diff import diff
+from orchestra.cli_panel import panel
 from orchestra.cli_verify import verify
 from orchestra.config import loading
 from orchestra.config.arms import MAX_SEEDS
@@ -216,8 +217,8 @@ def export(
     to: Annotated[
         str | None, typer.Option("--to", help="A folder, or hub:name/model[@branch]; default: a folder below the run.")
     ] = None,
-    stage: Annotated[str | None, typer.Option("--stage", help="Whose policy; default: the last one.")] = None,
-    what: Annotated[str | None, typer.Option("--what", help="merged or adapter.")] = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="Whose policy or panel; default: the last one.")] = None,
+    what: Annotated[str | None, typer.Option("--what", help="merged, adapter or panel.")] = None,
     base: Annotated[str | None, typer.Option("--base", help="dequantized (as trained) or original.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="bfloat16, float16 or float32.")] = None,
     private: Annotated[bool | None, typer.Option("--private/--public", help="Of a repository that is made.")] = None,
@@ -245,6 +246,7 @@ def schema(
 
 app.command()(diff)
 app.command()(verify)
+app.add_typer(panel, name="panel")
 
 
 def main() -> int:

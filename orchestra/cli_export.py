@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 from pydantic import ValidationError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from orchestra.work.publishing import Ask
 
 HUB = "hub:"
+PANEL = "panel"
 
 
 def export_run(
@@ -56,7 +57,9 @@ def export_run(
         asked["hub"] = to.removeprefix(HUB)
     else:
         asked["hub"] = None  # what a recipe publishes by itself is published in its run
-    own = next((one for one in reversed(recipe.stages) if isinstance(one, ExportSettings)), None)
+    of_panel = asked.get("what") == PANEL
+    exports = [one for one in recipe.stages if isinstance(one, ExportSettings) and (one.what == PANEL) == of_panel]
+    own = exports[-1] if exports else None
     stated = {key: value for key, value in own or () if key in ExportSettings.model_fields}
     try:
         settings = ExportSettings.model_validate(stated | asked)
@@ -68,12 +71,15 @@ def export_run(
                 f"--to {to}: a repository is named as in hub:name/model, or hub:name/model@branch"
             ) from error
         raise UserError(f"--{key} {first['input']}: {first['msg']}") from error
-    name = _policy_of(run_dir, recipe, entries, stage, own)
+    name = _source_of(run_dir, recipe, entries, stage, own, PANEL if of_panel else "policy")
     entry, no_go = entries[name], _no_go(recipe, entries, name)
     if no_go and not force:
         raise UserError(f"{no_go}; --force exports it all the same, and its card says so")
     folder = _folder(run_dir, entries, to, own, settings, stage)
     recipe, progress = _as_trained(recipe, entry), Progress()
+    if of_panel:
+        source = run_dir / entry.folder / "panel"
+        return _exported_panel(run_dir, recipe, source, folder, settings, no_go, replace=replace)
     processes.yield_cores()
     with chatter_to(run_dir / "log.txt"), disk_errors(folder.parent):
         from orchestra.work.exported import TrainedPolicy
@@ -101,7 +107,23 @@ def _exported(
         may_publish(settings)  # a token that is missing is told before the merge, which takes a while
     record = export_policy(Resources(recipe), policy, folder, settings, progress, replace=replace)
     write_card(folder, run_dir, recipe)
-    return "\n".join([f"{folder}: policy of stage {policy.name!r}", *(f"  {line}" for line in record.lines())])
+    expert = recipe.stage(policy.name).trains
+    which = f", its expert {expert!r}" if expert is not None else ""
+    return "\n".join([f"{folder}: policy of stage {policy.name!r}{which}", *(f"  {line}" for line in record.lines())])
+
+
+def _exported_panel(
+    run_dir: Path, recipe: Recipe, source: Path, folder: Path, settings: ExportSettings, no_go: str, *, replace: bool
+) -> str:
+    """Written and read again; what to tell of that."""
+    from models.experts import read_panel
+    from orchestra.work.exporting_panel import export_panel
+
+    if settings.hub is not None:
+        raise UserError(f"--to hub:{settings.hub}: a panel goes into a folder only; upload that yourself")
+    with disk_errors(folder.parent):
+        panel = export_panel(read_panel(source), source, folder, run_dir, recipe, no_go=no_go, replace=replace)
+    return f"{folder}: {', '.join(panel.names)}; README.md there says how to serve them"
 
 
 def gguf_command(folder: Path) -> str:
@@ -119,16 +141,24 @@ def _asking(replace: bool) -> Ask | None:
     return lambda question: typer.confirm(question, err=True)
 
 
-def _policy_of(
-    run_dir: Path, recipe: Recipe, entries: Mapping[str, LedgerEntry], stage: str | None, own: ExportSettings | None
+def _source_of(
+    run_dir: Path,
+    recipe: Recipe,
+    entries: Mapping[str, LedgerEntry],
+    stage: str | None,
+    own: ExportSettings | None,
+    what: Literal["policy", "panel"],
 ) -> str:
-    """The stage whose policy is meant, which must be finished."""
-    trained = [one.name for one in recipe.stages if "policy" in one.given]
+    """The stage whose policy, or whose panel, is meant, which must be finished."""
+    trained = [one.name for one in recipe.stages if what in one.given]
     if not trained:
-        raise UserError(f"{run_dir}: its recipe trains no policy")
+        raise UserError(f"{run_dir}: its recipe trains no {what}")
     if stage is not None and stage not in trained:
-        raise UserError(f"--stage {stage}: trains no policy (these do: {', '.join(trained)}){near(stage, trained)}")
-    name = stage or (recipe.parents_of(own.name)[0] if own is not None else trained[-1])
+        raise UserError(f"--stage {stage}: trains no {what} (these do: {', '.join(trained)}){near(stage, trained)}")
+    meant = trained[-1]
+    if own is not None:
+        meant = recipe.panel_of(own.name) if what == PANEL else recipe.parents_of(own.name)[0]
+    name = stage or meant
     if name not in entries:
         done = [one for one in trained if one in entries]
         other = f", or export an earlier one with --stage {done[-1]}" if done else ""
@@ -151,7 +181,7 @@ def _folder(
         same = ("what", "base", "dtype", "check")
         if all(getattr(own, key) == getattr(settings, key) for key in same):
             return run_dir / entries[own.name].folder / EXPORT
-    return run_dir / "export"
+    return run_dir / ("export-panel" if settings.what == PANEL else "export")
 
 
 def _no_go(recipe: Recipe, entries: Mapping[str, LedgerEntry], name: str) -> str:

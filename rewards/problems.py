@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -81,6 +81,11 @@ class Asked:
     prompts: tuple[str, ...]
     tokens: tuple[tuple[int, ...], ...]
     left_out: int = 0
+
+    def part(self, numbers: Sequence[int]) -> Asked:
+        """Those with these numbers, in this order."""
+        parts = (tuple(one[at] for at in numbers) for one in (self.problems, self.prompts, self.tokens))
+        return Asked(*parts, self.left_out)
 
 
 Source = Callable[[Split, "int | None", int], list[Problem]]

@@ -22,7 +22,7 @@ from toy_domain import add_toy_domain
 from trl import GRPOTrainer, SFTTrainer
 
 from evals.fidelity import Fidelity
-from models.adapters import REFERENCE, adapter_sha256, adapter_tensors
+from models.adapters import POLICY, REFERENCE, adapter_sha256, adapter_tensors
 from models.base import load_tokenizer
 from models.engines.protocol import Completion, Sampling, Tokens
 from models.engines.serving import Served
@@ -30,7 +30,7 @@ from models.router import Router
 from orchestra.config.recipe import Recipe
 from orchestra.run.ledger import StageResult
 from orchestra.run.progress import Progress
-from orchestra.work import preflight, probing, publishing, resources
+from orchestra.work import merging, mixture, preflight, probing, publishing, resources
 from orchestra.work.context import StageContext
 from rl import trainer
 from settings import Node
@@ -92,7 +92,7 @@ class Seen:
         tokens_at_once: for which a GRPO pass has room.
         start, reference: hashes of the adapters that training began with and was held to, "" where there is none.
         limits: that an export was held to; published: its settings.
-        told: settings that the parts of a probe and of a preflight were given, by their class.
+        told: settings that the parts of a probe, a preflight, a merge and a mixture were given, by their class.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -241,9 +241,9 @@ class Run:
             self.started[model] = asked
             return Script(model, self)
 
-        def push(served: Served, model: object, step: int | None = None, adapter: str = "default") -> None:
+        def push(served: Served, model: object, step: int | None = None, adapter: str | None = POLICY) -> None:
             served.mismatch = 0.0
-            self.now.pushed.append((served.sync, adapter_sha256(adapter_tensors(model, adapter))))
+            self.now.pushed.append((served.sync, adapter_sha256(adapter_tensors(model, adapter or ""))))
 
         def misses(fidelity: Fidelity, limits: object, **_: float) -> tuple[str, ...]:
             self.now.limits = limits
@@ -290,6 +290,8 @@ class Run:
             patch.setattr(Served, "push", push)
             patch.setattr(Served, "push_panel", lambda *_: None)
             patch.setattr(Router, "fit", noting_settings(Router.fit))
+            patch.setattr(merging, "merged_model", noting_settings(merging.merged_model))
+            patch.setattr(mixture, "mixture_model", noting_settings(mixture.mixture_model))
             patch.setattr(Fidelity, "misses", misses)
             patch.setattr(publishing, "publish", publish)
             patch.setattr(publishing, "write_card", lambda *_: None)

@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 # of the stages below
 STAGE_OF = {"distill": "traces", "preflight": "fit", "sft": "imitate", "grpo": "polish", "evaluate": "look",
-            "export": "release", "probe": "moved", "solutions": "written", "route": "choose"}  # fmt: skip
-ARMS = 5
-"""Of the panel that is routed: the base and four experts."""
+            "export": "release", "probe": "moved", "solutions": "written", "merge": "one", "mixture": "inside",
+            "route": "choose"}  # fmt: skip
+ARMS = 8
+"""Of the panel that is routed: the base and seven experts."""
 SAME = object()
 
 
@@ -346,6 +347,15 @@ def rules(base: str, reward_file: str, solved: str) -> dict[str, Rule]:
         "export.check.min_agreement": Rule(0.25, lambda o: o.release.limits.min_agreement),
         "export.check.max_accuracy_loss": Rule(0.5, lambda o: o.release.limits.max_accuracy_loss),
         **under("probe", probes()),
+        # neither takes up a stage's policy
+        "merge.parent": Rule(None, lambda o: None),
+        "merge.merge": Rule("ties", lambda o: re.search(r"(\w+): [\d.]+ first", o.one.said).group(1)),
+        "merge.rank": Rule(2, lambda o: o.one.result.extra["rank"]),
+        "merge.density": Rule(0.25, lambda o: o.one.told["MergeStage"].density),
+        "mixture.parent": Rule(None, lambda o: None),
+        "mixture.layers": Rule("all", lambda o: o.inside.told["MixtureStage"].layers),
+        "mixture.top_k": Rule(1, lambda o: o.inside.told["MixtureStage"].top_k),
+        "mixture.temperature": Rule(0.5, lambda o: o.inside.told["MixtureStage"].temperature),
         # on `polish`, whose numbers are those of every other stage
         "gate.metric": Rule("format_rate", lambda o: gate_sentence(o).split()[1]),
         "gate.against": Rule("base", lambda o: re.search("of '(.*)'", gate_sentence(o)).group(1)),
@@ -418,6 +428,7 @@ def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
         keys = stages[plain["kind"]]
         panel.append({"name": first, **plain, "expert": first, "lora": keys.pop("lora")})
         panel.append({"name": second, **plain, **{key: keys.pop(key) for key in ("expert", "from", "domains")}})
+    expert = {"kind": "sft", "data": ["traces"], "steps": 1, "learning_rate": 1e-3, "preflight": False}
     order = [
         stages["distill"],
         stages["solutions"],
@@ -430,6 +441,10 @@ def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
         stages["probe"],
         stages["export"],
         alone,
+        {"name": "first", "expert": "first", **expert},
+        {"name": "experts", "expert": "each", **expert},
+        stages["merge"],
+        stages["mixture"],
         *panel,
         stages["route"],
     ]

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 Tokens = Sequence[int]
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+NOT_PLAIN = ("alpha_pattern", "bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "use_dora", "use_rslora")
+"""Settings of PEFT's with which the update is another than (alpha / rank) B A."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""For which vLLM makes room (`max_lora_rank`)."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from models.adapters import load_adapters
 from models.engines.protocol import Completion, EngineError, PanelEngine, Sampling, Tokens
 from models.engines.serving import Served
-from models.experts import BASE, Panel, expert_folder
+from models.experts import BASE
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,10 +25,9 @@ def adapter_name(expert: str) -> str | None:
     return None if expert == BASE else f"expert-{expert}"
 
 
-def panel_model(base: "PreTrainedModel", panel: Panel, folder: Path) -> "PeftModel":
-    """The base with all experts of a panel on it (see `adapter_name`), none of them trainable."""
-    folders = {adapter_name(name): expert_folder(folder, name) for name in panel.names}
-    model = load_adapters(base, folders)
+def panel_model(base: "PreTrainedModel", experts: Mapping[str, Path]) -> "PeftModel":
+    """The base with experts on it, by name the folder of each (see `adapter_name`), none of them trainable."""
+    model = load_adapters(base, {adapter_name(name): folder for name, folder in experts.items()})
     model.requires_grad_(False)
     return model
 

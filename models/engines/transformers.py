@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
-from models.base import arithmetic, end_tokens, load_tokenizer
+from models.base import arithmetic, arithmetic_of, end_tokens, load_tokenizer
 from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights
 from models.engines.shaping import shaping
 from models.engines.start import Capacity
@@ -19,15 +20,32 @@ class TransformersEngine:
     serves_adapters = False
 
     def __init__(self, model: str, serving: Serving, capacity: Capacity) -> None:
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import AutoModelForCausalLM
 
-        cuda = torch.cuda.is_available()
-        self.dtype = arithmetic(serving.dtype)
-        place = model_place(model)
-        self._model = AutoModelForCausalLM.from_pretrained(place.path, revision=place.revision, dtype=self.dtype).eval()
-        self._model.to("cuda" if cuda else "cpu")
+        place, dtype = model_place(model), arithmetic(serving.dtype)
+        loaded = AutoModelForCausalLM.from_pretrained(place.path, revision=place.revision, dtype=dtype)
+        loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+        self._take(loaded, model, dtype, capacity.max_num_seqs)
+
+    @classmethod
+    def around(cls, loaded: nn.Module, model: str, sequences: int) -> "TransformersEngine":
+        """One that generates with a model that is there, adapters and all, wherever and in whatever it computes.
+
+        Args:
+            model: the name of its base, whose tokenizer and ends it has.
+            sequences: at once.
+        """
+        engine = cls.__new__(cls)
+        engine._take(loaded, model, arithmetic_of(loaded), sequences)
+        return engine
+
+    def _take(self, loaded: nn.Module, model: str, dtype: torch.dtype, sequences: int) -> None:
+        from transformers import GenerationConfig
+
+        self.dtype = dtype
+        self._model = loaded.eval()
         self._tokenizer = load_tokenizer(model)
-        self._batch = capacity.max_num_seqs
+        self._batch = sequences
         self._eos = end_tokens(model, self._tokenizer)
         # a checkpoint's own habits (repetition_penalty, top_k) would make it another policy than the one that trains
         self._model.generation_config = GenerationConfig()

@@ -12,7 +12,16 @@ import torch
 
 from models.adapters import linear_names
 from models.base import arithmetic, end_tokens, free_memory, load_tokenizer
-from models.engines.protocol import AdapterFiles, Completion, EngineError, Sampling, Tokens, Weights, last_line
+from models.engines.protocol import (
+    LORA_RANKS,
+    AdapterFiles,
+    Completion,
+    EngineError,
+    Sampling,
+    Tokens,
+    Weights,
+    last_line,
+)
 from models.engines.start import Capacity
 from models.paths import model_place
 from models.processes import count
@@ -283,11 +292,10 @@ def _lora(model: str, capacity: Capacity) -> dict[str, object]:
 
 def _lora_rank(rank: int) -> int:
     """The smallest rank vLLM can serve that holds this one."""
-    served = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-    for candidate in served:
+    for candidate in LORA_RANKS:
         if candidate >= rank:
             return candidate
-    raise EngineError(f"model.lora.rank: {rank} is more than vLLM serves ({served[-1]}); use rollouts.sync: folded")
+    raise EngineError(f"model.lora.rank: {rank} is more than vLLM serves ({LORA_RANKS[-1]}); use rollouts.sync: folded")
 
 
 def _progress_bar(progress: Callable[[int], None]) -> Callable[..., object]:

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from orchestra.work.preflighted import Preflighted
 
 Gives = Literal["policy", "imitation", "traces", "evaluation", "panel"]
+ROUTES = "routes.json"
+"""Who answered each held-out problem of a panel's evaluation, in their order: names of experts, or `base`."""
 OUTPUTS: Mapping[Gives, tuple[str, ...]] = {
     "policy": ("adapter/adapter_model.safetensors", "adapter/adapter_config.json"),
     "traces": ("traces.jsonl",),
     "evaluation": ("evaluation.json",),
-    "panel": ("panel/panel.json",),
+    "panel": ("panel/panel.json", ROUTES),
 }
 """The files by which a stage gives something to later ones; hashed when it is finished."""
 
@@ -52,6 +54,14 @@ class Gate(Node):
     """`base`, `previous` (the evaluated stage before this one) or the name of an earlier stage."""
     min_difference: Annotated[float, Field(ge=-1, le=1)] = 0.0
     """The metric may not be less than the other's plus this; -0.01 allows a loss of one point."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a kind itself says of a finished stage, whatever gate stands on it; the reason has the numbers."""
+
+    go: bool
+    reason: str
 
 
 class Stage(Node):
@@ -171,6 +181,10 @@ class Stage(Node):
     def headline(cls, evaluated: Sequence[StageRecord]) -> Iterator[Tile]:
         """Numbers for the top of the report, from the evaluated stages of a run in their order."""
         return iter(())
+
+    def verdict(self, result: StageResult) -> Verdict | None:
+        """Whether the recipe may go on after this result; None where the kind has nothing to say of that."""
+        return None
 
     # the work
 

@@ -9,6 +9,7 @@ from models.experts import BASE, name_fault
 from models.settings import TrainsExpert
 from orchestra.config.stage import Draft, Gives, Stage, last_panel
 from orchestra.work.domains import expert_name
+from rl.settings import GrpoSettings
 from settings import near
 
 if TYPE_CHECKING:
@@ -84,9 +85,11 @@ class TrainingStage(Stage, TrainsExpert):
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         before = draft.before(self)
         if self.expert is None:
-            for key in ("from", "domains", "lora"):
+            for key in ("from", "domains"):
                 if getattr(self, key) is not None:
                     yield key, "only of an expert: say which one with `expert: name`"
+            if self.lora is not None and (goes_on := self.parents(before)):
+                yield "lora", f"only of a new adapter, and this stage goes on with that of {goes_on[0]!r}"
             return
         if self.parent is not None:
             yield (
@@ -111,9 +114,13 @@ class TrainingStage(Stage, TrainsExpert):
             )
 
 
+class OptimisingStage(TrainingStage, GrpoSettings):
+    """A stage that optimises a policy or experts for the reward."""
+
+
 def known_experts(earlier: Sequence[Stage]) -> tuple[str, ...] | None:
     """The experts that these stages make, where that can be known before they have run."""
     makers = [stage for stage in earlier if "panel" in stage.given]
-    if any(not isinstance(stage, TrainingStage) or stage.expert == EACH for stage in makers):
+    if any(stage.trains in (None, EACH) for stage in makers):
         return None
-    return tuple(dict.fromkeys(stage.expert for stage in makers))
+    return tuple(dict.fromkeys(stage.trains for stage in makers))

@@ -124,6 +124,7 @@ def card(run: RunRecord, recipe: Recipe, export: ExportRecord, repo: str, branch
         branch="" if branch == MAIN else branch,
         base=base,
         policy=policy,
+        rank=_rank(recipe, own),
         licence=licence,
         adapters=ADAPTERS,
         rows=list(_rows(upto)),
@@ -136,6 +137,12 @@ def card(run: RunRecord, recipe: Recipe, export: ExportRecord, repo: str, branch
         longest=recipe.evaluate.max_completion_tokens or recipe.rollouts.max_completion_tokens,
     )
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
+
+
+def _rank(recipe: Recipe, stage: StageRecord) -> int:
+    """Of a stage's adapter: what a merge says, or what it was made with."""
+    said = stage.result.extra.get("rank") if stage.result is not None else None
+    return int(said) if said is not None else recipe.stage(stage.name).adapter(recipe).rank
 
 
 @dataclass(frozen=True)

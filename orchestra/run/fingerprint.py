@@ -12,7 +12,7 @@ from typing import Any
 from models.paths import model_path
 from orchestra.config.checks import references
 from orchestra.config.recipe import Recipe
-from orchestra.config.stage import EVALUATION, OUTPUTS, Stage
+from orchestra.config.stage import EVALUATION, OUTPUTS, ROUTES, Stage
 from orchestra.config.words import is_local
 from orchestra.run.code import closure, imported_by
 from orchestra.run.ledger import Fingerprint, LedgerEntry
@@ -105,6 +105,8 @@ def _inputs(recipe: Recipe, stage: Stage, entries: Mapping[str, LedgerEntry]) ->
         yield from _given(parent, "policy", entries)
     if (panel := recipe.panel_of(stage.name)) is not None:
         yield from _given(panel, "panel", entries)
+        if (routes := entries[panel].outputs.get(ROUTES)) is not None:
+            yield f"{ROUTES} of stage {panel}", routes
     yield from _outside(recipe, stage)
     for _, value, refers in _referred(recipe, stage):
         if refers.to_stage and value not in (*refers.also, *parents) and not is_local(value, refers):

@@ -23,7 +23,11 @@ class GateVerdict:
 
 
 def judge(recipe: Recipe, stage: Stage, results: Mapping[str, StageResult]) -> GateVerdict | None:
-    """The verdict on a finished stage; None where it has no gate. A metric that is missing is a NO-GO."""
+    """The verdict on a finished stage, its kind's own first; None where it has no gate. A metric that is missing is a
+    NO-GO."""
+    own = stage.verdict(results[stage.name])
+    if own is not None and not own.go:
+        return GateVerdict(NO_GO, f"{NO_GO}: {own.reason}")
     gate = stage.gate
     if gate is None:
         return None

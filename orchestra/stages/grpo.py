@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestra.config.checks import share_faults, sweep_faults
 from orchestra.config.stage import Draft, Stage
-from orchestra.config.trained import TrainingStage
-from orchestra.work.settings import PERPLEXITY
-from rl.settings import GrpoSettings
+from orchestra.config.trained import OptimisingStage
+from orchestra.work.settings import EXPERTS, PERPLEXITY
 
 if TYPE_CHECKING:
     from orchestra.config.recipe import Recipe
@@ -31,11 +30,11 @@ COURSES = (
 )
 
 
-class GrpoStage(TrainingStage, GrpoSettings):
+class GrpoStage(OptimisingStage):
     """The policy is optimised for the reward (TRL GRPOTrainer; arXiv 2402.03300)."""
 
     reads: ClassVar[tuple[str, ...]] = ("model", "problems", "reward", "rollouts")
-    outputs: ClassVar[tuple[str, ...]] = (PERPLEXITY,)
+    outputs: ClassVar[tuple[str, ...]] = (PERPLEXITY, EXPERTS)
 
     kind: Literal["grpo"]
     """grpo"""
@@ -101,11 +100,13 @@ class GrpoStage(TrainingStage, GrpoSettings):
 
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
+        from orchestra.report.experts import experts_parts
         from orchestra.report.modelled import notices_of
         from orchestra.report.parts import Course
         from orchestra.report.sweep import sweep_parts
 
         yield from notices_of(record)
+        yield from experts_parts(record)
         for key, title, note, share in COURSES:
             yield Course(key, title, note, share=share)
         yield from sweep_parts(record)

@@ -2,121 +2,42 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from orchestra.config.checks import micro_batch_faults, share_faults, sweep_faults
+from orchestra.config.imitating import ImitatingStage
 from orchestra.config.stage import Draft, Gives
-from orchestra.config.trained import TrainingStage
-from orchestra.config.words import is_file
-from orchestra.work.settings import PERPLEXITY, PREFLIGHT, PreflightLimits
-from settings import FrozenDict, or_false
-from sft.settings import SftSettings
+from orchestra.work.settings import EXPERTS, PERPLEXITY, PREFLIGHT
 
 if TYPE_CHECKING:
     from orchestra.config.recipe import Recipe
-    from orchestra.plan.estimate import Estimator, StagePlan
     from orchestra.report.data import StageRecord
     from orchestra.report.parts import Part
     from orchestra.run.ledger import StageResult
     from orchestra.work.context import StageContext
-    from orchestra.work.preflighted import Preflighted
 
 
-class SftStage(TrainingStage, SftSettings):
+class SftStage(ImitatingStage):
     """The student imitates traces (TRL SFTTrainer; loss on the completion only)."""
 
     gives: ClassVar[frozenset[Gives]] = frozenset({"policy", "imitation", "evaluation", "panel"})
     reads: ClassVar[tuple[str, ...]] = ("model", "rollouts.max_completion_tokens")
-    outputs: ClassVar[tuple[str, ...]] = (PREFLIGHT, PERPLEXITY)
+    outputs: ClassVar[tuple[str, ...]] = (PREFLIGHT, PERPLEXITY, EXPERTS)
 
     kind: Literal["sft"]
     """sft"""
-    preflight: or_false(PreflightLimits) = PreflightLimits()
-    """The preflight of its `data` before it trains, under the policy that it starts from, unless an earlier stage has
-    measured the same; `false`: none."""
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         yield from super().faults(draft)
-        yield from micro_batch_faults(self.micro_batch_size, self.batch_size)
-        yield from share_faults(self.batch_size, "batch_size", draft)
-        yield from sweep_faults(self, draft)
-        files = [source for source in self.data if source not in draft.kinds and is_file(source)]
-        if files and self.pass_rate != type(self).model_fields["pass_rate"].default:
-            yield "pass_rate", f"{', '.join(map(repr, files))}: written solutions have no pass rate; only traces do"
-        for stage in draft.stages:
-            kept = getattr(stage, "pass_rate", None) if stage.name in self.data and "traces" in stage.gives else None
-            if kept is not None and (kept[0] > self.pass_rate[1] or kept[1] < self.pass_rate[0]):
-                yield "pass_rate", f"{list(self.pass_rate)} leaves nothing of {stage.name!r}, which keeps {list(kept)}"
-        names = [Path(source).name for source in files]
-        if len(set(names)) < len(set(files)):
-            # files count by their names and their contents (orchestra/run/fingerprint.py)
-            yield "data", f"two files are called {max(names, key=names.count)!r}; rename one"
-        if isinstance(self.data, FrozenDict) and self.at_most is not None and self.at_most < len(self.data):
-            yield "at_most", f"{self.at_most} is less than one trace of each of the {len(self.data)} sources"
-
-    def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
-        earlier = {stage.name for stage in recipe.stages}
-        return tuple((source, None) for source in self.data if source not in earlier)
-
-    def imitates(self, recipe: Recipe) -> Mapping[str, int]:
-        return dict.fromkeys(self.data, self.longest(recipe))
-
-    def longest(self, recipe: Recipe) -> int:
-        """Tokens of an example that is trained on."""
-        return self.max_length or recipe.rollouts.max_prompt_tokens + recipe.rollouts.max_completion_tokens
-
-    def preflights(self, recipe: Recipe) -> Preflighted | None:
-        from orchestra.work.preflighted import preflighted
-
-        if self.preflight is False:
-            return None
-        return preflighted(recipe, self, self.data, self.preflight, self.longest(recipe))
-
-    def ready(self, recipe: Recipe) -> None:
-        from orchestra.work.preflighted import must_be_asked_alike
-
-        super().ready(recipe)
-        must_be_asked_alike(recipe, self)
-
-    def plan(self, estimator: Estimator) -> StagePlan:
-        from models.sizes import traces_at_once
-        from orchestra.plan.estimate import FLOPS_FORWARD, FLOPS_TRAIN
-        from orchestra.plan.panels import each_trained, experts_trained
-
-        limit = estimator.recipe.rollouts.max_completion_tokens
-        own = self.batch_size // estimator.device.processes
-        micro = traces_at_once(self.micro_batch_size, own, cuda=estimator.device.cuda)
-        longest = self.max_length or estimator.longest_prompt + limit
-        examples = self.steps * self.batch_size
-        tokens = int(examples * (estimator.prompt + limit * estimator.length_share))
-        memory, again = estimator.training(self, micro * longest)
-        passes = FLOPS_TRAIN + again * FLOPS_FORWARD
-        seconds = estimator.train(tokens, self.steps * math.ceil(own / micro), passes)
-        work = estimator.with_evaluation(self, *estimator.with_sweep(self, self, tokens, seconds))
-        return estimator.row(
-            self,
-            each_trained(estimator, self, work),
-            memory,
-            data=", ".join(self.data),
-            steps=self.steps * experts_trained(self),
-        )
+        yield from self.training_faults(draft)
 
     def summary(self, recipe: Recipe) -> str:
         limit = f" (at most {self.at_most:,})" if self.at_most is not None else ""
-        return f"sft on {', '.join(map(self._named, self.data))}{limit}, {self.steps} steps{self.said_of_experts()}"
-
-    def _named(self, source: str) -> str:
-        """A source by its name and its share, if it has one."""
-        name = Path(source).name
-        if not isinstance(self.data, FrozenDict):
-            return name
-        return f"{self.data[source] / sum(self.data.values()):.0%} {name}"
+        return f"sft on {', '.join(map(self.named, self.data))}{limit}, {self.steps} steps{self.said_of_experts()}"
 
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
+        from orchestra.report.experts import experts_parts
         from orchestra.report.modelled import notices_of, read_preflight
         from orchestra.report.parts import Counts, Course
         from orchestra.report.sweep import sweep_parts
@@ -125,10 +46,8 @@ class SftStage(TrainingStage, SftSettings):
         if (found := read_preflight(record.outputs.get(PREFLIGHT))) is not None:
             yield Counts(f"{record.name}: preflight under {found.policy}", found.numbers())
         yield from notices_of(record)
+        yield from experts_parts(record)
         yield from sweep_parts(record)
-
-    def asks_validation(self) -> bool:
-        return self.evaluate_every is not None
 
     def run(self, context: StageContext) -> StageResult:
         from orchestra.work.imitating import imitate

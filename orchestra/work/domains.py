@@ -94,7 +94,4 @@ def traces_in(
 
 def asked_in(asked: Asked, domains: Sequence[str]) -> Asked:
     """The problems of these domains."""
-    kept = [at for at, problem in enumerate(asked.problems) if problem.domain in domains]
-    return Asked(
-        *(tuple(part[at] for at in kept) for part in (asked.problems, asked.prompts, asked.tokens)), asked.left_out
-    )
+    return asked.part([at for at, problem in enumerate(asked.problems) if problem.domain in domains])

@@ -19,53 +19,40 @@ from sft.mixing import mixed
 from sft.train import train_sft
 
 if TYPE_CHECKING:
-    from typing import Literal
-
     from peft import PeftModel
 
-    from orchestra.config.recipe import Recipe
-    from orchestra.config.trained import TrainingStage
+    from orchestra.config.imitating import ImitatingStage
     from orchestra.run.ledger import StageResult
     from orchestra.work.alignment import Preflight
     from orchestra.work.context import StageContext
-    from orchestra.work.settings import PreflightLimits
     from sft.distill import Trace
-    from sft.settings import SftSettings
-
-    class Imitation(TrainingStage, SftSettings):
-        """What is known here of the stage."""
-
-        preflight: PreflightLimits | Literal[False]
-
-        def longest(self, recipe: Recipe) -> int: ...
-
 
 Sources = Mapping[str, Sequence["Trace"]]
 
 
-def imitate(context: StageContext, stage: Imitation) -> StageResult:
+def imitate(context: StageContext, stage: ImitatingStage) -> StageResult:
     """Train what the stage trains."""
     found = {source: traces_of(context, source) for source in stage.data}
     traces = {source: ones for source, (ones, _) in found.items()}
     left_out = sum(gone for _, gone in found.values())
     if stage.expert is None or (stage.expert != EACH and stage.domains is None):
-        result = _imitated(context, stage, traces, left_out)
+        result = imitated(context, stage, traces, left_out)
         return result if stage.expert is None else in_panel(context, result, tuple(stage.data))
     domain_of = domain_by_problem(context.resources, stage)
     there = [domain_of[trace.problem_id] for ones in traces.values() for trace in ones if trace.problem_id in domain_of]
     domains = wanted(there, stage.domains, context.stage.name)
     if stage.expert != EACH:
-        result = _imitated(context, stage, traces_in(traces, domain_of, domains), left_out)
+        result = imitated(context, stage, traces_in(traces, domain_of, domains), left_out)
         return in_panel(context, result, tuple(stage.data), ", ".join(domains))
     return one_each(
         context,
         domains,
         tuple(stage.data),
-        lambda own, domain: _imitated(own, stage, traces_in(traces, domain_of, (domain,)), left_out),
+        lambda own, domain: imitated(own, stage, traces_in(traces, domain_of, (domain,)), left_out),
     )
 
 
-def _imitated(context: StageContext, stage: Imitation, sources: Sources, left_out: int) -> StageResult:
+def imitated(context: StageContext, stage: ImitatingStage, sources: Sources, left_out: int) -> StageResult:
     """One policy, or one expert, trained on these traces and measured."""
     resources = context.resources
     tokenizer = resources.tokenizer()
@@ -106,7 +93,7 @@ def _imitated(context: StageContext, stage: Imitation, sources: Sources, left_ou
     return trained(context, policy, result, steps=stage.steps, tokens=tokens)
 
 
-def _preflighted(context: StageContext, stage: Imitation, policy: PeftModel, sources: Sources) -> Preflight | None:
+def _preflighted(context: StageContext, stage: ImitatingStage, policy: PeftModel, sources: Sources) -> Preflight | None:
     """The preflight, unless it is left out or has been measured."""
     if stage.preflight is False:
         return None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.adapters import adapter_tensors, read_adapter
+from models.adapters import adapter_tensors
 from models.reference import Reference
 from orchestra.config.trained import EACH
 from orchestra.work.domains import asked_in, wanted
@@ -21,17 +21,13 @@ from rl.train import train_grpo
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from orchestra.config.trained import TrainingStage
+    from orchestra.config.trained import OptimisingStage
     from orchestra.run.ledger import StageResult
     from orchestra.work.context import StageContext
     from rewards.problems import Asked
-    from rl.settings import GrpoSettings
-
-    class Optimisation(TrainingStage, GrpoSettings):
-        """What is known here of the stage."""
 
 
-def optimise(context: StageContext, stage: Optimisation) -> StageResult:
+def optimise(context: StageContext, stage: OptimisingStage) -> StageResult:
     """Train what the stage trains."""
     asked = context.resources.train()
     data = (context.recipe.problems.train,)
@@ -45,7 +41,7 @@ def optimise(context: StageContext, stage: Optimisation) -> StageResult:
     return one_each(context, domains, data, lambda own, domain: _optimised(own, stage, asked_in(asked, (domain,))))
 
 
-def _optimised(context: StageContext, stage: Optimisation, asked: Asked) -> StageResult:
+def _optimised(context: StageContext, stage: OptimisingStage, asked: Asked) -> StageResult:
     """One policy, or one expert, optimised on these problems and measured; rollouts are its own."""
     recipe, resources = context.recipe, context.resources
     rollouts = recipe.rollouts.overridden_by(stage)
@@ -76,13 +72,13 @@ def _optimised(context: StageContext, stage: Optimisation, asked: Asked) -> Stag
     return trained(context, policy, result, steps=stage.steps, tokens=tokens + swept.tokens)
 
 
-def _reference(context: StageContext, stage: Optimisation, policy: PeftModel) -> Reference:
+def _reference(context: StageContext, stage: OptimisingStage, policy: PeftModel) -> Reference:
     """What `reference:` names: the base, this stage's start, or an earlier stage's policy."""
     if stage.reference == "base":
         return Reference(stage.reference, None)
     if stage.reference == "start":
         return Reference(stage.reference, adapter_tensors(policy))
-    return Reference(stage.reference, read_adapter(context.adapter_of(stage.reference)))
+    return Reference.saved(stage.reference, context.adapter_of(stage.reference))
 
 
 def read_steps(path: Path) -> list[dict[str, float]]:

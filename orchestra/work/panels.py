@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from models.base import load_base
+from evals.evaluate import Evaluation, compare
+from models.base import base_sha256, free_memory, load_base
 from models.engines.routed import RoutedEngine, panel_model
 from models.experts import (
     BASE,
@@ -23,18 +25,21 @@ from models.experts import (
     read_panel,
     write_panel,
 )
+from orchestra.config.stage import ROUTES
 from orchestra.config.trained import EACH
 from orchestra.run.ledger import StageResult, write_json
 from orchestra.work.context import ADAPTER, PANEL_FOLDER, StageContext
 from orchestra.work.domains import domain_table, expert_name
 from orchestra.work.policies import EVALUATION, answered, measured
+from orchestra.work.settings import EXPERTS, PERPLEXITY
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
-    from evals.evaluate import Evaluation
+    from evals.statistics import PairedDifference
 
 RESULT = "result.json"
 
@@ -45,9 +50,8 @@ def in_panel(context: StageContext, result: StageResult, data: tuple[str, ...], 
     Args:
         data: what it was trained on; domain: of its problems, "" where it is for all.
     """
-    trained = {
-        context.expert: (context.folder / ADAPTER, _expert(context, result, data, domain, context.folder / ADAPTER))
-    }
+    adapter = context.folder / ADAPTER
+    trained = {context.expert: (adapter, expert_after(context, result, data, domain, adapter))}
     panel = context.once(lambda: _written(context, trained, result))
     return replace(result, extra=result.extra | {"experts": len(panel.experts)})
 
@@ -74,12 +78,13 @@ def one_each(
     results: dict[str, StageResult] = {}
     for domain, own in parts.items():
         name = own.expert
-        results[name] = _part(own, domain, train)
+        results[name] = trained_once(own, lambda own=own, domain=domain: train(own, domain))
         adapter = own.folder / ADAPTER
-        trained[name] = (adapter, _expert(own, results[name], data, domain, adapter))
+        trained[name] = (adapter, expert_after(own, results[name], data, domain, adapter))
     any_result = next(iter(results.values()))
     panel = context.once(lambda: _written(context, trained, any_result))
     context.once(lambda: _join_metrics(context.folder, list(results)))
+    context.once(lambda: write_json(context.folder / EXPERTS, _told(context.folder, results)))
     asked = context.resources.test(context.stage)
     table = (domain_table(panel, {problem.domain for problem in asked.problems}) or {}) | experts
     routes = [table.get(problem.domain, BASE) for problem in asked.problems]
@@ -101,49 +106,113 @@ def evaluated_routed(
     """Evaluate a panel on the stage's held-out problems, each answered by the expert that it is routed to, and write
     evaluation.json."""
     asked = context.resources.test(context.stage)
-    engine = routed_engine(context, on_base(context, panel, folder), panel, folder, routes)
+    places = places_of(panel, folder)
+    engine = routed_engine(context, on_base(context, panel, places), places, routes)
     evaluation = answered(context, asked, "evaluate the panel", engine=engine)
     context.once(lambda: (context.folder / file).write_text(evaluation.to_json()))
+    if file == EVALUATION:
+        context.once(lambda: write_json(context.folder / ROUTES, list(routes)))
     return evaluation
 
 
-def on_base(context: StageContext, panel: Panel, folder: Path) -> PeftModel:
-    """The base with the experts of a panel on it.
+def places_of(panel: Panel, folder: Path) -> dict[str, Path]:
+    """Where each expert of a panel lies, in the panel's order."""
+    return {name: expert_folder(folder, name) for name in panel.names}
+
+
+@dataclass(frozen=True)
+class RoutedPanel:
+    """A panel as the stage that gave it evaluated it: what it did, and who answered each problem."""
+
+    evaluation: Evaluation
+    routes: tuple[str, ...]
+
+    @classmethod
+    def before(cls, context: StageContext) -> RoutedPanel:
+        """Of the panel that a stage takes up.
+
+        Raises:
+            PanelError: the panel was not evaluated, or not routed.
+        """
+        folder = context.earlier[context.panel]
+        for file in (EVALUATION, ROUTES):
+            if not (folder / file).is_file():
+                raise PanelError(
+                    f"stage {context.panel!r} has not evaluated its panel routed ({folder / file} is missing); put a "
+                    "stage behind it that does"
+                )
+        evaluation = Evaluation.from_json((folder / EVALUATION).read_text(encoding="utf-8"))
+        return cls(evaluation, tuple(json.loads((folder / ROUTES).read_text(encoding="utf-8"))))
+
+    @property
+    def load(self) -> Mapping[str, float]:
+        """Share of the problems by who answered, the base included."""
+        return {name: count / len(self.routes) for name, count in sorted(Counter(self.routes).items())}
+
+    def compared(self, other: Evaluation, context: StageContext) -> PairedDifference:
+        """The routed panel's accuracy less another's on the same problems, paired.
+
+        Raises:
+            PanelError: they were not the same.
+        """
+        try:
+            return compare(self.evaluation, other, seed=context.recipe.seed)
+        except ValueError as error:
+            raise PanelError(f"stage {context.panel!r} was evaluated on other problems than this one") from error
+
+
+def panel_base(context: StageContext, panel: Panel) -> tuple[PreTrainedModel, str]:
+    """The base of a panel, freshly loaded, and its hash, which is the one that the experts were trained on.
+
+    Raises:
+        PanelError: it is another.
+    """
+    own, before = context.recipe.model, f"the panel before stage {context.stage.name!r}"
+    if panel.base != own.base:
+        raise PanelError(
+            f"{before} is on {panel.base!r}, and model.base is {own.base!r}: experts work on their own base only"
+        )
+    free_memory()
+    base = load_base(own.base, own.quantize, own.dtype)
+    sha256 = base_sha256(base)
+    if panel.base_sha256 not in ("", sha256):
+        raise PanelError(f"{before} is of another base than {own.base!r} as it is now")
+    return base, sha256
+
+
+def on_base(context: StageContext, panel: Panel, places: Mapping[str, Path]) -> PeftModel:
+    """The base with the experts of a panel on it, by name the folder of each.
 
     Raises:
         PanelError: the panel is of another base.
     """
-    own = context.recipe.model
-    if panel.base != own.base:
-        raise PanelError(
-            f"the panel in {folder} is one on {panel.base!r}, and model.base is {own.base!r}: experts work on "
-            "their own base only"
-        )
-    return panel_model(load_base(own.base, own.quantize, own.dtype), panel, folder)
+    return panel_model(panel_base(context, panel)[0], places)
 
 
 def routed_engine(
-    context: StageContext, model: PeftModel, panel: Panel, folder: Path, routes: Sequence[str]
+    context: StageContext, model: PeftModel, places: Mapping[str, Path], routes: Sequence[str]
 ) -> RoutedEngine:
     """The run's engine, each prompt of a list answered by its expert."""
-    folders = {name: expert_folder(folder, name) for name in panel.names}
-    return RoutedEngine(context.resources.engine(), context.resources.served(), model, routes, folders)
+    return RoutedEngine(context.resources.engine(), context.resources.served(), model, routes, places)
 
 
-def _part(own: StageContext, domain: str, train: Callable[[StageContext, str], StageResult]) -> StageResult:
+def trained_once(own: StageContext, train: Callable[[], StageResult]) -> StageResult:
     """One expert's training, or what a run that was killed later had to say of it."""
     done = own.folder / RESULT
     if own.once(done.is_file):
         return StageResult.from_json(json.loads(done.read_text(encoding="utf-8")))
     own.progress.say(f"    {own.part}:")
     own.once(lambda: own.folder.mkdir(parents=True, exist_ok=True))
-    result = train(own, domain)
+    result = train()
     own.once(lambda: write_json(done, result.to_json()))
     own.once(lambda: shutil.rmtree(own.folder / "checkpoints", ignore_errors=True))
     return result
 
 
-def _expert(context: StageContext, result: StageResult, data: tuple[str, ...], domain: str, adapter: Path) -> Expert:
+def expert_after(
+    context: StageContext, result: StageResult, data: tuple[str, ...], domain: str, adapter: Path
+) -> Expert:
+    """What the panel says of an expert that was just trained."""
     start = context.start_name
     record = None
     if result.accuracy is not None:
@@ -166,7 +235,7 @@ def _written(context: StageContext, trained: Mapping[str, tuple[Path, Expert]], 
     if before.router is not None:
         context.progress.say("    the panel's router does not know what is trained here; a route stage decides anew")
     panel = replace(before, base_sha256=sha256, router=None, change="", before=None)
-    sources = {name: expert_folder(folder, name) for name in before.names}
+    sources = places_of(before, folder)
     for name, (adapter, expert) in trained.items():
         panel, sources[name] = panel.with_expert(expert), adapter
     own = context.folder / PANEL_FOLDER
@@ -174,6 +243,23 @@ def _written(context: StageContext, trained: Mapping[str, tuple[Path, Expert]], 
     write_panel(own, panel, sources)
     must_be_untouched(before, read_panel(own), but=tuple(trained))
     return panel
+
+
+def _told(folder: Path, results: Mapping[str, StageResult]) -> dict[str, dict[str, object]]:
+    """What each expert did on all held-out problems, and how likely it finds texts, as far as that was measured."""
+    told: dict[str, dict[str, object]] = {}
+    for name, one in results.items():
+        path = folder / EACH / name / PERPLEXITY
+        modelled = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        told[name] = {
+            "accuracy": one.accuracy,
+            "low": one.low,
+            "high": one.high,
+            "base_difference": one.base_difference,
+            "base_p_value": one.base_p_value,
+            "modelled": modelled,
+        }
+    return told
 
 
 def _join_metrics(folder: Path, names: Sequence[str]) -> None:

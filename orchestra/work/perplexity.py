@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from evals.evaluate import Evaluation, compare
 from evals.modelled import Change, Modelled
 from evals.perplexity import Perplexity, perplexity, perplexity_ratio
-from models.adapters import read_adapter
 from models.reference import Reference
 from orchestra.work.policies import EVALUATION
 from orchestra.work.settings import PERPLEXITY, PreflightLimits
@@ -51,7 +50,7 @@ def measure(context: StageContext, policy: PeftModel, evaluation: Evaluation) ->
     digests = {name: _digest(texts) for name, texts in chosen.items()}
     known = context.once(lambda: _known(context.earlier.values()))
     unknown = {name: texts for name, texts in chosen.items() if (start, digests[name]) not in known}
-    reference = Reference(start, None if begun is None else read_adapter(begun.folder))
+    reference = Reference(start, None) if begun is None else Reference.saved(start, begun.folder)
     after = _under(context, policy, chosen)
     before = {name: known.get((start, digest)) for name, digest in digests.items()}
     if unknown:

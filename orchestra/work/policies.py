@@ -10,7 +10,7 @@ import torch
 
 from evals.divergence import mean_kl
 from evals.evaluate import Evaluation, compare, evaluate
-from models.adapters import load_adapter, new_adapter, read_adapter
+from models.adapters import load_adapter, new_adapter
 from models.base import free_memory, load_base, trained_arithmetic
 from models.engines.protocol import Sampling
 from models.reference import Reference
@@ -205,7 +205,7 @@ def divergences(context: StageContext, policy: PeftModel, asked: Asked) -> dict[
     own = [s.name for s in recipe.stages if "imitation" in s.given and s.trains == context.expert]
     imitated = next((name for name in own if name in context.earlier), None)
     if imitated is not None:
-        reference = Reference(imitated, read_adapter(context.adapter_of(imitated)))
+        reference = Reference.saved(imitated, context.adapter_of(imitated))
         reference.replace(policy)
         found["kl_to_sft"] = _kl(policy, reference, sequences)
     return found

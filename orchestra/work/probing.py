@@ -12,7 +12,6 @@ import torch
 
 from evals.carriers import Answer, Carrier, Place, Writer, choose_carriers, choose_places
 from evals.probe import Group, Reading, read_places, summarise
-from models.adapters import read_adapter
 from models.base import trained_arithmetic
 from models.engines.protocol import Sampling
 from models.reference import Reference
@@ -56,7 +55,7 @@ def probe(context: StageContext, against: str, settings: ProbeSettings) -> Probe
     policy = start_policy(context)
     answers += _answers(context, "after", settings, policy)
     carriers = choose_carriers(answers, settings, context.seed)
-    before = Reference(against, read_adapter(context.adapter_of(against)) if parents else None)
+    before = Reference.saved(against, context.adapter_of(against)) if parents else Reference(against, None)
     before.replace(policy)
     tokenizer = context.resources.tokenizer()
 

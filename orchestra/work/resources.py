@@ -173,7 +173,7 @@ class Resources:
     def engine(self, model: str | None = None) -> Engine:
         """The run's engine for this model (None: the base), which all processes ask the same at the same time: each
         generates its share, and all get everything."""
-        return self._shared(self._own_engine(model))
+        return self.shared(self._own_engine(model))
 
     def _own_engine(self, model: str | None = None) -> Engine:
         """This process's; started once."""
@@ -182,7 +182,7 @@ class Resources:
             # vLLM can take back the memory of one engine in a process; a second teacher stays
             capacity = self._capacity(
                 name,
-                lora_rank=self._rank if self._sync == "adapter" and name == own else 0,
+                lora_rank=self.lora_rank if self._sync == "adapter" and name == own else 0,
                 temporary=name != own and self.engines.only({own}),
             )
             serving = serving_for(name, own, self.recipe.rollouts)
@@ -207,7 +207,7 @@ class Resources:
         )
 
     @property
-    def _rank(self) -> int:
+    def lora_rank(self) -> int:
         """The largest of any adapter that is trained."""
         return max(stage.adapter(self.recipe).rank for stage in self.recipe.all_stages)
 
@@ -228,7 +228,8 @@ class Resources:
         finally:
             engine.close()
 
-    def _shared(self, engine: Engine) -> Engine:
+    def shared(self, engine: Engine) -> Engine:
+        """An engine that every process has one of, asked together: each generates its share."""
         return SharedEngine(engine, self.processes) if self.processes.count > 1 else engine
 
     def served(self) -> Served:

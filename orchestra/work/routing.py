@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import numpy as np
 from evals.evaluate import Evaluation
 from evals.panel import Draws, PanelEvaluation, evaluate_panel
 from evals.removal import RemovalCost, removal_cost
-from models.experts import Panel, Record, expert_folder, read_panel, write_panel
+from models.experts import Panel, Record, read_panel, write_panel
 from models.features import layer_of, prompt_features
 from models.router import CONFIG, TENSORS, Router, Routes
 from orchestra.config.faults import UserError
@@ -22,7 +22,7 @@ from orchestra.text import points
 from orchestra.work.arms import Arms, correct_APS, solved_AP
 from orchestra.work.context import PANEL_FOLDER, StageContext
 from orchestra.work.domains import domain_table
-from orchestra.work.panels import evaluated_routed, on_base
+from orchestra.work.panels import evaluated_routed, places_of
 from orchestra.work.policies import EVALUATION, measured
 from orchestra.work.resources import stage_seed
 from orchestra.work.settings import PANEL_EVALUATION, RouteSettings
@@ -31,9 +31,6 @@ from settings.files import sha256_of
 from sft.distill import TRACES, read_traces
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from peft import PeftModel
 
 ROUTER, REMOVAL = "router", "removal.json"
@@ -62,78 +59,88 @@ def route(context: StageContext, settings: RouteSettings) -> StageResult:
     panel, folder = context.before
     if not panel.experts:
         raise UserError("there is no panel to route in: an earlier sft or grpo stage must train an `expert`")
-    arms = Arms(context, panel, folder, on_base(context, panel, folder))
-    router, learning = learned(arms, settings)
-    routed, found, costs, own = measure(arms, router, settings)
-    panel = context.once(lambda: _written(context, panel, folder, router, own))
+    arms = Arms.of(context, panel, places_of(panel, folder))
+    asked = context.resources.train()
+    asked = asked.part(sorted(fresh_first(context, asked)[: settings.problems]))
+    answers = arms.ask(asked, "learn", settings.samples, stage_seed(context.recipe, f"{context.called}/learn"))
+    features_PH = features(context, arms.model, asked, settings.layer)
+    layer = layer_of(arms.model, settings.layer)
+    router = Router.fit(features_PH, solved_AP(answers, arms.names), arms.names, settings, context.seed, layer=layer)
+    generalist = _generalist(context, settings.generalist)
+    return finished(context, panel, arms, router, settings.oracle_samples, generalist)[0]
+
+
+def finished(
+    context: StageContext, panel: Panel, arms: Arms, router: Router, oracle_samples: int,
+    generalist: Evaluation | None = None,
+) -> tuple[StageResult, Evaluation, Held]:  # fmt: skip
+    """Measure a panel with its router on held-out problems, and hand both on.
+
+    Args:
+        oracle_samples: completions of each arm by which oracles choose.
+        generalist: a rival's evaluation on the same problems.
+    """
+    held = ask_held_out(arms, context.resources.test(context.stage), oracle_samples)
+    routed = routes_of(context, arms.model, router, held.asked)
+    found, costs = _measured(panel, arms, router, held, routed, generalist)
+    panel = context.once(lambda: _written(context, panel, arms, router, held))
     evaluation = evaluated_routed(context, panel, context.folder / PANEL_FOLDER, routed.experts(arms.names))
     context.once(lambda: (context.folder / PANEL_EVALUATION).write_text(found.to_json()))
     context.once(lambda: write_json(context.folder / REMOVAL, {cost.expert: told(cost) for cost in costs}))
     for line in (*_said(found, routed, evaluation), *map(cost_line, costs)):
         context.progress.say(f"    {line}")
-    tokens = sum(one.tokens for one in (*learning.values(), *own.values()))
-    result = replace(context.result(**_numbers(found, routed, evaluation)), tokens=tokens)
-    return measured(context, evaluation, result)
+    result = replace(context.result(**_numbers(found, routed, evaluation)), tokens=arms.tokens)
+    return measured(context, evaluation, result), evaluation, held
 
 
-def learned(arms: Arms, settings: RouteSettings) -> tuple[Router, dict[str, Evaluation]]:
-    """A router for these arms, and the answers that it was learned from."""
-    context = arms.context
-    asked = problems_to_learn_from(context, settings.problems)
-    answers = arms.ask(asked, "learn", settings.samples, stage_seed(context.recipe, f"{context.called}/learn"))
-    router = Router.fit(
-        features(context, arms.model, asked, settings.layer),
-        solved_AP(answers, arms.names),
-        arms.names,
-        settings,
-        context.seed,
-        layer=layer_of(arms.model, settings.layer),
-    )
-    return router, answers
+@dataclass(frozen=True)
+class Held:
+    """Held-out problems, and what every arm answered them in two independent draws."""
+
+    asked: Asked
+    first: Mapping[str, Evaluation]
+    second: Mapping[str, Evaluation]
 
 
-def measure(
-    arms: Arms, router: Router, settings: RouteSettings
-) -> tuple[Routed, PanelEvaluation, list[RemovalCost], dict[str, Evaluation]]:
-    """The panel on held-out problems: who is asked what, what that wins, what the loss of each expert would cost, and
-    every arm's own evaluation."""
+def ask_held_out(arms: Arms, asked: Asked, oracle_samples: int) -> Held:
+    """Ask every arm twice: once to choose by, and once as every evaluation asks, to score."""
     context, recipe = arms.context, arms.context.recipe
-    how = context.stage.evaluation(recipe)
-    routed = routes_of(context, arms.model, router, context.resources.test(context.stage))
-    first = arms.ask(routed.asked, "first", settings.oracle_samples, stage_seed(recipe, f"{context.called}/first"))
-    second = arms.ask(routed.asked, "second", how.samples, recipe.seed)
-    domains = tuple(problem.domain for problem in routed.asked.problems)
-    draws = Draws(
-        arms.names,
-        domains,
-        correct_APS(first, arms.names),
-        second_APS := correct_APS(second, arms.names),
-        _generalist(context, settings, routed.asked),
-    )
+    first = arms.ask(asked, "first", oracle_samples, stage_seed(recipe, f"{context.called}/first"))
+    return Held(asked, first, arms.ask(asked, "second", context.stage.evaluation(recipe).samples, recipe.seed))
+
+
+def _measured(
+    panel: Panel, arms: Arms, router: Router, held: Held, routed: Routed, generalist: Evaluation | None
+) -> tuple[PanelEvaluation, list[RemovalCost]]:
+    """What the router wins, and what the loss of each expert would cost."""
+    recipe = arms.context.recipe
+    confidence = recipe.evaluate.confidence
+    domains = tuple(problem.domain for problem in held.asked.problems)
+    first_APS, second_APS = (correct_APS(draw, arms.names) for draw in (held.first, held.second))
+    rival_PS = None if generalist is None else _rows(generalist, held.asked)
+    arm_P = routed.routes.arm_P
     found = evaluate_panel(
-        draws, routed.routes.arm_P, routed.routes.shares_PA, how.confidence,
-        table=domain_table(arms.panel, domains), seed=recipe.seed,
+        Draws(arms.names, domains, first_APS, second_APS, rival_PS), arm_P, routed.routes.shares_PA, confidence,
+        table=domain_table(panel, domains), seed=recipe.seed,
     )  # fmt: skip
     chance_PA = router.probabilities(routed.features_PH)
     costs = [
         removal_cost(
-            name, arms.names, second_APS, chance_PA, routed.routes.arm_P,
-            threshold=router.threshold, confidence=how.confidence, seed=recipe.seed,
+            name, arms.names, second_APS, chance_PA, arm_P, threshold=router.threshold, confidence=confidence,
+            seed=recipe.seed,
         )
-        for name in arms.panel.names
+        for name in panel.names
     ]  # fmt: skip
-    return routed, found, costs, second
+    return found, costs
 
 
-def problems_to_learn_from(context: StageContext, count: int) -> Asked:
-    """Training problems, those first of which no stage before has traces, in the problems' own order."""
-    asked = context.resources.train()
+def fresh_first(context: StageContext, asked: Asked) -> list[int]:
+    """Training problems by chance, those first of which no stage before has traces: of its own traces' problems an
+    expert may know the answers by heart."""
     files = [folder / TRACES for folder in context.earlier.values() if (folder / TRACES).is_file()]
     imitated = {trace.problem_id for file in files for trace in read_traces(file)}
-    order = np.random.default_rng(context.seed).permutation(len(asked.problems))
-    first = sorted(order, key=lambda at: asked.problems[at].id in imitated)[:count]
-    kept = sorted(first)
-    return Asked(*(tuple(part[at] for at in kept) for part in (asked.problems, asked.prompts, asked.tokens)))
+    order = np.random.default_rng(context.seed).permutation(len(asked.problems)).tolist()
+    return sorted(order, key=lambda at: asked.problems[at].id in imitated)
 
 
 def features(context: StageContext, model: PeftModel, asked: Asked, layer: int | None) -> np.ndarray:
@@ -164,31 +171,33 @@ def cost_line(cost: RemovalCost) -> str:
     )
 
 
-def _generalist(context: StageContext, settings: RouteSettings, asked: Asked) -> np.ndarray | None:
-    if settings.generalist is None:
+def _generalist(context: StageContext, name: str | None) -> Evaluation | None:
+    if name is None:
         return None
-    path = context.earlier[settings.generalist] / EVALUATION
-    found = Evaluation.from_json(path.read_text(encoding="utf-8"))
+    return Evaluation.from_json((context.earlier[name] / EVALUATION).read_text(encoding="utf-8"))
+
+
+def _rows(found: Evaluation, asked: Asked) -> np.ndarray:
+    """A rival's answers in the order of these problems. Raises UserError where it was asked others."""
     at = {id: row for row, id in enumerate(found.problem_ids)}
     ids = [problem.id for problem in asked.problems]
     if set(ids) != at.keys():
-        raise UserError(f"generalist: {settings.generalist!r} was evaluated on other problems than this stage is")
+        raise UserError("generalist: its stage was evaluated on other problems than this one is")
     return found.sampled.correct_PS[[at[id] for id in ids]]
 
 
-def _written(context: StageContext, panel: Panel, folder: Path, router: Router, own: dict[str, Evaluation]) -> Panel:
+def _written(context: StageContext, panel: Panel, arms: Arms, router: Router, held: Held) -> Panel:
     """The panel with its router, and with what each expert was just measured at."""
     place = context.folder / ROUTER
     place.mkdir(exist_ok=True)
     router.write(place)
     source, _ = context.stage.held_out(context.recipe)
-    experts = tuple(replace(one, record=_record(own[one.name], source)) for one in panel.experts)
+    experts = tuple(replace(one, record=_record(held.second[one.name], source)) for one in panel.experts)
     files = {name: sha256_of(place / name) for name in (CONFIG, TENSORS)}
     panel = replace(panel, experts=experts, router=files, change="", before=None)
-    sources = {name: expert_folder(folder, name) for name in panel.names}
     target = context.folder / PANEL_FOLDER
     shutil.rmtree(target, ignore_errors=True)  # of a run that was killed
-    write_panel(target, panel, sources, place)
+    write_panel(target, panel, arms.places, place)
     return read_panel(target)
 
 

@@ -4,8 +4,19 @@ import pytest
 import tiny
 import torch
 
-from models.adapters import POLICY, REFERENCE, adapter_sha256, adapter_tensors
+from models.adapters import (
+    POLICY,
+    REFERENCE,
+    adapter_sha256,
+    adapter_tensors,
+    load_adapter,
+    new_adapter,
+    save_adapter,
+    write_adapter,
+)
+from models.base import load_base
 from models.reference import Reference
+from models.settings import Lora
 from models.training import TrainingError
 
 IDS = [5, 17, 99, 3, 250, 8]
@@ -50,6 +61,23 @@ def test_each_reference_is_what_its_name_says_and_stays_it(tiny_path, kind):
     assert not torch.allclose(tiny.next_token_logprobs(model, IDS), own), "the policy moved"
     assert torch.equal(reference_logprobs(model, reference), wanted)
     reference.check(model)
+
+
+def test_a_saved_reference_has_its_own_rank_scale_and_layers(tiny_path, tmp_path):
+    """Rank 4 at scale 2 beside rank 2 at scale 3 on fewer layers; and of equal rank, where no shape would tell."""
+    for at, lora in enumerate((Lora(rank=2, alpha=6.0, targets=("q_proj",)), Lora(rank=4, alpha=40.0))):
+        other = new_adapter(load_base(str(tiny_path), "nf4", "float32"), lora, seed=3)
+        write_adapter(other, {name: torch.full_like(t, 0.05) for name, t in adapter_tensors(other).items()})
+        save_adapter(other, tmp_path / str(at))
+        model = load_adapter(load_base(str(tiny_path), "nf4", "float32"), tmp_path / str(at))
+        wanted = tiny.next_token_logprobs(model, IDS)
+        policy = new_adapter(load_base(str(tiny_path), "nf4", "float32"), Lora(rank=4, alpha=8.0), seed=0)
+        own = tiny.next_token_logprobs(policy, IDS)
+        reference = Reference.saved("imitate", tmp_path / str(at))
+        reference.replace(policy)
+        reference.check(policy)
+        assert torch.allclose(reference_logprobs(policy, reference), wanted, atol=1e-6)
+        assert torch.equal(tiny.next_token_logprobs(policy, IDS), own) and not torch.allclose(own, wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["base", "start"])

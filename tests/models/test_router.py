@@ -13,7 +13,7 @@ from models.router import CONFIG, TENSORS, Router, Row, _calibration, _early_sto
 from models.settings import RouterSettings
 
 NAMES = ("base", "sums", "rates")
-SETTINGS = RouterSettings()
+SETTINGS = RouterSettings(l2=0.03)
 
 
 def world(problems=400, hidden=24, samples=8, seed=0):

@@ -247,7 +247,7 @@ def test_schema(orchestra, tmp_path):
 
 def test_help_names_every_command(orchestra):
     code, out, _ = orchestra("--help")
-    assert code == 0 and all(word in out for word in ("check", "plan", "run", "show", "report", "export", "schema"))
+    assert code == 0 and all(word in out for word in ("check", "plan", "run", "show", "export", "panel", "schema"))
 
 
 # arithmetic

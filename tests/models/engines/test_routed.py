@@ -34,7 +34,7 @@ def panel(tiny_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tiny_path, panel):
-    return panel_model(load_base(str(tiny_path), "none", "float32"), *panel)
+    return panel_model(load_base(str(tiny_path), "none", "float32"), places(panel))
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,12 @@ def asked(tokenizer):
     return tiny.tokens(tokenizer, tiny.prompts(tokenizer))
 
 
+def places(panel):
+    return {name: expert_folder(panel[1], name) for name in panel[0].names}
+
+
 def routed(engine, served, model, panel, routes=ROUTES):
-    folders = {name: expert_folder(panel[1], name) for name in panel[0].names}
-    return RoutedEngine(engine, served, model, routes, folders)
+    return RoutedEngine(engine, served, model, routes, places(panel))
 
 
 class Noting:
@@ -115,8 +118,7 @@ def test_a_panels_model_holds_the_experts_as_they_are_on_disk(model, panel, tiny
     assert not any(parameter.requires_grad for parameter in model.parameters())
     for name, rank in RANKS.items():
         assert model.peft_config[adapter_name(name)].r == rank
-        alone = panel_model(load_base(str(tiny_path), "none", "float32"), Panel("", "", (panel[0].expert(name),)),
-                            panel[1])  # fmt: skip
+        alone = panel_model(load_base(str(tiny_path), "none", "float32"), {name: places(panel)[name]})
         tensors = adapter_tensors(model, adapter_name(name))
         assert adapter_sha256(tensors) == adapter_sha256(adapter_tensors(alone, adapter_name(name)))
 

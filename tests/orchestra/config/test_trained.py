@@ -56,9 +56,14 @@ OLDER = "and nothing of the panel of 'experts', which a `route` stage evaluates"
     ("stages", "faults"),
     [
         (
-            [sft("a", **{"from": "b"}), sft("b", domains=["algebra"]), sft("c", lora={"rank": 2})],
+            [sft("a", **{"from": "b"}), sft("b", domains=["algebra"])],
             [f"stage '{name}': {key}: only of an expert: say which one with `expert: name`"
-             for name, key in (("a", "from"), ("b", "domains"), ("c", "lora"))],
+             for name, key in (("a", "from"), ("b", "domains"))],
+        ),
+        (
+            # an expert is none that it goes on with
+            [sft("e", "x"), sft("a", lora={"rank": 2}), sft("b", lora={"rank": 2})],
+            ["stage 'b': lora: only of a new adapter, and this stage goes on with that of 'a'"],
         ),
         (
             [sft("one"), sft("a", "x", parent="one")],
@@ -191,13 +196,18 @@ def test_what_stages_give_and_take(load):
 
 
 def test_summaries(load):
-    recipe = load(EACH, grpo("a", "each", domains=["x", "y"]), grpo("b", "word"), {"name": "choose", "kind": "route"})
+    recipe = load(
+        EACH,
+        grpo("a", "each", domains=["x", "y"]),
+        grpo("b", "word"),
+        {"name": "choose", "kind": "route", "problems": 600},
+    )
     said = [stage.summary(recipe) for stage in recipe.stages[1:]]
     assert said == [
         "sft on traces, 3 steps, an expert for each domain",
         "grpo, 3 steps, beta 0, reference start, an expert for each domain of x, y",
         "grpo, 3 steps, beta 0, reference start, expert word",
-        "route in the panel of b, 600 problems x 4 samples",
+        "route in the panel of b, 600 problems x 2 samples",
     ]
 
 

@@ -12,7 +12,8 @@ from orchestra.run.code import _digest, _imports, closure
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("orchestra", "sft", "rl", "evals", "models", "rewards", "settings", "recipes")
-STAGES = ["base", "distill", "evaluate", "export", "grpo", "preflight", "probe", "route", "sft", "solutions"]
+STAGES = ["base", "distill", "evaluate", "export", "grpo", "merge", "mixture", "preflight", "probe", "route", "sft",
+          "solutions"]  # fmt: skip
 PROGRAM = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -64,7 +65,7 @@ def changed(copy: Path, before: dict, file: str, more: str = "\nADDED = 1\n") ->
         ("rl/trainer.py", ["grpo"]),
         ("rl/batches.py", ["grpo"]),
         ("sft/train.py", ["sft"]),
-        ("sft/distill.py", ["distill", "grpo", "preflight", "route", "sft", "solutions"]),
+        ("sft/distill.py", ["distill", "grpo", "merge", "preflight", "route", "sft", "solutions"]),
         ("evals/statistics.py", [kind for kind in STAGES if kind != "solutions"]),
         ("models/checkpoint.py", ["export"]),
         ("rewards/math/domain.py", STAGES),

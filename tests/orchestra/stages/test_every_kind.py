@@ -24,8 +24,10 @@ STAGES = {
     "grpo": {"steps": 3, "learning_rate": 1e-4, "beta": 0.01},
     "evaluate": {"samples": 2},
     "export": {},
-    "probe": {},
     "route": {},
+    "merge": {"merge": "linear"},
+    "mixture": {},
+    "probe": {},
     "solutions": {"same_problems_as": "traces"},
 }
 NAMES = {
@@ -35,14 +37,16 @@ NAMES = {
     "grpo": "explore",
     "evaluate": "look",
     "export": "release",
+    "route": "routed",
+    "merge": "one",
+    "mixture": "inside",
     "probe": "moved",
-    "route": "choose",
     "solutions": "written",
 }
 KINDS = sorted(all_kinds())
 # what those take that make something of a panel
 EXPERTS = {"name": "experts", "kind": "sft", "data": "traces", "steps": 3, "learning_rate": 1e-3, "expert": "each"}
-OF_PANEL = ("route",)
+OF_PANEL = ("route", "merge", "mixture")
 
 
 @pytest.fixture

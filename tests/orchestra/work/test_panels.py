@@ -289,7 +289,7 @@ def test_a_panel_that_is_written_otherwise_is_caught(chain, engine, tmp_path, mo
 def edited(run):
     path = run / "experts" / "panel" / "panel.json"
     path.write_text(path.read_text().replace('"rank": 4', '"rank": 4.5', 1))
-    return r"panel.json cannot be read: .*rank.*; it is not meant to be edited"
+    return r"panel.json: experts.0.rank: .*; the file is not meant to be edited; put back what it was$"
 
 
 def exchanged(run):

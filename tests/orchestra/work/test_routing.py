@@ -17,7 +17,7 @@ from models.experts import expert_folder, read_panel, router_folder
 from models.router import Router
 from orchestra.config.faults import UserError
 from orchestra.work import arms, routing
-from orchestra.work.routing import problems_to_learn_from
+from orchestra.work.routing import fresh_first
 
 SFT = {"kind": "sft", "steps": 1, "batch_size": 2, "learning_rate": 3e-2, "preflight": False}
 NAMES = ("base", "sums", "words")
@@ -165,18 +165,17 @@ def test_answers_of_a_killed_run_are_not_asked_again(recipe, trained, whole, tmp
 
 
 def test_problems_without_traces_are_learned_from_first(recipe, trained, tmp_path, engine):
-    """And in their own order, whatever the draw; an expert may know its own by heart."""
+    """Of its own traces' problems an expert may know the answers by heart."""
     context, _, _ = run(recipe, trained, tmp_path, engine, stop_after=0)
-    every = context.resources.train().problems
-    for count in (1, 2, 3):
-        drawn = [every.index(problem) for problem in problems_to_learn_from(context, count).problems]
-        assert len(drawn) == count and drawn == sorted(drawn)
+    asked = context.resources.train()
+    drawn = fresh_first(context, asked)
+    assert sorted(drawn) == [0, 1, 2, 3] and fresh_first(context, asked) == drawn
     (tmp_path / "one" / "traces.jsonl").touch()
-    traces = [SimpleNamespace(problem_id=problem.id) for problem in every[:2]]
+    imitated = drawn[:2]
+    traces = [SimpleNamespace(problem_id=asked.problems[at].id) for at in imitated]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(routing, "read_traces", lambda _: traces)
-        asked = [problems_to_learn_from(context, count).problems for count in (2, 3)]
-    assert asked[0] == every[2:] and set(asked[1]) > set(every[2:]) and len(asked[1]) == 3
+        assert fresh_first(context, asked) == drawn[2:] + imitated
 
 
 def test_a_generalist_on_other_problems_is_one_message(recipe, trained, tmp_path, engine):
@@ -184,7 +183,7 @@ def test_a_generalist_on_other_problems_is_one_message(recipe, trained, tmp_path
     path = tmp_path / "one" / "evaluation.json"
     found = Evaluation.from_json(path.read_text())
     path.write_text(replace(found, problem_ids=("x", "y")).to_json())
-    with pytest.raises(UserError, match=r"^generalist: 'one' was evaluated on other problems than this stage is$"):
+    with pytest.raises(UserError, match=r"^generalist: its stage was evaluated on other problems than this one is$"):
         run(recipe, trained, tmp_path, engine)
     assert not (tmp_path / "choose" / "panel").exists()
 

@@ -1,0 +1,97 @@
+"""grow: the panel gets experts where problems stay unsolved, and loses those that nothing is routed to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from orchestra.config.imitating import GrowingStage
+from orchestra.config.stage import Draft, Gives, Stage, Verdict, last_panel
+from orchestra.work.settings import GROWTH, PANEL_EVALUATION
+
+if TYPE_CHECKING:
+    from orchestra.config.recipe import Recipe
+    from orchestra.plan.estimate import Estimator, StagePlan
+    from orchestra.report.data import StageRecord
+    from orchestra.report.parts import Part
+    from orchestra.run.ledger import StageResult
+    from orchestra.work.context import StageContext
+
+
+class GrowStage(GrowingStage):
+    """Experts come and go by what windows of problems show; a new one imitates its domain's traces as in `sft`."""
+
+    gives: ClassVar[frozenset[Gives]] = frozenset({"panel", "evaluation"})
+    reads: ClassVar[tuple[str, ...]] = (
+        *("model", "problems.domain", "problems.train", "problems.train_limit", "problems.format"),
+        *("rollouts.engine", "rollouts.sync", "rollouts.dtype", "rollouts.max_prompt_tokens"),
+        "rollouts.max_completion_tokens",
+    )
+    outputs: ClassVar[tuple[str, ...]] = (PANEL_EVALUATION, GROWTH)
+
+    kind: Literal["grow"]
+    """grow"""
+
+    @property
+    def given(self) -> frozenset[Gives]:
+        return self.gives
+
+    @property
+    def trains(self) -> str | None:
+        return None
+
+    def parents(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
+        return ()
+
+    def panel(self, earlier: Sequence[Stage]) -> str | None:
+        return last_panel(earlier)
+
+    def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
+        if last_panel(draft.before(self)) is None:
+            yield "kind", "there is no panel to grow; an sft or grpo stage before it must train an `expert`"
+        for key in ("expert", "domains", "parent", "from"):
+            if getattr(self, key) is not None:
+                yield key, "a panel grows where its windows say so, each new expert from the base; leave it out"
+        if self.labels == "random" and self.controller == "signals":
+            yield "labels", "'random' is of a controller that learns from labels; write `controller: learned`"
+        yield from self.training_faults(draft)
+
+    def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
+        return (*super().trains_on(recipe), (recipe.problems.train, recipe.problems.train_limit))
+
+    def plan(self, estimator: Estimator) -> StagePlan:
+        from orchestra.plan.panels import arms_asked
+
+        row = super().plan(estimator)
+        asked = self.samples * (self.learn + self.gain + self.rounds * self.window)
+        tokens, seconds = arms_asked(estimator, self, asked, self.oracle_samples)
+        grown = min(self.rounds // (self.growth.windows + self.growth.cooldown) + 1, self.growth.at_most)
+        return replace(row, tokens=tokens + grown * row.tokens, seconds=seconds + grown * row.seconds)
+
+    def summary(self, recipe: Recipe) -> str:
+        by = "" if self.controller == "signals" else f", by a controller that learned from {self.labels} labels"
+        start = f"grow the panel of {recipe.panel_of(self.name)}, {self.rounds} windows of {self.window:,} problems"
+        return f"{start}, at most {self.growth.at_most} experts{by}"
+
+    def verdict(self, result: StageResult) -> Verdict | None:
+        if result.extra.get("audit_verdict") != "NO-GO":
+            return None
+        return Verdict(False, f"the controller's labels say nothing: held-out AUC {result.extra['audit_auc']:.3f}, "
+                              f"p = {result.extra['audit_p_value']:.2g} against shuffled labels")  # fmt: skip
+
+    @classmethod
+    def report(cls, record: StageRecord) -> Iterator[Part]:
+        from evals.panel import PanelEvaluation
+        from orchestra.report.growth import growth_parts
+        from orchestra.report.panel import panel_parts
+
+        yield from growth_parts(record.name, record.outputs.get(GROWTH))
+        if (found := record.outputs.get(PANEL_EVALUATION)) is not None:
+            yield from panel_parts(record.name, PanelEvaluation.from_json(json.dumps(found)))
+
+    def run(self, context: StageContext) -> StageResult:
+        from orchestra.work.growing import grow
+
+        return grow(context, self)
