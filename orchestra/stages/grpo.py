@@ -50,10 +50,11 @@ class GrpoStage(OptimisingStage):
             yield from share_faults(rollouts.overridden_by(self).prompts_per_step, "prompts_per_step", draft)
 
     def _grpo_before(self, draft: Draft) -> GrpoStage | None:
-        """The nearest grpo stage among those whose policy, or whose expert, it builds on."""
+        """The nearest grpo stage among those whose policy it builds on; of those that trained its expert, or one of its
+        experts, the one with the highest beta."""
         if self.expert is not None:
             own = [stage for stage in draft.before(self) if isinstance(stage, GrpoStage) and self.trains_same(stage)]
-            return own[-1] if own else None
+            return max(own, key=lambda stage: stage.beta, default=None)
         stage: Stage | None = self
         while (stage := draft.parent_of(stage)) is not None:
             if isinstance(stage, GrpoStage):

@@ -42,7 +42,8 @@ class RouteStage(Stage, RouteSettings):
         return with_traces(earlier)
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
-        if last_panel(draft.before(self)) is None:
+        # a stage that could not be read may train one
+        if last_panel(draft.before(self)) is None and len(draft.kinds) == len(draft.stages):
             yield "kind", "there are no experts to route between; an sft or grpo stage before it must train an `expert`"
         if self.parent is not None:
             yield "parent", f"a router is that of the panel before it and takes up no policy; leave {self.parent!r} out"

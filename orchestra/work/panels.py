@@ -29,7 +29,7 @@ from orchestra.config.stage import ROUTES
 from orchestra.config.trained import EACH
 from orchestra.run.ledger import StageResult, write_json
 from orchestra.work.context import ADAPTER, PANEL_FOLDER, StageContext
-from orchestra.work.domains import expert_name
+from orchestra.work.domains import domain_table, expert_name
 from orchestra.work.policies import EVALUATION, answered, measured
 from orchestra.work.settings import EXPERTS, PERPLEXITY
 
@@ -68,11 +68,16 @@ def one_each(
     Args:
         train: trains one and measures it, given its part of the stage and its domain.
     """
+    if len(domains) == 1 and context.stage.domains is None:
+        context.progress.say(f"    all of the data is of one domain, {domains[0]!r}: one expert")
+    experts = {domain: expert_name(domain) for domain in domains}
+    parts = {domain: context.of_expert(name, context.folder / EACH / name) for domain, name in experts.items()}
+    for own in parts.values():
+        _ = own.start  # what it cannot start from is told before the first one is trained
     trained: dict[str, tuple[Path, Expert]] = {}
     results: dict[str, StageResult] = {}
-    for domain in domains:
-        name = expert_name(domain)
-        own = context.of_expert(name, context.folder / EACH / name)
+    for domain, own in parts.items():
+        name = own.expert
         results[name] = trained_once(own, lambda own=own, domain=domain: train(own, domain))
         adapter = own.folder / ADAPTER
         trained[name] = (adapter, expert_after(own, results[name], data, domain, adapter))
@@ -80,9 +85,9 @@ def one_each(
     panel = context.once(lambda: _written(context, trained, any_result))
     context.once(lambda: _join_metrics(context.folder, list(results)))
     context.once(lambda: write_json(context.folder / EXPERTS, _told(context.folder, results)))
-    by_domain = {expert.domain: expert.name for expert in panel.experts if expert.domain}
     asked = context.resources.test(context.stage)
-    routes = [by_domain.get(problem.domain, BASE) for problem in asked.problems]
+    table = (domain_table(panel, {problem.domain for problem in asked.problems}) or {}) | experts
+    routes = [table.get(problem.domain, BASE) for problem in asked.problems]
     evaluation = evaluated_routed(context, panel, context.folder / PANEL_FOLDER, routes)
     told = {f"accuracy_{name}": result.accuracy for name, result in results.items()}
     result = context.result(experts=len(panel.experts), base_sha256=any_result.extra["base_sha256"], **told)
@@ -207,15 +212,18 @@ def trained_once(own: StageContext, train: Callable[[], StageResult]) -> StageRe
 def expert_after(
     context: StageContext, result: StageResult, data: tuple[str, ...], domain: str, adapter: Path
 ) -> Expert:
-    """What the panel says of an expert that was just trained."""
-    start = context.start_name
+    """What the panel says of an expert that was just trained. One that goes on stays that of its domain, where it is
+    given no other, and the child of what it was first made from."""
+    before, _ = context.before
+    old = before.expert(context.expert) if context.expert in before else None
+    parent = old.lineage.parent if old is not None else context.start_name.rpartition("/")[2]
     record = None
     if result.accuracy is not None:
         source, _ = context.stage.held_out(context.recipe)
         problems = len(context.resources.test(context.stage).problems)
         record = Record(result.accuracy, result.low, result.high, problems, source)
-    lineage = Lineage(context.called, data, start if start == BASE else start.rpartition("/")[2])
-    return expert_of(adapter, context.expert, domain, lineage, record)
+    domain = domain or (old.domain if old is not None else "")
+    return expert_of(adapter, context.expert, domain, Lineage(context.called, data, parent), record)
 
 
 def _written(context: StageContext, trained: Mapping[str, tuple[Path, Expert]], result: StageResult) -> Panel:

@@ -14,7 +14,7 @@ import numpy as np
 from evals.evaluate import Evaluation
 from evals.panel import Draws, PanelEvaluation, evaluate_panel
 from evals.removal import RemovalCost, removal_cost
-from models.experts import BASE, Panel, Record, read_panel, write_panel
+from models.experts import Panel, Record, read_panel, write_panel
 from models.features import layer_of, prompt_features
 from models.router import CONFIG, TENSORS, Router, Routes
 from orchestra.config.faults import UserError
@@ -22,6 +22,7 @@ from orchestra.run.ledger import StageResult, write_json
 from orchestra.text import points
 from orchestra.work.arms import Arms, correct_APS, solved_AP
 from orchestra.work.context import PANEL_FOLDER, StageContext
+from orchestra.work.domains import domain_table
 from orchestra.work.panels import evaluated_routed, places_of
 from orchestra.work.policies import EVALUATION, measured
 from orchestra.work.resources import stage_seed
@@ -154,12 +155,6 @@ def routes_of(context: StageContext, model: PeftModel, router: Router, asked: As
     start = time.perf_counter()
     features_PH = features(context, model, asked, router.layer)
     return Routed(asked, features_PH, router.route(features_PH), time.perf_counter() - start)
-
-
-def domain_table(panel: Panel, domains: Sequence[str]) -> dict[str, str] | None:
-    """Each domain's declared expert, the base where it has none; None where no expert has a domain."""
-    declared = {domain: expert.name for expert in panel.experts for domain in expert.domain.split(", ") if domain}
-    return {domain: declared.get(domain, BASE) for domain in domains} if declared else None
 
 
 def told(cost: RemovalCost) -> dict[str, float]:
