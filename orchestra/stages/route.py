@@ -47,10 +47,10 @@ class RouteStage(Stage, RouteSettings):
         return ((recipe.problems.train, recipe.problems.train_limit),)
 
     def plan(self, estimator: Estimator) -> StagePlan:
-        from orchestra.plan.panels import arms_asked
+        from orchestra.plan.panels import arms_asked, panel_memory
 
         work = arms_asked(estimator, self, self.problems * self.samples, self.oracle_samples)
-        return estimator.row(self, work, estimator.serving(), data=estimator.recipe.problems.train)
+        return estimator.row(self, work, panel_memory(estimator, self), data=estimator.recipe.problems.train)
 
     def summary(self, recipe: Recipe) -> str:
         return (
