@@ -102,8 +102,9 @@ class GrowStage(GrowingStage):
     def report(cls, record: StageRecord) -> Iterator[Part]:
         from evals.panel import PanelEvaluation
         from orchestra.report.growth import growth_parts
-        from orchestra.report.panel import panel_parts
+        from orchestra.report.panel import panel_parts, structure_parts
 
+        yield from structure_parts(record)
         yield from growth_parts(record.name, record.outputs.get(GROWTH))
         if (found := record.outputs.get(PANEL_EVALUATION)) is not None:
             yield from panel_parts(record.name, PanelEvaluation.from_json(json.dumps(found)))

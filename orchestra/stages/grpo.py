@@ -100,12 +100,14 @@ class GrpoStage(OptimisingStage):
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
         from orchestra.report.modelled import notices_of
+        from orchestra.report.panel import structure_parts
         from orchestra.report.parts import Course
         from orchestra.report.sweep import sweep_parts
 
         yield from notices_of(record)
         for key, title, note, share in COURSES:
             yield Course(key, title, note, share=share)
+        yield from structure_parts(record)
         yield from sweep_parts(record)
 
     @classmethod

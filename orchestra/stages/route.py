@@ -60,8 +60,9 @@ class RouteStage(Stage, RouteSettings):
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
         from evals.panel import PanelEvaluation
-        from orchestra.report.panel import panel_parts
+        from orchestra.report.panel import panel_parts, structure_parts
 
+        yield from structure_parts(record)
         if (found := record.outputs.get(PANEL_EVALUATION)) is not None:
             yield from panel_parts(record.name, PanelEvaluation.from_json(json.dumps(found)))
 

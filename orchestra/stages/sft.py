@@ -38,6 +38,7 @@ class SftStage(ImitatingStage):
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
         from orchestra.report.modelled import notices_of, read_preflight
+        from orchestra.report.panel import structure_parts
         from orchestra.report.parts import Counts, Course
         from orchestra.report.sweep import sweep_parts
 
@@ -45,6 +46,7 @@ class SftStage(ImitatingStage):
         if (found := read_preflight(record.outputs.get(PREFLIGHT))) is not None:
             yield Counts(f"{record.name}: preflight under {found.policy}", found.numbers())
         yield from notices_of(record)
+        yield from structure_parts(record)
         yield from sweep_parts(record)
 
     def run(self, context: StageContext) -> StageResult:
