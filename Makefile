@@ -20,7 +20,7 @@ BACKEND_cpu = $(if $(LINKS),,--torch-backend cpu)
 COMPILE  = $(UV) compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_39 --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all check report export lint lock experiments bench bench-minutes bench-grpo bench-exports bench-rewards embedded-models $(addprefix recipe-,$(RECIPES))
+.PHONY: help setup test test-all check report export lint lock experiments bench bench-minutes bench-grpo bench-experts bench-exports bench-rewards embedded-models $(addprefix recipe-,$(RECIPES))
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -80,6 +80,9 @@ bench-minutes: $(READY) ## the second half of bench: ours against stock TRL from
 
 bench-grpo: $(READY) ## a GRPO step against stock TRL -> benchmarks/grpo_step.md
 	@$(BIN)/python -m benchmarks.grpo_step $(ARGS)
+
+bench-experts: $(READY) ## panels of experts under 3 training seeds: routing, growing, merging -> benchmarks/experts.md
+	@$(BIN)/python -m benchmarks.experts $(ARGS)
 
 bench-exports: $(READY) ## exports against the policy of a finished run: make bench-exports RUN=runs/40d-embedded -> benchmarks/exports.md
 	@$(BIN)/python -m benchmarks.exports $(RUN) $(ARGS)

@@ -2,14 +2,15 @@
 
 A prompt is what the frozen base makes of it at a middle layer (models/features.py). Each arm (the base, an expert) has
 one row: a logistic model of "this arm solves this problem", fitted to the share of its samples that were right, and
-calibrated on problems set aside (Platt 1999). A row knows nothing of the other rows, so an expert that comes or goes
-leaves them as they are, byte for byte; the features' mean and scale are those of the first fit.
+calibrated on problems set aside in turn (Platt 1999). A row knows nothing of the other rows, so an expert that comes
+or goes leaves them as they are, byte for byte; the features' mean and scale are those of the first fit.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +95,11 @@ class Router:
             features_PH: as `prompt_features` gives them, at `layer`.
             solved_AP: arms x problems, share of an arm's samples that were right; nan where none was graded.
             names: of the arms, `base` first.
-            seed: says which problems are set aside.
+            seed: says which problems are set aside together.
 
         Raises:
             RouterError: the base is not the first arm, a name is there twice, the shapes do not fit, a share is not
-                between 0 and 1, or an arm has nothing graded to learn from or to be calibrated on.
+                between 0 and 1, or an arm has too little graded to learn from and be calibrated on.
         """
         features_PH, solved_AP = checked(features_PH), np.asarray(solved_AP, dtype=float)
         if not names or names[0] != BASE:
@@ -106,9 +107,7 @@ class Router:
         if solved_AP.shape != (len(names), len(features_PH)):
             wanted = f"{len(names)} arms x {len(features_PH)} problems"
             raise RouterError(f"router: which arm solved which problem is {solved_AP.shape}, not {wanted}")
-        train_P, _ = _split(len(features_PH), settings.set_aside, seed)
-        mean_H = features_PH[train_P].mean(axis=0, dtype=float)
-        scale_H = features_PH[train_P].std(axis=0, dtype=float)
+        mean_H, scale_H = features_PH.mean(axis=0, dtype=float), features_PH.std(axis=0, dtype=float)
         # what varies by rounding alone is not blown up
         scale_H[scale_H <= 1e-6 * (1 + np.abs(mean_H))] = 1.0
         router = cls((), layer, mean_H.astype(np.float32), scale_H.astype(np.float32), (), settings.threshold)
@@ -129,19 +128,14 @@ class Router:
         standard_PH = self._standardised(features_PH)
         if solved_P.shape != standard_PH.shape[:1]:
             raise RouterError(f"router: arm '{name}' has {solved_P.shape} shares for {len(standard_PH)} problems")
-        parts = [part_P[graded_P[part_P]] for part_P in _split(len(standard_PH), settings.set_aside, seed)]
-        for part_P, what in zip(parts, ("to learn from", "to be calibrated on"), strict=True):
-            if not len(part_P):
-                known = f"{int(graded_P.sum())} of {len(standard_PH)} problems are graded"
-                raise RouterError(
-                    f"router: arm '{name}' has no graded problem {what} ({known}); route on more problems"
-                )
-        train_P, held_P = parts
-        weights_H, bias = _early_stopped(
-            standard_PH[train_P], solved_P[train_P], standard_PH[held_P], solved_P[held_P], settings
-        )
-        raw_P = (standard_PH[held_P] * weights_H).sum(axis=1) + bias
-        row = Row(weights_H, bias, *_calibration(raw_P, solved_P[held_P]))
+        parts = [part_P[graded_P[part_P]] for part_P in _parts(len(standard_PH), settings.set_aside, seed)]
+        parts = [part_P for part_P in parts if len(part_P)]
+        if len(parts) < 2:
+            known = f"{int(graded_P.sum())} of {len(standard_PH)} problems are graded"
+            raise RouterError(
+                f"router: arm '{name}' has too few problems to learn from and be calibrated on ({known}); route on more"
+            )
+        row = _fitted(standard_PH, solved_P, parts, settings)
         return replace(self, names=(*self.names, name), rows=(*self.rows, row))
 
     def without(self, name: str) -> "Router":
@@ -269,23 +263,41 @@ class Router:
         return (features_PH.astype(float) - self.mean_H) / self.scale_H
 
 
-def _split(problems: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the problems to learn from, and of those set aside."""
-    if problems < 2:
-        raise RouterError(f"router: {problems} problems are too few to set some aside; route on more problems")
+def _parts(problems: int, set_aside: float, seed: int) -> list[np.ndarray]:
+    """Indices of the problems that are set aside together, each problem once; as many parts as such shares make a
+    whole."""
     order_P = np.random.default_rng(seed).permutation(problems)
-    aside = min(max(1, round(held_out * problems)), problems - 1)
-    return np.sort(order_P[aside:]), np.sort(order_P[:aside])
+    return [np.sort(part_P) for part_P in np.array_split(order_P, max(2, round(1 / set_aside)))]
 
 
-def _early_stopped(
-    train_TH: np.ndarray, solved_T: np.ndarray, held_VH: np.ndarray, solved_V: np.ndarray, settings: RouterSettings
-) -> tuple[np.ndarray, np.float32]:
-    """Weights and bias with the least cross-entropy on the problems set aside; at first the base rate alone."""
+def _fitted(
+    standard_PH: np.ndarray, solved_P: np.ndarray, parts: Sequence[np.ndarray], settings: RouterSettings
+) -> Row:
+    """An arm's row, from all problems of the parts. How long it is fitted, and how its log-odds are calibrated, is told
+    by fits without each part in turn, on that part: what sets arms apart is small, and one part alone would blur it."""
+    raw_parts, steps = [], []
+    for held_P in parts:
+        train_P = np.concatenate([part_P for part_P in parts if part_P is not held_P])
+        weights_H, bias, step = _early_stopped(
+            standard_PH[train_P], solved_P[train_P], standard_PH[held_P], solved_P[held_P], settings
+        )
+        raw_parts.append((standard_PH[held_P] * weights_H).sum(axis=1) + bias)
+        steps.append(step)
+    all_P = np.concatenate(parts)
+    slope, offset = _calibration(np.concatenate(raw_parts), solved_P[all_P])
+    descent = _descent(standard_PH[all_P], solved_P[all_P], settings)
+    weights_H, bias = next(islice(descent, round(sum(steps) / len(steps)), None))
+    return Row(weights_H.numpy().astype(np.float32), np.float32(bias), slope, offset)
+
+
+def _descent(
+    train_TH: np.ndarray, solved_T: np.ndarray, settings: RouterSettings
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Weights and bias after each step of L-BFGS, from the base rate alone; endless, where it has arrived the same."""
     weights_H = torch.zeros(train_TH.shape[1], dtype=torch.float64, requires_grad=True)
     rate = (solved_T.sum() + 1) / (len(solved_T) + 2)
     bias = torch.tensor(rate, dtype=torch.float64).logit().requires_grad_()
-    train_TH, solved_T, held_VH, solved_V = map(torch.from_numpy, (train_TH, solved_T, held_VH, solved_V))
+    train_TH, solved_T = torch.from_numpy(train_TH), torch.from_numpy(solved_T)
     optimizer = torch.optim.LBFGS([weights_H, bias], max_iter=1, line_search_fn="strong_wolfe")
 
     def penalised() -> torch.Tensor:
@@ -294,17 +306,27 @@ def _early_stopped(
         (loss + settings.l2 / 2 * weights_H.square().sum()).backward()
         return loss.detach() + settings.l2 / 2 * weights_H.detach().square().sum()
 
-    lowest, best, best_step = float("inf"), (weights_H, bias), 0
-    with one_thread(), torch.enable_grad():
-        for step in range(settings.max_steps + 1):
-            at = weights_H.detach().clone(), bias.detach().clone()
-            held = float(binary_cross_entropy_with_logits(held_VH @ at[0] + at[1], solved_V))
-            if held < lowest:
-                lowest, best, best_step = held, at, step
-            elif step - best_step >= settings.patience:
-                break
+    while True:
+        yield weights_H.detach().clone(), bias.detach().clone()
+        with one_thread(), torch.enable_grad():
             optimizer.step(penalised)
-    return best[0].numpy().astype(np.float32), np.float32(best[1])
+
+
+def _early_stopped(
+    train_TH: np.ndarray, solved_T: np.ndarray, held_VH: np.ndarray, solved_V: np.ndarray, settings: RouterSettings
+) -> tuple[np.ndarray, np.float32, int]:
+    """Weights and bias with the least cross-entropy on the problems set aside, and after how many steps they came."""
+    held_VH, solved_V = map(torch.from_numpy, (held_VH, solved_V))
+    lowest, best, best_step = float("inf"), None, 0
+    descent = _descent(train_TH, solved_T, settings)
+    for step, (weights_H, bias) in enumerate(islice(descent, settings.max_steps + 1)):
+        with one_thread():
+            held = float(binary_cross_entropy_with_logits(held_VH @ weights_H + bias, solved_V))
+        if held < lowest:
+            lowest, best, best_step = held, (weights_H, bias), step
+        elif step - best_step >= settings.patience:
+            break
+    return best[0].numpy().astype(np.float32), np.float32(best[1]), best_step
 
 
 def _calibration(raw_P: np.ndarray, solved_P: np.ndarray) -> tuple[np.float32, np.float32]:

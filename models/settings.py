@@ -199,7 +199,7 @@ class RouterSettings(Node):
     points). 0: the likeliest arm is asked."""
     set_aside: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the problems that is set aside, for stopping early and for calibration (Platt 1999)."""
-    l2: NotNegative = 0.03
+    l2: NotNegative = 0.3
     """Half of this times the squared norm of an arm's weights is added to its mean cross-entropy in nats; the features
     have mean 0 and variance 1."""
     patience: Count = 10

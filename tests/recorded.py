@@ -26,6 +26,7 @@ from models.adapters import POLICY, REFERENCE, adapter_sha256, adapter_tensors
 from models.base import load_tokenizer
 from models.engines.protocol import Completion, Sampling, Tokens
 from models.engines.serving import Served
+from models.router import Router
 from orchestra.config.recipe import Recipe
 from orchestra.run.ledger import StageResult
 from orchestra.run.progress import Progress
@@ -42,12 +43,18 @@ DOMAIN = """
 from rewards.domain import Domain
 from rewards.problems import Problem
 
+def parity(word):
+    return "odd" if len(word) % 2 else "even"
+
 def drawn(alphabet):
     def draw(split, limit, seed):
         # words of 4 to 13 letters and again, but the eighth is longer than all others
         lengths = [40 if i == 7 else 4 + i % 10 for i in range(limit or 20)]
         words = ["".join(alphabet[(i + k) % 4] for k in range(length)) for i, length in enumerate(lengths)]
-        return [Problem(word, f"Spell {word} backwards.", word[::-1], f"turned round: {word}") for word in words]
+        return [
+            Problem(word, f"Spell {word} backwards.", word[::-1], f"turned round: {word}", domain=parity(word))
+            for word in words
+        ]
     return draw
 
 class Reverse(Domain):
@@ -77,7 +84,8 @@ class Seen:
     """What one stage did.
 
     Fields:
-        pushed: (how, adapter's hash) of each policy that was served.
+        pushed: (how, adapter's hash) of each policy that was served; routed: for each call that goes to a panel, who
+            answers which prompt.
         losses: inputs of TRL's GRPO loss, as they came.
         optimizer: at each step (learning rate, weight decay, norm of the clipped gradient).
         dropout: of the adapter, while training.
@@ -89,6 +97,7 @@ class Seen:
 
     calls: list[Call] = field(default_factory=list)
     pushed: list[tuple[str, str]] = field(default_factory=list)
+    routed: list[tuple[str | None, ...]] = field(default_factory=list)
     losses: list[Mapping[str, torch.Tensor]] = field(default_factory=list)
     optimizer: list[tuple[float, float, float]] = field(default_factory=list)
     dropout: set[float] = field(default_factory=set)
@@ -152,7 +161,10 @@ class Script:
             for at, word in enumerate(words)
         ]
 
-    def generate_routed(self, prompts: Sequence[Tokens], experts: object, *asked: object) -> list[list[Completion]]:
+    def generate_routed(
+        self, prompts: Sequence[Tokens], experts: Sequence[str | None], *asked: object
+    ) -> list[list[Completion]]:
+        self.run.now.routed.append(tuple(experts))
         return self.generate(prompts, *asked)
 
     def _text(self, word: str, at: int, k: int) -> str:
@@ -264,6 +276,8 @@ class Run:
             return sft_loss(trainer, *args, **kwargs)
 
         def stepping(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            if isinstance(optimizer, torch.optim.LBFGS):  # a router's
+                return
             rates, decays = ({group[name] for group in optimizer.param_groups if group["params"]}
                              for name in ("lr", "weight_decay"))  # fmt: skip
             moved = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
@@ -275,6 +289,7 @@ class Run:
             patch.setattr(resources, "ApartEngine", start_engine)
             patch.setattr(Served, "push", push)
             patch.setattr(Served, "push_panel", lambda *_: None)
+            patch.setattr(Router, "fit", noting_settings(Router.fit))
             patch.setattr(merging, "merged_model", noting_settings(merging.merged_model))
             patch.setattr(mixture, "mixture_model", noting_settings(mixture.mixture_model))
             patch.setattr(Fidelity, "misses", misses)
@@ -356,6 +371,18 @@ class Observed:
         step, weights = self.run.of["polish"].metrics[0], self.run.recipe.reward.weights
         rest = sum(weight * step[f"rewards/{other}"] for other, weight in weights.items() if other != name)
         return round((step["reward"] - rest) / step[f"rewards/{name}"], 4)
+
+    def trained_expert(self, stage: str) -> dict:
+        """What the panel says of the expert that a stage has trained, a new one."""
+        return self.run.of[stage].read("panel/panel.json")["experts"][-1]
+
+    def domains(self, stage: str) -> list[str]:
+        """Those of the problems that a stage trains on, whose words have an odd or an even number of letters."""
+        rows = self.run.of[stage].trainer.train_dataset
+        key = "input_ids" if "input_ids" in rows.column_names else "prompt_ids"
+        asked = [self.tokenizer.decode(row[key]) for row in rows]
+        words = [re.search(r"Spell (\w+) backwards", one).group(1) for one in asked]
+        return sorted({"odd" if len(word) % 2 else "even" for word in words})
 
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt that is trained on."""

@@ -61,7 +61,11 @@ def context(recipe: Recipe, stage: str, run: Path, engine: Engine) -> StageConte
     earlier = {one.name: run / one.name for one in recipe.before(stage) if (run / one.name).is_dir()}
     progress = Progress(Console(record=True, width=2000))
     parents = recipe.parents_of(stage)
-    return StageContext(recipe, recipe.stage(stage), folder, run, earlier, parents, resources, progress)
+    own = recipe.stage(stage)
+    return StageContext(
+        recipe, own, folder, run, earlier, parents, resources, progress,
+        panel=recipe.panel_of(stage), expert=own.trains,
+    )  # fmt: skip
 
 
 def said(context: StageContext) -> list[str]:

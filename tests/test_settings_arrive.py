@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 # of the stages below
 STAGE_OF = {"distill": "traces", "preflight": "fit", "sft": "imitate", "grpo": "polish", "evaluate": "look",
-            "export": "release", "probe": "moved", "solutions": "written", "merge": "one",
-            "mixture": "inside"}  # fmt: skip
+            "export": "release", "probe": "moved", "solutions": "written", "merge": "one", "mixture": "inside",
+            "route": "choose"}  # fmt: skip
+ARMS = 8
+"""Of the panel that is routed: the base and seven experts."""
 SAME = object()
 
 
@@ -123,6 +125,43 @@ def fits() -> dict[str, Rule]:
               "min_answer_rate": 0.75, "min_end_rate": 0.25}  # fmt: skip
     return {name: Rule(value, lambda o, name=name: getattr(o.imitate.told["PreflightLimits"], name))
             for name, value in values.items()}  # fmt: skip
+
+
+def experts(stage: str, first: str, name: str, domain: str, lora: Mapping[str, object]) -> dict[str, Rule]:
+    """The keys of all that trains experts: `first` makes one with an adapter of its own, `stage` one from another."""
+    config = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules"}
+
+    def adapter(o: Observed, key: str) -> object:
+        value = getattr(o.policy(first).peft_config["default"], config[key])
+        return sorted(value) if isinstance(value, set) else value
+
+    return {
+        "expert": Rule(name, lambda o: o.trained_expert(stage)["name"]),
+        "from": Rule("old", lambda o: "old" if o.run.of[stage].start == o.old.result.adapter_sha256 else ""),
+        "domains": Rule([domain], lambda o: o.domains(stage)),
+        **{f"lora.{key}": Rule(value, lambda o, key=key: adapter(o, key)) for key, value in lora.items()},
+    }
+
+
+def routes() -> dict[str, Rule]:
+    """The keys of a router: what is asked, what it is learned with, as it is told that, and what it then is."""
+    fitted = {"set_aside": 0.4, "l2": 0.1, "patience": 4, "max_steps": 30}
+
+    def choices(o: Observed) -> list[str]:
+        return [way["choice"] for way in o.choose.read("panel-evaluation.json")["ways"]]
+
+    return {
+        # the panel is what it takes up
+        "parent": Rule(None, lambda o: None),
+        "problems": Rule(6, lambda o: len(o.choose.calls[0].prompts)),
+        "samples": Rule(3, lambda o: {call.sampling.n for call in o.choose.calls[:ARMS]}, {3}),
+        "oracle_samples": Rule(6, lambda o: {call.sampling.n for call in o.choose.calls[ARMS : 2 * ARMS]}, {6}),
+        "generalist": Rule("imitate", lambda o: "imitate" if "generalist" in choices(o) else ""),
+        "layer": Rule(2, lambda o: o.choose.read("router/router.json")["layer"]),
+        "threshold": Rule(0.05, lambda o: o.choose.read("router/router.json")["threshold"]),
+        **{key: Rule(value, lambda o, key=key: getattr(o.choose.told["RouteStage"], key))
+           for key, value in fitted.items()},
+    }  # fmt: skip
 
 
 def under(prefix: str, rules: dict[str, Rule]) -> dict[str, Rule]:
@@ -260,6 +299,11 @@ def rules(base: str, reward_file: str, solved: str) -> dict[str, Rule]:
             1.5, lambda o: float(re.search(r"memorisation_above \(([\d.]+)\)", o.imitate.said).group(1))
         ),
         "sft.packing": Rule(True, lambda o: o.args("imitate").packing),
+        **under("sft", experts("learn", "old", "new", "even",
+                               {"rank": 2, "alpha": 7.0, "dropout": 0.15, "targets": ["k_proj", "o_proj"]})),
+        **under("grpo", experts("reward", "third", "fourth", "odd",
+                                {"rank": 4, "alpha": 9.0, "dropout": 0.35, "targets": ["v_proj"]})),
+        **under("route", routes()),
         # with two iterations over a batch, a checkpoint is only written after the second
         **under("grpo", trains("polish", 2e-3, 0.03, 0.003, room, (3, 4))),
         "grpo.parent": Rule("explore", lambda o: o.parent(o.polish.start)),
@@ -368,8 +412,8 @@ def tree(rules: Mapping[str, Rule]) -> dict[str, object]:
 
 
 def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
-    """The stage of each kind, and five more: a GRPO stage that says nothing of its own, a distillation from a parent,
-    an export of the adapter alone, and two that train the experts of a panel."""
+    """The stage of each kind, and more: a GRPO stage that says nothing of its own, a distillation from a parent, an
+    export of the adapter alone, and stages that train experts, of which policies know nothing."""
     made = tree(rules)
     stages = {kind: made.pop(prefix_of(kind)) for kind in STAGE_OF}
     stages["grpo"]["gate"] = made.pop("gate")
@@ -377,6 +421,13 @@ def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
     own = {"name": "own", "kind": "distill", "teacher": "self", "parent": "imitate", "problems": 2, "samples": 1,
            "max_tokens": 30}  # fmt: skip
     alone = {"name": "alone", "kind": "export", "parent": "imitate", "what": stages["export"].pop("what")}
+    sft = {"kind": "sft", "data": "traces", "steps": 1, "batch_size": 2, "learning_rate": 1e-3, "preflight": False}
+    grpo = {"kind": "grpo", "steps": 1, "learning_rate": 1e-3}
+    panel = []
+    for first, second, plain in (("old", "learn", sft), ("third", "reward", grpo)):
+        keys = stages[plain["kind"]]
+        panel.append({"name": first, **plain, "expert": first, "lora": keys.pop("lora")})
+        panel.append({"name": second, **plain, **{key: keys.pop(key) for key in ("expert", "from", "domains")}})
     expert = {"kind": "sft", "data": ["traces"], "steps": 1, "learning_rate": 1e-3, "preflight": False}
     order = [
         stages["distill"],
@@ -394,6 +445,8 @@ def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
         {"name": "experts", "expert": "each", **expert},
         stages["merge"],
         stages["mixture"],
+        *panel,
+        stages["route"],
     ]
     return Recipe.model_validate({"name": "other", **made, "stages": order})
 

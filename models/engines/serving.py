@@ -130,6 +130,8 @@ class Served:
             self.engine.sync_folded(folded_weights(model, adapter=None))
         self.engine.sync_panel(folders)
         bare = self._of_base(model)
+        served = self.engine.score_routed(self.probe.prompts, self.probe.completions, None)
+        self._must_follow(model, bare, served, bare, " as the base")
         for name, adapter in adapters.items():
             with acting(model, adapter):
                 policy = self.probe.logprobs(model)

@@ -243,7 +243,17 @@ class VllmEngine:
         seeds: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        return self._generate(prompts, [self._request(name) for name in experts], sampling, seeds, progress)
+        # a CPU's LoRA kernels take the index -1 of a request without an adapter for the last adapter's, unless no
+        # request of the batch has one
+        bare = [at for at, name in enumerate(experts) if name is None and not torch.cuda.is_available()]
+        rest = [at for at in range(len(prompts)) if at not in set(bare)]
+        answered: dict[int, list[Completion]] = {}
+        for own in filter(None, (bare, rest)):
+            adapters = None if own is bare else [self._request(experts[at]) for at in own]
+            own_seeds = None if seeds is None else [seeds[at] for at in own]
+            groups = self._generate([prompts[at] for at in own], adapters, sampling, own_seeds, progress)
+            answered |= zip(own, groups, strict=True)
+        return [answered[at] for at in range(len(prompts))]
 
     def score_routed(
         self, prompts: Sequence[Tokens], completions: Sequence[Tokens], expert: str | None

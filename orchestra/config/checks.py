@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from orchestra.config.faults import Fault
-from orchestra.config.stage import Draft, Stage
+from orchestra.config.stage import Draft, Stage, last_panel
 from orchestra.config.words import is_file
 from settings import Node, Refers, near, node_in, reference_of, uncounted
 
@@ -65,10 +65,11 @@ def _faults_of(stage: Stage | Unread, draft: Draft) -> Iterator[tuple[str, str]]
     read = isinstance(stage, Stage)
     for key, value, refers in references(stage) if read else raw_references(stage.raw, stage.kind):
         yield from _referred(key, value, refers, draft)
+        several = any(value == other.name and other.trains and "policy" not in other.given for other in draft.stages)
+        if read and several and refers.to == "policy" and stage.trains is None:
+            yield key, f"{value!r} trains several experts and no single policy; name a stage that trains one"
     if not read:
         return
-    if (parent := draft.parent_of(stage)) is not None and "policy" not in parent.given:
-        yield "parent", f"{parent.name!r} trains several experts and no single policy; name one with `expert:`"
     if stage.gate is not None and "evaluation" not in stage.gives:
         yield "gate", f"a {stage.kind} stage is not evaluated; put the gate on a stage that is"
     yield from stage.faults(draft)
@@ -123,6 +124,22 @@ def _referred(key: str, value: str, refers: Refers, draft: Draft) -> Iterator[tu
         f"not an earlier stage (earlier: {listed})"
     )  # fmt: skip
     yield key, f"{value!r} is {what}{near(value, [*fitting, *refers.also])}"
+
+
+def single_policy_faults(stage: Stage, draft: Draft) -> Iterator[tuple[str, str]]:
+    """For a stage that takes up one policy: where it does not say which, it shall not be one from before a panel."""
+    before = draft.before(stage)
+    panel, nearest = last_panel(before), (*stage.parents(before), "base")[0]
+    names = ["base", *(one.name for one in before)]
+    # a stage that could not be read may be the parent
+    if stage.parent is not None or panel is None or len(draft.kinds) != len(draft.stages):
+        return
+    if names.index(nearest) < names.index(panel):
+        yield (
+            "parent",
+            f"not said, it would be {nearest!r}, and nothing of the panel of {panel!r}, which a `route` stage "
+            f"evaluates; write `parent: {nearest}` if that is meant",
+        )
 
 
 def share_faults(batch: int, key: str, draft: Draft) -> Iterator[tuple[str, str]]:

@@ -106,6 +106,10 @@ class Stage(Node):
         """The earlier stage whose panel of experts this one takes up; None: it has nothing to do with any."""
         return None
 
+    def traces_seen(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
+        """The earlier stages whose traces it looks at without naming them."""
+        return ()
+
     def parents(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
         """The earlier stages whose policies this one takes up; none is the base with a fresh adapter."""
         if self.parent is not None:
@@ -202,6 +206,11 @@ class Stage(Node):
     def run(self, context: StageContext) -> StageResult:
         """Do it."""
         raise TypeError(f"{type(self).__name__} says nothing of how it is run")
+
+
+def with_traces(earlier: Sequence[Stage]) -> tuple[str, ...]:
+    """Those of these stages that give traces."""
+    return tuple(stage.name for stage in earlier if "traces" in stage.given)
 
 
 def last_panel(earlier: Sequence[Stage]) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from models.experts import BASE, name_fault
 from models.settings import TrainsExpert
 from orchestra.config.stage import Draft, Gives, Stage, last_panel
+from orchestra.work.domains import expert_name
 from rl.settings import GrpoSettings
 from settings import near
 
@@ -41,9 +42,10 @@ class TrainingStage(Stage, TrainsExpert):
         return last_panel(earlier) if self.expert is not None else None
 
     def parents(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
-        """Of an expert: the last stage that trained it alone, or else the one that it starts from."""
+        """Of an expert: the last stage that trained it alone, or else the one that it starts from. Of a single policy,
+        where nothing is said: the last single policy, which no expert is."""
         if self.expert is None:
-            return super().parents(earlier)
+            return super().parents([stage for stage in earlier if stage.trains is None])
         experts = {stage.expert: stage.name for stage in earlier if isinstance(stage, TrainingStage)}
         found = experts.get(self.expert, experts.get(self.starts_from)) if self.expert != EACH else None
         return (found,) if found is not None else ()
@@ -61,9 +63,24 @@ class TrainingStage(Stage, TrainsExpert):
         return f", an expert for each domain{of}" if self.expert == EACH else f", expert {self.expert}{of}"
 
     def trains_same(self, other: Stage) -> bool:
-        """Whether an earlier stage has trained the expert that this one trains, or one of those."""
-        both = isinstance(other, TrainingStage) and None not in (self.expert, other.expert)
-        return both and (EACH in (self.expert, other.expert) or self.expert == other.expert)
+        """Whether an earlier stage has trained the expert that this one trains, or may have trained one of those."""
+        if not isinstance(other, TrainingStage) or None in (self.expert, other.expert):
+            return False
+        own, others = self._names(), other._names()
+        return own is None or others is None or not own.isdisjoint(others)
+
+    def _names(self) -> frozenset[str] | None:
+        """The experts that it trains; None where the data says which."""
+        if self.expert != EACH:
+            return frozenset({self.expert})
+        return None if self.domains is None else frozenset(map(expert_name, self.domains))
+
+    def ready(self, recipe: Recipe) -> None:
+        from orchestra.work.domains import must_have_problems
+
+        super().ready(recipe)
+        if self.expert == EACH or self.domains is not None:
+            must_have_problems(recipe, self)
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         before = draft.before(self)
@@ -86,6 +103,8 @@ class TrainingStage(Stage, TrainsExpert):
             for key in ("from", "lora"):
                 if getattr(self, key) is not None:
                     yield key, f"only of a new expert; {self.expert!r} is there already"
+        elif self.starts_from != BASE and self.lora is not None:
+            yield "lora", f"an expert from {self.starts_from!r} has that one's adapter; leave `lora` out, or `from`"
         elif self.starts_from != BASE and known is not None and self.starts_from not in known:
             listed = ", ".join(known) or "none"
             start = self.starts_from

@@ -140,15 +140,17 @@ def _compared_by(run: RunRecord | None, stage: str | None) -> tuple[str | None, 
 
 
 def _of_the_last_policy(recipe: Recipe) -> list[Stage]:
-    """The stages that evaluate the policy which a run of the recipe ends with."""
-    trained = [stage.name for stage in recipe.all_stages if "policy" in stage.given]
-    own, parents = (trained[-1], (trained[-1],)) if trained else (None, ())
-    return [
-        stage
-        for stage in recipe.all_stages
-        if "evaluation" in stage.gives
-        and (stage.name == own or ("policy" not in stage.given and recipe.parents_of(stage.name) == parents))
-    ]
+    """The stages that evaluate the policy, or the panel, which a run of the recipe ends with."""
+    made = [stage.name for stage in recipe.all_stages if stage.given & {"policy", "panel"}]
+    own, parents = (made[-1], (made[-1],)) if made else (None, ())
+
+    def of_the_last(stage: Stage) -> bool:
+        if stage.name == own:
+            return True
+        taken_up = recipe.parents_of(stage.name) == parents or recipe.panel_of(stage.name) in parents
+        return not stage.given & {"policy", "panel"} and taken_up
+
+    return [stage for stage in recipe.all_stages if "evaluation" in stage.gives and of_the_last(stage)]
 
 
 def _record(run: RunRecord | None, name: str | None) -> StageRecord | None:

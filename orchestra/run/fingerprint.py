@@ -107,6 +107,8 @@ def _inputs(recipe: Recipe, stage: Stage, entries: Mapping[str, LedgerEntry]) ->
         yield from _given(panel, "panel", entries)
         if (routes := entries[panel].outputs.get(ROUTES)) is not None:
             yield f"{ROUTES} of stage {panel}", routes
+    for seen in stage.traces_seen(recipe.before(stage.name)):
+        yield from _given(seen, "traces", entries)
     yield from _outside(recipe, stage)
     for _, value, refers in _referred(recipe, stage):
         if refers.to_stage and value not in (*refers.also, *parents) and not is_local(value, refers):

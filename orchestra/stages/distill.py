@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from orchestra.config.checks import single_policy_faults
 from orchestra.config.stage import Draft, Gives, Stage
 from sft.settings import DistillSettings
 
@@ -38,6 +39,8 @@ class DistillStage(Stage, DistillSettings):
         return super().parents(earlier) if self.teacher == SELF else ()
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
+        if self.teacher == SELF:
+            yield from single_policy_faults(self, draft)
         # the base has one engine, and that serves whatever policy was trained last
         model = draft.sections.get("model")
         if model is not None and self.teacher == model.base:

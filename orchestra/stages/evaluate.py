@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from evals.settings import Evaluate
+from orchestra.config.checks import single_policy_faults
 from orchestra.config.stage import Draft, Gives, Stage
 from orchestra.text import percent
 from settings import SIZE, Count, FrozenSequence, Refers, Sources, Text, by_form, optional
@@ -42,6 +43,7 @@ class EvaluateStage(
     """At most this many problems (of each set). None: `problems.test_limit`."""
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
+        yield from single_policy_faults(self, draft)
         if (settings := draft.sections.get("evaluate")) is not None:
             own = settings.overridden_by(self)
             most = max(own.pass_at_k, default=0)

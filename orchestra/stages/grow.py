@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestra.config.imitating import GrowingStage
-from orchestra.config.stage import Draft, Gives, Stage, Verdict, last_panel
+from orchestra.config.stage import Draft, Gives, Stage, Verdict, last_panel, with_traces
 from orchestra.work.settings import GROWTH, PANEL_EVALUATION
 
 if TYPE_CHECKING:
@@ -47,6 +47,10 @@ class GrowStage(GrowingStage):
 
     def panel(self, earlier: Sequence[Stage]) -> str | None:
         return last_panel(earlier)
+
+    def traces_seen(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
+        """Problems of which there are none come first."""
+        return with_traces(earlier)
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         if last_panel(draft.before(self)) is None:

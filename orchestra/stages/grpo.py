@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from orchestra.config.checks import share_faults, sweep_faults
 from orchestra.config.stage import Draft, Stage
 from orchestra.config.trained import OptimisingStage
-from orchestra.work.settings import PERPLEXITY
+from orchestra.work.settings import EXPERTS, PERPLEXITY
 
 if TYPE_CHECKING:
     from orchestra.config.recipe import Recipe
@@ -34,7 +34,7 @@ class GrpoStage(OptimisingStage):
     """The policy is optimised for the reward (TRL GRPOTrainer; arXiv 2402.03300)."""
 
     reads: ClassVar[tuple[str, ...]] = ("model", "problems", "reward", "rollouts")
-    outputs: ClassVar[tuple[str, ...]] = (PERPLEXITY,)
+    outputs: ClassVar[tuple[str, ...]] = (PERPLEXITY, EXPERTS)
 
     kind: Literal["grpo"]
     """grpo"""
@@ -50,10 +50,11 @@ class GrpoStage(OptimisingStage):
             yield from share_faults(rollouts.overridden_by(self).prompts_per_step, "prompts_per_step", draft)
 
     def _grpo_before(self, draft: Draft) -> GrpoStage | None:
-        """The nearest grpo stage among those whose policy, or whose expert, it builds on."""
+        """The nearest grpo stage among those whose policy it builds on; of those that trained its expert, or one of its
+        experts, the one with the highest beta."""
         if self.expert is not None:
             own = [stage for stage in draft.before(self) if isinstance(stage, GrpoStage) and self.trains_same(stage)]
-            return own[-1] if own else None
+            return max(own, key=lambda stage: stage.beta, default=None)
         stage: Stage | None = self
         while (stage := draft.parent_of(stage)) is not None:
             if isinstance(stage, GrpoStage):
@@ -99,12 +100,14 @@ class GrpoStage(OptimisingStage):
 
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
+        from orchestra.report.experts import experts_parts
         from orchestra.report.modelled import notices_of
         from orchestra.report.panel import structure_parts
         from orchestra.report.parts import Course
         from orchestra.report.sweep import sweep_parts
 
         yield from notices_of(record)
+        yield from experts_parts(record)
         for key, title, note, share in COURSES:
             yield Course(key, title, note, share=share)
         yield from structure_parts(record)

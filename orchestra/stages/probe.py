@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from evals.settings import ProbeSettings
+from orchestra.config.checks import single_policy_faults
 from orchestra.config.stage import EVALUATION, Draft, Stage
 from settings import Refers, Text
 
@@ -47,6 +48,7 @@ class ProbeStage(Stage, ProbeSettings):
     """The policy before: `base`, or an earlier stage. It alone decides what is a lock and what a fork."""
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
+        yield from single_policy_faults(self, draft)
         # a stage that could not be read may be the parent
         if self.parent is not None or len(draft.kinds) == len(draft.stages):
             (parent,) = self.parents(draft.before(self)) or (BASE,)

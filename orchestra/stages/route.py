@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from orchestra.config.stage import Draft, Gives, Stage, last_panel
+from orchestra.config.stage import Draft, Gives, Stage, last_panel, with_traces
 from orchestra.work.settings import PANEL_EVALUATION, RouteSettings
 
 if TYPE_CHECKING:
@@ -37,8 +37,13 @@ class RouteStage(Stage, RouteSettings):
     def panel(self, earlier: Sequence[Stage]) -> str | None:
         return last_panel(earlier)
 
+    def traces_seen(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
+        """Problems of which there are none come first."""
+        return with_traces(earlier)
+
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
-        if last_panel(draft.before(self)) is None:
+        # a stage that could not be read may train one
+        if last_panel(draft.before(self)) is None and len(draft.kinds) == len(draft.stages):
             yield "kind", "there are no experts to route between; an sft or grpo stage before it must train an `expert`"
         if self.parent is not None:
             yield "parent", f"a router is that of the panel before it and takes up no policy; leave {self.parent!r} out"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestra.config.imitating import ImitatingStage
 from orchestra.config.stage import Draft, Gives
-from orchestra.work.settings import PERPLEXITY, PREFLIGHT
+from orchestra.work.settings import EXPERTS, PERPLEXITY, PREFLIGHT
 
 if TYPE_CHECKING:
     from orchestra.config.recipe import Recipe
@@ -22,7 +22,7 @@ class SftStage(ImitatingStage):
 
     gives: ClassVar[frozenset[Gives]] = frozenset({"policy", "imitation", "evaluation", "panel"})
     reads: ClassVar[tuple[str, ...]] = ("model", "rollouts.max_completion_tokens")
-    outputs: ClassVar[tuple[str, ...]] = (PREFLIGHT, PERPLEXITY)
+    outputs: ClassVar[tuple[str, ...]] = (PREFLIGHT, PERPLEXITY, EXPERTS)
 
     kind: Literal["sft"]
     """sft"""
@@ -37,6 +37,7 @@ class SftStage(ImitatingStage):
 
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
+        from orchestra.report.experts import experts_parts
         from orchestra.report.modelled import notices_of, read_preflight
         from orchestra.report.panel import structure_parts
         from orchestra.report.parts import Counts, Course
@@ -47,6 +48,7 @@ class SftStage(ImitatingStage):
             yield Counts(f"{record.name}: preflight under {found.policy}", found.numbers())
         yield from notices_of(record)
         yield from structure_parts(record)
+        yield from experts_parts(record)
         yield from sweep_parts(record)
 
     def run(self, context: StageContext) -> StageResult:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from models.experts import BASE, Panel, expert_folder, read_panel
+from models.experts import BASE, Panel, PanelError, expert_folder, read_panel
 from models.processes import Processes
+from orchestra.config.faults import UserError
 
 if TYPE_CHECKING:
     from orchestra.config.recipe import Recipe
@@ -95,10 +96,16 @@ class StageContext:
 
     def adapter_of(self, stage: str) -> Path:
         """The folder of an earlier stage's policy; of one that trained several experts, that of the expert that is
-        trained here."""
+        trained here. Raises PanelError where that is none of them."""
         folder = self.earlier[stage] / ADAPTER
         if folder.is_dir() or self.expert is None:
             return folder
+        panel = read_panel(self.earlier[stage] / PANEL_FOLDER)
+        if self.expert not in panel:
+            raise PanelError(
+                f"{stage!r} has no policy of expert {self.expert!r}, which was not there yet (experts: "
+                f"{', '.join(panel.names)})"
+            )
         return expert_folder(self.earlier[stage] / PANEL_FOLDER, self.expert)
 
     @property
@@ -107,10 +114,14 @@ class StageContext:
 
         Raises:
             PanelError: the expert that a new one starts from is not in the panel.
+            UserError: what a new one starts from, or is like, is said of one that is there.
         """
         if self.expert is None:
             return None if self.parent is None else Start(self.parent, self.adapter_of(self.parent))
         panel, folder = self.before
+        for key in ("from", "lora") if self.expert in panel else ():
+            if getattr(self.stage, key) is not None:
+                raise UserError(f"{key}: only of a new expert; {self.expert!r} is there already, from {self.panel!r}")
         start = self.expert if self.expert in panel else self.stage.starts_from
         if start == BASE:
             return None
@@ -126,11 +137,17 @@ class StageContext:
     @property
     def before(self) -> tuple[Panel, Path]:
         """The panel that this stage takes up, checked against its files, and its folder; an empty one where there is
-        none before it. Raises PanelError."""
+        none before it. Raises PanelError, also where the panel is of another base."""
         if self.panel is None:
             return Panel(self.recipe.model.base, ""), self.folder
-        folder = self.earlier[self.panel] / PANEL_FOLDER
-        return read_panel(folder), folder
+        folder, own = self.earlier[self.panel] / PANEL_FOLDER, self.recipe.model.base
+        panel = read_panel(folder)
+        if panel.base != own:
+            raise PanelError(
+                f"the panel in {folder} is one on {panel.base!r}, and model.base is {own!r}: experts work on their own "
+                "base only"
+            )
+        return panel, folder
 
     def result_of(self, stage: str) -> StageResult:
         """What an earlier stage had to say."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from models.experts import BASE, name_fault
 from orchestra.config.faults import UserError
 from rewards.problems import Asked
 from settings import near
@@ -13,7 +14,10 @@ from settings import near
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from orchestra.work.context import StageContext
+    from models.experts import Panel
+    from orchestra.config.recipe import Recipe
+    from orchestra.config.trained import TrainingStage
+    from orchestra.work.resources import Resources
     from sft.distill import Trace
 
 
@@ -26,7 +30,7 @@ def wanted(there: Iterable[str], asked: Sequence[str] | None, stage: str) -> tup
     """The domains that get an expert, in their order by name.
 
     Raises:
-        UserError: one that is asked for has no problems, or two have the same expert.
+        UserError: one that is asked for has no problems, or has no name for an expert of its own.
     """
     known = sorted(set(there))
     for name in asked or ():
@@ -38,18 +42,34 @@ def wanted(there: Iterable[str], asked: Sequence[str] | None, stage: str) -> tup
     chosen = [name for name in known if asked is None or name in asked]
     names = [expert_name(domain) for domain in chosen]
     for domain, name in zip(chosen, names, strict=True):
+        if fault := name_fault(name):
+            raise UserError(f"domains: the expert of {domain!r} would be called {name!r}: {fault}; rename the domain")
         if names.count(name) > 1:
             raise UserError(f"domains: {domain!r} and another one would both have the expert {name!r}; rename one")
     return tuple(chosen)
 
 
-def domain_by_problem(context: StageContext, sources: Iterable[str]) -> Mapping[str, str]:
-    """The domain of every training problem, and of those in files, by its id."""
-    resources, own = context.resources, context.recipe.problems
-    files = [source for source in sources if source not in context.earlier]
-    found = [problem for source in files for problem in resources.problems(source, "train")]
-    found += resources.problems(own.train, "train", own.train_limit)
+def domain_by_problem(resources: Resources, stage: TrainingStage) -> Mapping[str, str]:
+    """The domain of every training problem, and of those in the files that the stage trains on, by its id."""
+    own = resources.recipe.problems
+    sources = dict.fromkeys((*stage.trains_on(resources.recipe), (own.train, own.train_limit)))
+    found = [problem for source, limit in sources for problem in resources.problems(source, "train", limit)]
     return {problem.id: problem.domain for problem in found}
+
+
+def must_have_problems(recipe: Recipe, stage: TrainingStage) -> None:
+    """Which domains there may be is known before a teacher has been asked for hours. Raises UserError."""
+    from orchestra.work.resources import Resources
+
+    wanted(domain_by_problem(Resources(recipe), stage).values(), stage.domains, stage.name)
+
+
+def domain_table(panel: Panel, domains: Iterable[str]) -> dict[str, str] | None:
+    """Each domain's declared expert, the base where it has none; None where no expert has a domain."""
+    # an expert of several has them in one line, and a comma may be part of a domain's name
+    several = {domain: expert.name for expert in panel.experts for domain in expert.domain.split(", ") if domain}
+    declared = several | {expert.domain: expert.name for expert in panel.experts if expert.domain}
+    return {domain: declared.get(domain, BASE) for domain in domains} if declared else None
 
 
 def traces_in(

@@ -38,7 +38,7 @@ def imitate(context: StageContext, stage: ImitatingStage) -> StageResult:
     if stage.expert is None or (stage.expert != EACH and stage.domains is None):
         result = imitated(context, stage, traces, left_out)
         return result if stage.expert is None else in_panel(context, result, tuple(stage.data))
-    domain_of = domain_by_problem(context, stage.data)
+    domain_of = domain_by_problem(context.resources, stage)
     there = [domain_of[trace.problem_id] for ones in traces.values() for trace in ones if trace.problem_id in domain_of]
     domains = wanted(there, stage.domains, context.stage.name)
     if stage.expert != EACH:

@@ -30,8 +30,9 @@ from orchestra.config.stage import ROUTES
 from orchestra.config.trained import EACH
 from orchestra.run.ledger import StageResult, write_json
 from orchestra.work.context import ADAPTER, PANEL_FOLDER, StageContext
-from orchestra.work.domains import expert_name
+from orchestra.work.domains import domain_table, expert_name
 from orchestra.work.policies import EVALUATION, answered, measured
+from orchestra.work.settings import EXPERTS, PERPLEXITY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,20 +87,26 @@ def one_each(
     Args:
         train: trains one and measures it, given its part of the stage and its domain.
     """
+    if len(domains) == 1 and context.stage.domains is None:
+        context.progress.say(f"    all of the data is of one domain, {domains[0]!r}: one expert")
+    experts = {domain: expert_name(domain) for domain in domains}
+    parts = {domain: context.of_expert(name, context.folder / EACH / name) for domain, name in experts.items()}
+    for own in parts.values():
+        _ = own.start  # what it cannot start from is told before the first one is trained
     trained: dict[str, tuple[Path, Expert]] = {}
     results: dict[str, StageResult] = {}
-    for domain in domains:
-        name = expert_name(domain)
-        own = context.of_expert(name, context.folder / EACH / name)
+    for domain, own in parts.items():
+        name = own.expert
         results[name] = trained_once(own, lambda own=own, domain=domain: train(own, domain))
         adapter = own.folder / ADAPTER
         trained[name] = (adapter, expert_after(own, results[name], data, domain, adapter))
     any_result = next(iter(results.values()))
     panel = context.once(lambda: _written(context, trained, any_result))
     context.once(lambda: _join_metrics(context.folder, list(results)))
-    by_domain = {expert.domain: expert.name for expert in panel.experts if expert.domain}
+    context.once(lambda: write_json(context.folder / EXPERTS, _told(context.folder, results)))
     asked = context.resources.test(context.stage)
-    routes = [by_domain.get(problem.domain, BASE) for problem in asked.problems]
+    table = (domain_table(panel, {problem.domain for problem in asked.problems}) or {}) | experts
+    routes = [table.get(problem.domain, BASE) for problem in asked.problems]
     evaluation = evaluated_routed(context, panel, context.folder / PANEL_FOLDER, routes)
     told = {f"accuracy_{name}": result.accuracy for name, result in results.items()}
     result = context.result(base_sha256=any_result.extra["base_sha256"], **built(context, panel), **told)
@@ -255,6 +262,23 @@ def _written(context: StageContext, trained: Mapping[str, tuple[Path, Expert]], 
     write_panel(own, panel, sources)
     must_be_untouched(before, read_panel(own), but=tuple(trained))
     return panel
+
+
+def _told(folder: Path, results: Mapping[str, StageResult]) -> dict[str, dict[str, object]]:
+    """What each expert did on all held-out problems, and how likely it finds texts, as far as that was measured."""
+    told: dict[str, dict[str, object]] = {}
+    for name, one in results.items():
+        path = folder / EACH / name / PERPLEXITY
+        modelled = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        told[name] = {
+            "accuracy": one.accuracy,
+            "low": one.low,
+            "high": one.high,
+            "base_difference": one.base_difference,
+            "base_p_value": one.base_p_value,
+            "modelled": modelled,
+        }
+    return told
 
 
 def _join_metrics(folder: Path, names: Sequence[str]) -> None:

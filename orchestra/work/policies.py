@@ -202,7 +202,8 @@ def divergences(context: StageContext, policy: PeftModel, asked: Asked) -> dict[
     groups = resources.engine().generate(prompts, sampling, seeds)
     sequences = [(prompt, group[0].token_ids) for prompt, group in zip(prompts, groups, strict=True)]
     found = {"kl_to_base": _kl(policy, Reference("base", None), sequences)}
-    imitated = next((s.name for s in recipe.stages if "imitation" in s.given and s.name in context.earlier), None)
+    own = [s.name for s in recipe.stages if "imitation" in s.given and s.trains == context.expert]
+    imitated = next((name for name in own if name in context.earlier), None)
     if imitated is not None:
         reference = Reference.saved(imitated, context.adapter_of(imitated))
         reference.replace(policy)

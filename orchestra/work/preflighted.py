@@ -4,7 +4,7 @@ and what stops one stops the run before it begins."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestra.config.recipe import BASE
@@ -20,8 +20,8 @@ class Preflighted:
     """What a stage's preflight reads.
 
     Fields:
-        policy: under whose; `base`, or an earlier stage.
-        sources: names of stages, and files.
+        policy: under whose; `base`, an earlier stage, or experts as an earlier stage left them.
+        sources: names of stages, and files; domains: of their problems, None where all are read.
         limits: how much of them, and within which bounds.
         max_length: tokens of the longest example.
     """
@@ -30,11 +30,11 @@ class Preflighted:
     sources: frozenset[str]
     limits: PreflightLimits
     max_length: int
+    domains: tuple[str, ...] | None = None
 
     def covers(self, other: Preflighted) -> bool:
         """Whether nothing would be new in the other."""
-        same = (self.policy, self.limits, self.max_length) == (other.policy, other.limits, other.max_length)
-        return same and self.sources >= other.sources
+        return replace(self, sources=other.sources) == other and self.sources >= other.sources
 
 
 def preflighted(
@@ -42,9 +42,12 @@ def preflighted(
 ) -> Preflighted:
     """What this stage's preflight reads, under the policy that it starts from."""
     (policy,) = recipe.parents_of(stage.name) or (BASE,)
+    if stage.trains is not None:
+        panel = recipe.panel_of(stage.name)
+        policy = BASE if panel is None else f"{panel}/{stage.trains}"
     # of a stage whose own keys they are, these alone
     alone = PreflightLimits(**{name: getattr(limits, name) for name in PreflightLimits.model_fields})
-    return Preflighted(policy, frozenset(sources), alone, max_length)
+    return Preflighted(policy, frozenset(sources), alone, max_length, getattr(stage, "domains", None))
 
 
 def measured_by(recipe: Recipe, stage: Stage) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import numpy as np
 from evals.evaluate import Evaluation
 from evals.panel import Draws, PanelEvaluation, evaluate_panel
 from evals.removal import RemovalCost, removal_cost
-from models.experts import BASE, Panel, Record, RemovalRecord, read_panel, write_panel
+from models.experts import Panel, Record, RemovalRecord, read_panel, write_panel
 from models.features import layer_of, prompt_features
 from models.router import CONFIG, TENSORS, Router, Routes
 from orchestra.config.faults import UserError
@@ -21,6 +22,7 @@ from orchestra.run.ledger import StageResult
 from orchestra.text import removal_line
 from orchestra.work.arms import Arms, correct_APS, solved_AP
 from orchestra.work.context import PANEL_FOLDER, StageContext
+from orchestra.work.domains import domain_table
 from orchestra.work.panels import built, evaluated_routed, places_of
 from orchestra.work.policies import EVALUATION, measured
 from orchestra.work.resources import stage_seed
@@ -134,12 +136,12 @@ def _measured(
 
 
 def fresh_first(context: StageContext, asked: Asked) -> list[int]:
-    """Training problems by chance, those first of which no stage before has traces: of its own traces' problems an
-    expert may know the answers by heart."""
+    """Training problems by chance, those first of which the fewest stages before have traces: of its own traces'
+    problems an expert may know the answers by heart."""
     files = [folder / TRACES for folder in context.earlier.values() if (folder / TRACES).is_file()]
-    imitated = {trace.problem_id for file in files for trace in read_traces(file)}
+    imitated = Counter(id for file in files for id in {trace.problem_id for trace in read_traces(file)})
     order = np.random.default_rng(context.seed).permutation(len(asked.problems)).tolist()
-    return sorted(order, key=lambda at: asked.problems[at].id in imitated)
+    return sorted(order, key=lambda at: imitated[asked.problems[at].id])
 
 
 def features(context: StageContext, model: PeftModel, asked: Asked, layer: int | None) -> np.ndarray:
@@ -153,12 +155,6 @@ def routes_of(context: StageContext, model: PeftModel, router: Router, asked: As
     start = time.perf_counter()
     features_PH = features(context, model, asked, router.layer)
     return Routed(asked, features_PH, router.route(features_PH), time.perf_counter() - start)
-
-
-def domain_table(panel: Panel, domains: Sequence[str]) -> dict[str, str] | None:
-    """Each domain's declared expert, the base where it has none; None where no expert has a domain."""
-    declared = {domain: expert.name for expert in panel.experts for domain in expert.domain.split(", ") if domain}
-    return {domain: declared.get(domain, BASE) for domain in domains} if declared else None
 
 
 def _generalist(context: StageContext, name: str | None) -> Evaluation | None:

@@ -15,6 +15,8 @@ EXPORT = "model"
 """A stage's export, in its folder."""
 PREFLIGHT, PERPLEXITY = "preflight.json", "perplexity.json"
 """What a stage has measured of data before it trains, and of its policy after."""
+EXPERTS = "experts.json"
+"""Where a stage trains several: what each of its experts did, and how likely it finds texts."""
 PANEL_EVALUATION, GROWTH = "panel-evaluation.json", "growth.json"
 """What a panel's router wins, beside every other way of choosing who answers; and how a panel grew."""
 
@@ -42,8 +44,9 @@ class ExportSettings(Node):
 class ArmsAsked(Node):
     """How often the arms of a panel, the base and its experts, are asked the same problem."""
 
-    samples: Annotated[Count, Field(le=1024), SIZE] = 4
-    """Completions of each arm per training problem, to learn which arm solves what."""
+    samples: Annotated[Count, Field(le=1024), SIZE] = 2
+    """Completions of each arm per training problem, to learn which arm solves what. More problems teach more than more
+    samples of fewer (benchmarks/experts.md)."""
     oracle_samples: Annotated[Count, Field(le=1024), SIZE] = 8
     """Completions of each arm per held-out problem by which the oracles and the best single expert are chosen; they are
     scored on others, `evaluate.samples` of them."""
@@ -52,7 +55,7 @@ class ArmsAsked(Node):
 class RouteSettings(RouterSettings, ArmsAsked):
     """What a router learns from, and what its panel is compared with (orchestra/work/routing.py)."""
 
-    problems: Annotated[Count, SIZE] = 600
+    problems: Annotated[Count, SIZE] = 2000
     """Training problems that every arm is asked, to learn which solves which: those first of which no stage before has
     traces, for an expert may know its own by heart."""
     generalist: Annotated[Text | None, Refers("policy")] = None

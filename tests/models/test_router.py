@@ -13,7 +13,7 @@ from models.router import CONFIG, TENSORS, Router, Row, _calibration, _early_sto
 from models.settings import RouterSettings
 
 NAMES = ("base", "sums", "rates")
-SETTINGS = RouterSettings()
+SETTINGS = RouterSettings(l2=0.03)
 
 
 def world(problems=400, hidden=24, samples=8, seed=0):
@@ -93,8 +93,9 @@ def test_where_nothing_can_be_told_apart_the_base_rate_is_said():
     features_PH = rng.normal(size=(300, 40)).astype(np.float32)
     solved_AP = np.stack([np.full(300, 0.25), np.zeros(300), np.ones(300)])
     chances_PA = Router.fit(features_PH, solved_AP, NAMES, SETTINGS, 0, layer=1).probabilities(features_PH)
-    # 60 held out: Platt's targets are 0 + 1 / 62 and 61 / 62; a quarter is 0.25 (16 / 17) + 0.75 / 47 = 0.251
-    np.testing.assert_allclose(chances_PA, np.tile([0.2513, 1 / 62, 61 / 62], (300, 1)), atol=2e-3)
+    # all 300 are set aside in turn: Platt's targets are 0 + 1 / 302 and 301 / 302; a quarter is
+    # 0.25 (76 / 77) + 0.75 / 227 = 0.2501
+    np.testing.assert_allclose(chances_PA, np.tile([0.2501, 1 / 302, 301 / 302], (300, 1)), atol=2e-3)
 
 
 def test_a_row_is_never_turned_round():
@@ -118,7 +119,7 @@ def test_a_fit_goes_on_while_patience_lasts_and_its_best_step_stays():
         parts = features_PH[:40], solved_P[:40], features_PH[40:], solved_P[40:]
         lost = []
         for patience in (1, 30):
-            weights_H, bias = _early_stopped(*parts, RouterSettings(patience=patience))
+            weights_H, bias, _ = _early_stopped(*parts, RouterSettings(patience=patience))
             odds_P = features_PH[40:] @ weights_H + bias
             lost.append(float((np.logaddexp(0, odds_P) - solved_P[40:] * odds_P).mean()))
         assert lost[1] <= lost[0] + 1e-6
@@ -301,13 +302,15 @@ def test_what_cannot_be_fitted_is_said():
         fit(solved_AP[:2])
     with pytest.raises(RouterError, match="arm 'sums': shares of solved samples lie between 0 and 1"):
         fit(solved_AP * [[1], [8], [1]])
-    with pytest.raises(RouterError, match="1 problems are too few"):
+    with pytest.raises(RouterError, match="too few problems to learn from"):
         fit(solved_AP[:, :1], features_PH=features_PH[:1])
     with pytest.raises(RouterError, match="hidden states of 1 of 40 prompts are no numbers"):
         fit(features_PH=np.where(np.arange(40)[:, None] == 3, np.nan, features_PH))
     nothing_AP = solved_AP.copy()
     nothing_AP[2] = np.nan
-    with pytest.raises(RouterError, match=r"arm 'rates' has no graded problem to learn from \(0 of 40"):
+    with pytest.raises(
+        RouterError, match=r"arm 'rates' has too few problems to learn from and be calibrated on \(0 of 40"
+    ):
         fit(nothing_AP)
     router = fit()
     with pytest.raises(RouterError, match=r"there is no arm 'sum' \(base, sums, rates\); did you mean 'sums'"):

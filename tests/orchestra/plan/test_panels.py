@@ -151,10 +151,13 @@ def test_how_often_a_panel_is_planned_to_grow(rounds, windows, cooldown, at_most
 
 
 def test_a_growing_panel_by_hand():
-    """Of 7b-2: 2 domains and a spare make 3 experts, 2 more are trained and 1 stays. 5 arms answer 600 + 500 + 10 x 100
+    """7b-2: 2 domains and a spare make 3 experts, 2 more are trained and 1 stays. 5 arms answer 600 + 500 + 10 x 100
     problems 4 times to learn from, and 500 held-out ones 8 and 4 times; the one that does not stay answers 1,100
     problems 4 times; and each is trained and evaluated as in sft."""
-    recipe, stage = growing()
+    asked = {"samples": 4, "oracle_samples": 8, "learn": 600, "gain": 500, "rounds": 10, "window": 100, "steps": 480,
+             "growth.windows": 2, "growth.cooldown": 1, "growth.at_most": 4}  # fmt: skip
+    sets = [f"stages.grow.{key}={value}" for key, value in asked.items()]
+    recipe, stage = growing(*sets)
     estimator = Estimator(recipe, device_of(ONE_CORE, "embedded"))
     row = stage.plan(estimator)
     assert len(experts_before(recipe, stage)) == 3 and row.data == "own, 2 new experts assumed"
@@ -170,7 +173,7 @@ def test_a_growing_panel_by_hand():
     # a learned controller reads its windows, and one that has no room trains nobody
     _, learned = growing(recipe="7b-1")
     assert learned.rounds * learned.window > 0 and learned.controller == "learned"
-    quiet, full = growing("stages.grow.growth.at_most=3")
+    quiet, full = growing(*sets[:-1], "stages.grow.growth.at_most=3")
     none = full.plan(Estimator(quiet, device_of(ONE_CORE, "embedded")))
     assert none.steps == 0 and none.data == "own, 0 new experts assumed" and "optimizer" not in none.memory
     # what comes after takes up the panel as it is planned to be
@@ -185,14 +188,14 @@ def test_parts_of_the_generators_problems_have_its_short_prompts():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "machine", "measured"),
+    ("recipe", "machine", "sets", "measured"),
     [
         # a whole run on one core, which planned prompts of 256 tokens had made 1,422
-        ("7a", ONE_CORE, 386),
+        ("7a", ONE_CORE, ("stages.route.problems=600", "stages.route.samples=4"), 386),
         # benchmarks/recipe_seeds.json: 299, 364 and 365 s
-        ("40d", TWO_CORES, 343),
+        ("40d", TWO_CORES, (), 343),
     ],
 )
-def test_time_is_about_what_runs_took(recipe, machine, measured):
-    planned = estimate(load_recipe(recipe, "embedded"), machine, "embedded").seconds
+def test_time_is_about_what_runs_took(recipe, machine, sets, measured):
+    planned = estimate(load_recipe(recipe, "embedded", sets), machine, "embedded").seconds
     assert planned == pytest.approx(measured, rel=0.25)

@@ -132,6 +132,8 @@ def test_only_who_looks_on_does_not_count(before):
     known = {"rewards.settings", "rewards.math.cases", "orchestra.text"}
     # what compares finished runs, and sets of traces
     known |= {"evals.arms", "evals.gains", "evals.seeds", "sft.cards"}
+    # what no stage grows or prunes a panel by
+    known |= {"evals.audit", "models.population"}
     onlookers = ("orchestra.config.", "orchestra.plan.", "orchestra.report.", "orchestra.run.", "orchestra.cli",
                  "orchestra.__main__", "models.embedded.")  # fmt: skip
     assert {name for name in left_out if not name.startswith(onlookers)} <= known

@@ -120,6 +120,10 @@ def test_fingerprint(recipe, entries, kind):
     assert [f"adapter of stage {name}" in made.inputs for name in recipe.parents_of(stage.name)] == [True] * len(
         recipe.parents_of(stage.name)
     )
+    panel = recipe.panel_of(stage.name)
+    assert [name for name in made.inputs if name.startswith("panel of")] == [f"panel of stage {panel}"] * (
+        panel is not None
+    )
     assert [name for name in made.code if name.startswith("orchestra.stages.")] == [f"orchestra.stages.{kind}"]
     assert not any(name.startswith(("orchestra.report", "orchestra.plan", "orchestra.run")) for name in made.code)
 

@@ -91,11 +91,11 @@ def test_what_it_tells(imitate):
 
 
 def test_killed_while_it_trains_it_does_not_look_again(imitate, monkeypatch):
-    from sft import train
+    from orchestra.work import imitating
 
     context = imitate()
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_sft", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(imitating, "train_sft", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             context.stage.run(context)
     (kept,) = bytes_of(context, "preflight.json")
