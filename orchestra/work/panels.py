@@ -231,15 +231,18 @@ def trained_once(own: StageContext, train: Callable[[], StageResult]) -> StageRe
 def expert_after(
     context: StageContext, result: StageResult, data: tuple[str, ...], domain: str, adapter: Path
 ) -> Expert:
-    """What the panel says of an expert that was just trained."""
-    start = context.start_name
+    """What the panel says of an expert that was just trained. One that goes on stays that of its domain, where it is
+    given no other, and the child of what it was first made from."""
+    before, _ = context.before
+    old = before.expert(context.expert) if context.expert in before else None
+    parent = old.lineage.parent if old is not None else context.start_name.rpartition("/")[2]
     record = None
     if result.accuracy is not None:
         source, _ = context.stage.held_out(context.recipe)
         problems = len(context.resources.test(context.stage).problems)
         record = Record(result.accuracy, result.low, result.high, problems, source)
-    lineage = Lineage(context.called, data, start if start == BASE else start.rpartition("/")[2])
-    return expert_of(adapter, context.expert, domain, lineage, record)
+    domain = domain or (old.domain if old is not None else "")
+    return expert_of(adapter, context.expert, domain, Lineage(context.called, data, parent), record)
 
 
 def _written(context: StageContext, trained: Mapping[str, tuple[Path, Expert]], result: StageResult) -> Panel:

@@ -163,7 +163,7 @@ def test_ranks_may_differ_and_a_new_one_from_another_has_its_rank(chain):
     _, run, _, _ = chain
     panel = panel_of(run, "anew")
     assert {one.name: (one.rank, one.lineage.parent) for one in panel.experts} == {
-        "sums": (4, "sums"), "word-co": (4, "word-co"), "small": (2, "base"), "late": (4, "word-co"),
+        "sums": (4, "base"), "word-co": (4, "base"), "small": (2, "base"), "late": (4, "word-co"),
     }  # fmt: skip
 
 
