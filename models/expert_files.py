@@ -13,6 +13,8 @@ from models.engines.protocol import ADAPTER_CONFIG, ADAPTER_TENSORS
 from settings.files import sha256_of
 
 FILES = (ADAPTER_CONFIG, ADAPTER_TENSORS)
+MOMENTS = "optimizer.safetensors"
+"""What an expert may have besides: its optimizer's moments (models/moments.py)."""
 Hashes = Mapping[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
 """sha256 of files by name."""
 

@@ -1,7 +1,8 @@
 """A panel: the LoRA experts on one frozen base, as ordinary PEFT folders beside a file that says what they are.
 
     panel.json                      base, experts in their order, the router, and the panels before the last changes
-    experts/NAME/                   adapter_config.json, adapter_model.safetensors: what PEFT loads and vLLM serves
+    experts/NAME/                   adapter_config.json, adapter_model.safetensors: what PEFT loads and vLLM serves;
+                                    and optimizer.safetensors, from which its training goes on
     routers/HASH/                   the router (models/router.py) that knows these experts
     removed/HASH/                   what was removed or replaced, for as long as it can be brought back
 
@@ -25,7 +26,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.engines.protocol import ADAPTER_CONFIG, ADAPTER_TENSORS, NOT_PLAIN
-from models.expert_files import FILES, Hashes, PanelError, adapter_config, must_be_files, tensor_shapes
+from models.expert_files import FILES, MOMENTS, Hashes, PanelError, adapter_config, must_be_files, tensor_shapes
 from models.settings import RESERVED_EXPERTS
 from settings import SLUG, Count, Share, near
 from settings.files import linked, sha256_of, sync_folder, write_whole
@@ -181,7 +182,8 @@ def expert_of(source: Path, name: str, domain: str, lineage: Lineage, record: Re
         if len(shape) != 2 or rank != (config["r"],):
             fault = f"{tensor!r} of shape {shape} is no part of a LoRA adapter of rank {config['r']}"
             raise PanelError(f"{source / ADAPTER_TENSORS}: {fault}, which {ADAPTER_CONFIG} says it is")
-    return Expert(name, domain, lineage, config["r"], {file: sha256_of(source / file) for file in FILES}, record)
+    files = {file: sha256_of(source / file) for file in (*FILES, MOMENTS) if file in FILES or (source / file).is_file()}
+    return Expert(name, domain, lineage, config["r"], files, record)
 
 
 def router_files(source: Path) -> dict[str, str]:
@@ -316,8 +318,8 @@ def _fault(panel: Panel) -> str | None:
             return fault
         if expert.name in panel.names[:at]:
             return f"there are two experts {expert.name!r}"
-        if set(expert.files) != set(FILES):
-            return f"expert {expert.name!r} must have the files {', '.join(FILES)}, and no other"
+        if set(expert.files) - {MOMENTS} != set(FILES):
+            return f"expert {expert.name!r} must have the files {', '.join(FILES)}, may have {MOMENTS}, and no other"
     return None if panel.before is None else "before: a list of panels is meant"
 
 

@@ -209,6 +209,7 @@ def decide(
     experts: Sequence[str],
     settings: GrowthSettings,
     given_up: Collection[str] = (),
+    needed: Collection[str] = (),
 ) -> Decision:
     """What the last `settings.windows` windows say; earlier ones have no part in it.
 
@@ -221,6 +222,7 @@ def decide(
         changes_at: of each change of the panel, how many windows had been seen before it.
         experts: that the panel has now, the base not among them.
         given_up: domains in which a further expert has gained nothing; none is made for them again.
+        needed: experts whose removal would cost too much; they are not pruned, and none has to go before another comes.
 
     Raises:
         PopulationError: a window since the last change knows nothing of one of the experts.
@@ -228,15 +230,15 @@ def decide(
     """
     if any(not 0 <= change <= len(windows) for change in changes_at):
         raise ValueError(f"changes at {list(changes_at)} cannot have been among {len(windows)} windows")
-    needed, last = settings.windows, max(changes_at, default=0)
+    in_a_row, last = settings.windows, max(changes_at, default=0)
     since = len(windows) - last
     if changes_at and since <= settings.cooldown:
         return Decision("stay", f"windows since the last change: {since}, within the cooldown of {settings.cooldown}")
-    if since < needed:
-        return Decision("stay", f"windows of this panel: {since}, and {needed} in a row are needed")
-    recent = windows[-needed:]
-    _all_known(recent, experts, first=len(windows) - needed)
-    return _pruned(recent, experts, settings) or _grown(recent, experts, settings, given_up)
+    if since < in_a_row:
+        return Decision("stay", f"windows of this panel: {since}, and {in_a_row} in a row are needed")
+    recent = windows[-in_a_row:]
+    _all_known(recent, experts, first=len(windows) - in_a_row)
+    return _pruned(recent, experts, settings, needed) or _grown(recent, experts, settings, given_up)
 
 
 def _all_known(recent: Sequence[Window], experts: Sequence[str], first: int) -> None:
@@ -249,13 +251,15 @@ def _all_known(recent: Sequence[Window], experts: Sequence[str], first: int) -> 
                 )
 
 
-def _pruned(recent: Sequence[Window], experts: Sequence[str], settings: GrowthSettings) -> Decision | None:
+def _pruned(
+    recent: Sequence[Window], experts: Sequence[str], settings: GrowthSettings, needed: Collection[str]
+) -> Decision | None:
     if len(experts) <= settings.at_least:
         return None
     mean = {
         name: fsum(one.load[name] for one in recent) / len(recent)
         for name in experts
-        if all(one.load[name] < settings.load_below for one in recent)
+        if name not in needed and all(one.load[name] < settings.load_below for one in recent)
     }
     if not mean:
         return None

@@ -56,6 +56,9 @@ class TrainsExpert(_START):
     domains: Annotated[Names | None, SIZE] = None
     """With `expert: each`: the domains that get an expert, by the problems' own `domain`. None: all that there are.
     With an expert by name: the only domains that it is trained on. None: everything."""
+    optimizer: Literal["fresh", "kept"] = "fresh"
+    """Of an expert that goes on: AdamW's moments begin at zero, as ProRL resets them (arXiv 2505.24864), or are those
+    with which the training of the expert that it starts from ended."""
     lora: optional(Lora, "rank", "alpha", "dropout", "targets", otherwise="None: as in `model.lora`.") | None = None
     """A new adapter, of an expert or of a stage that starts from the base, where it is another than `model.lora`."""
 

@@ -19,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from models.adapters import adapter_sha256, adapter_tensors, read_adapter, save_adapter, write_adapter
 from models.base import arithmetic_of, base_sha256, trained_arithmetic
+from models.moments import load_moments, save_moments
 from models.processes import rank
 from models.settings import TrainingSettings
 from models.sizes import activation_bytes, must_checkpoint
@@ -107,9 +108,17 @@ def mean_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) 
 
 
 class AdapterTrainer:
-    """Mixed into a TRL trainer, in front of it; call `keep_float32` after TRL's __init__ and set `probe`."""
+    """Mixed into a TRL trainer, in front of it; call `keep_float32` after TRL's __init__ and set `probe`; `moments` is
+    the folder of an adapter whose optimizer this one goes on with."""
 
     probe: Probe
+    moments: Path | None = None
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        if self.moments is not None:
+            load_moments(self._policy(), optimizer, self.moments)
+        return optimizer
 
     def keep_float32(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put back the adapter's own float32 values."""
@@ -140,9 +149,11 @@ class AdapterTrainer:
             base_sha256=base_sha256(policy),
             probe_logprobs=logprobs,
         )
+        folder = checkpoint_at(Path(self.args.output_dir), self.state.global_step)
+        if self.state.global_step == self.args.max_steps:
+            save_moments(policy, self.optimizer, folder)
         # written last: a checkpoint without it was cut off and is not resumed from
-        path = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / RECORD
-        path.write_text(json.dumps(asdict(record), allow_nan=False))
+        (folder / RECORD).write_text(json.dumps(asdict(record), allow_nan=False))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -166,7 +177,7 @@ class AdapterTrainer:
     def train_or_resume(self, steps: int) -> None:
         """Train up to `steps`, from the last complete checkpoint where there is one."""
         last = last_checkpoint(Path(self.args.output_dir))
-        if last is not None and last.name == f"checkpoint-{steps}":
+        if last is not None and last == checkpoint_at(last.parent, steps):
             # killed after training: transformers would take one more step
             self._load_from_checkpoint(str(last))
             self.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
@@ -291,6 +302,11 @@ def checkpoints_activations(asked: bool | None, model: "PeftModel", tokens: int)
         number=arithmetic_of(model).itemsize, checkpointing=False,
     )  # fmt: skip
     return must_checkpoint(needed, free)
+
+
+def checkpoint_at(folder: Path, step: int) -> Path:
+    """Where transformers puts the checkpoint after a step."""
+    return folder / f"checkpoint-{step}"
 
 
 def last_checkpoint(folder: Path) -> Path | None:

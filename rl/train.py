@@ -60,6 +60,7 @@ def train_grpo(
     report_to: str,
     on_step: StepListener | None = None,
     sweep: Sweep | None = None,
+    moments: Path | None = None,
 ) -> GrpoOutcome:
     """Train the policy (the model's adapter `default`), resuming from the folder's last complete checkpoint.
 
@@ -70,6 +71,7 @@ def train_grpo(
         reference: what `settings.reference` names.
         report_to: see models/training.py, `reporting`.
         sweep: measures the policy on its way.
+        moments: folder of an adapter whose optimizer this one goes on with; None: it begins anew.
 
     Raises:
         TrainingError: NaN, a changed base or reference, a checkpoint that is not what its record says.
@@ -101,6 +103,7 @@ def train_grpo(
             *([sweep] if sweep else []),
         ],
     )
+    trainer.moments = moments
     trainer.train_or_resume(settings.steps)
     trainer.check_frozen()
     return GrpoOutcome(trainer.base_hash, trainer.last_logged("engine_mismatch"))

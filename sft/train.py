@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
 from models.adapters import adapter_tensors
@@ -66,6 +68,12 @@ class ImitationTrainer(AdapterTrainer, SFTTrainer):
         self.keep_float32(policy)
         self.probe = probe
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # TRL would count from 0 again
+        told = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)).log_history
+        self._total_train_tokens = next((line["num_tokens"] for line in reversed(told) if "num_tokens" in line), 0)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
     ) -> tuple:
@@ -103,6 +111,7 @@ def train_sft(
     report_to: str,
     on_step: StepListener | None = None,
     sweep: Sweep | None = None,
+    moments: Path | None = None,
 ) -> SftOutcome:
     """Train the policy on (prompt, completion) pairs, resuming from the folder's last complete checkpoint.
 
@@ -112,6 +121,7 @@ def train_sft(
         max_length: tokens; `settings.max_length`, or what rollouts allow where that is None.
         report_to: see models/training.py, `reporting`.
         sweep: measures the policy on its way.
+        moments: folder of an adapter whose optimizer this one goes on with; None: it begins anew.
 
     Raises:
         TrainingError: nothing to train on, NaN, a changed base.
@@ -137,6 +147,7 @@ def train_sft(
             *([sweep] if sweep else []),
         ],
     )
+    trainer.moments = moments
     trainer.train_or_resume(settings.steps)
     if base_sha256(policy) != before:
         raise TrainingError("the frozen base changed while the policy was trained")

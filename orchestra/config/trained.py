@@ -88,6 +88,8 @@ class TrainingStage(Stage, TrainsExpert):
             for key in ("from", "domains"):
                 if getattr(self, key) is not None:
                     yield key, "only of an expert: say which one with `expert: name`"
+            if self.optimizer != "fresh":
+                yield "optimizer", "only of an expert is it kept: say which one with `expert: name`"
             if self.lora is not None and (goes_on := self.parents(before)):
                 yield "lora", f"only of a new adapter, and this stage goes on with that of {goes_on[0]!r}"
             return

@@ -58,6 +58,8 @@ class GrowStage(GrowingStage):
         for key in ("expert", "domains", "parent", "from"):
             if getattr(self, key) is not None:
                 yield key, "a panel grows where its windows say so, each new expert from the base; leave it out"
+        if self.optimizer != "fresh":
+            yield "optimizer", "a panel grows by new experts, whose optimizers are fresh; leave it out"
         if self.labels == "random" and self.controller == "signals":
             yield "labels", "'random' is of a controller that learns from labels; write `controller: learned`"
         yield from self.training_faults(draft)

@@ -15,6 +15,7 @@ from models.experts import BASE, Panel
 from orchestra.work.context import StageContext
 from orchestra.work.panels import on_base, routed_engine
 from orchestra.work.policies import answered
+from orchestra.work.settings import ANSWERS
 from settings.files import write_whole
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     from evals.settings import Evaluate
     from rewards.problems import Asked
-
-ANSWERS = "answers"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ GROW, PRUNE, STAY = "grow", "prune", "stay"
 RANDOM: Mapping[str, float] = {GROW: 0.3, PRUNE: 0.2, STAY: 0.5}
 """Shares of labels that are drawn at random (experiment 7b-1)."""
 COMPONENTS = 32
-"""Of the prompts' features that an audit looks at: their directions of most variance."""
+"""Of the prompts' features that an audit looks at: their directions of most variance, and at most one for ten rows.
+Each counts as much as the others there, and with as many as rows those of noise hide what can be told."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def audited(features_PH: np.ndarray, labels: Sequence[str], stage: GrowSettings,
     """Whether these labels can be told from the prompts."""
     centred_PH = features_PH - features_PH.mean(axis=0)
     _, _, directions_CH = np.linalg.svd(centred_PH.astype(float), full_matrices=False)
-    return audit(centred_PH @ directions_CH[:COMPONENTS].T, labels, stage.audit, seed)
+    kept = min(COMPONENTS, max(1, len(labels) // 10))
+    return audit(centred_PH @ directions_CH[:kept].T, labels, stage.audit, seed)
 
 
 def head_of(features_PH: np.ndarray, labels: Sequence[str], stage: GrowSettings, seed: int, layer: int) -> Router:

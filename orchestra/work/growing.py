@@ -22,6 +22,7 @@ from models.experts import BASE, Panel, PanelError, must_be_untouched
 from models.features import layer_of
 from models.population import Decision, Window, decide
 from models.router import Router
+from models.settings import RESERVED_EXPERTS
 from models.structure import structure_of
 from orchestra.config.faults import UserError
 from orchestra.run.ledger import StageResult, write_json
@@ -34,7 +35,7 @@ from orchestra.work.imitating import imitated
 from orchestra.work.panels import expert_after, places_of, trained_once
 from orchestra.work.resources import stage_seed
 from orchestra.work.routing import Held, features, finished, fresh_first, routes_of
-from orchestra.work.settings import GROWTH
+from orchestra.work.settings import GROWTH, SCORED
 from orchestra.work.traces import traces_of
 
 if TYPE_CHECKING:
@@ -81,6 +82,12 @@ class Growth:
         return frozenset(one.domain for one in self.changes if one.action == "grow" and not one.kept)
 
     @property
+    def needed(self) -> frozenset[str]:
+        """Experts whose removal would have cost this panel too much; of an earlier one it says nothing."""
+        since = [one for one in self.changes if one.window > max((c.window for c in self.changes if c.kept), default=0)]
+        return frozenset(one.expert for one in since if one.action == "prune")
+
+    @property
     def structure(self) -> str:
         """What it is built of."""
         return structure_of(self.panel, self.arms.places, self.router.names)
@@ -122,8 +129,9 @@ def grow(context: StageContext, stage: GrowingStage) -> StageResult:
     for number, asked in enumerate(problems.windows):
         growth.seen.append(controller.look(growth.arms, growth.router, asked, number))
         decision = decide(
-            growth.seen, [one.window for one in growth.changes], growth.panel.names, stage.growth, growth.given_up
-        )
+            growth.seen, [one.window for one in growth.changes], growth.panel.names, stage.growth, growth.given_up,
+            growth.needed,
+        )  # fmt: skip
         context.progress.say(f"    window {number + 1} of {stage.rounds}: {decision.action}: {decision.reason}")
         if decision.action == "grow":
             _grown(context, stage, growth, decision, problems)
@@ -226,9 +234,9 @@ def _traces(context: StageContext, stage: GrowingStage, domain: str) -> dict[str
 
 
 def _new_name(domain: str, growth: Growth) -> str:
-    """That of the domain, with a number where it has an expert already, or had one."""
+    """That of the domain, with a number where it has or had an expert already, or where that is a reserved word."""
     name = expert_name(domain)
-    taken = {*growth.panel.names, *(one.expert for one in growth.changes)}
+    taken = {*RESERVED_EXPERTS, *growth.panel.names, *(one.expert for one in growth.changes)}
     return next(one for one in (name, *(f"{name[:36]}-{i}" for i in range(2, 1000))) if one not in taken)
 
 
@@ -278,7 +286,7 @@ def _gained(context: StageContext, before: Growth, evaluation: Evaluation, held:
     """On held-out problems, the panel as it is minus the one that it was; of this one each arm is asked alone, which
     gives the same answers."""
     recipe, arms = context.recipe, before.arms
-    second = arms.ask(held.asked, "second", context.stage.evaluation(recipe).samples, recipe.seed)
+    second = arms.ask(held.asked, SCORED, context.stage.evaluation(recipe).samples, recipe.seed)
     arm_P = routes_of(context, arms.model, before.router, held.asked).routes.arm_P
     was_PS = answers_of(correct_APS(second, arms.names), arm_P)
     return paired_difference(evaluation.sampled.correct_PS, was_PS, recipe.evaluate.confidence, recipe.seed)

@@ -12,6 +12,7 @@ from orchestra.work.panels import in_panel, one_each
 from orchestra.work.policies import start_policy, steps_on
 from orchestra.work.preflight import run_preflight
 from orchestra.work.preflighted import measured_by
+from orchestra.work.starting import kept_moments, must_start_as_recorded
 from orchestra.work.sweeping import kept, set_aside, sweep_of
 from orchestra.work.traces import traces_of
 from orchestra.work.training import trained
@@ -62,6 +63,8 @@ def imitated(context: StageContext, stage: ImitatingStage, sources: Sources, lef
     max_length = stage.longest(context.recipe)
     traces, texts = set_aside(context, traces, stage, max_length)
     policy = start_policy(context)
+    moments = kept_moments(context, stage)
+    start_tokens = must_start_as_recorded(context, policy)
     fit = _preflighted(context, stage, policy, sources)
     with context.progress.bar(f"{context.called}: imitate", stage.steps, "steps") as bar:
         outcome = train_sft(
@@ -76,6 +79,7 @@ def imitated(context: StageContext, stage: ImitatingStage, sources: Sources, lef
             report_to=context.recipe.report_to,
             on_step=steps_on(bar, "loss"),
             sweep=sweep_of(context, policy, stage, texts),
+            moments=moments,
         )
     swept = kept(context, policy, stage)
     passes = stage.steps * stage.batch_size / outcome.examples
@@ -89,7 +93,7 @@ def imitated(context: StageContext, stage: ImitatingStage, sources: Sources, lef
         **(fit.told() if fit is not None else {}),
         **swept.extra,
     )
-    tokens += swept.tokens + (fit.tokens if fit is not None else 0)
+    tokens += start_tokens + swept.tokens + (fit.tokens if fit is not None else 0)
     return trained(context, policy, result, steps=stage.steps, tokens=tokens)
 
 

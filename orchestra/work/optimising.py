@@ -14,6 +14,7 @@ from orchestra.config.trained import EACH
 from orchestra.work.domains import asked_in, wanted
 from orchestra.work.panels import in_panel, one_each
 from orchestra.work.policies import start_policy, steps_on
+from orchestra.work.starting import kept_moments, must_start_as_recorded
 from orchestra.work.sweeping import kept, sweep_of
 from orchestra.work.training import trained
 from rl.train import train_grpo
@@ -46,6 +47,8 @@ def _optimised(context: StageContext, stage: OptimisingStage, asked: Asked) -> S
     recipe, resources = context.recipe, context.resources
     rollouts = recipe.rollouts.overridden_by(stage)
     policy = start_policy(context)
+    moments = kept_moments(context, stage)
+    start_tokens = must_start_as_recorded(context, policy)
     with context.progress.bar(f"{context.called}: optimise", stage.steps, "steps") as bar:
         outcome = train_grpo(
             policy,
@@ -61,6 +64,7 @@ def _optimised(context: StageContext, stage: OptimisingStage, asked: Asked) -> S
             report_to=recipe.report_to,
             on_step=steps_on(bar, "reward"),
             sweep=sweep_of(context, policy, stage),
+            moments=moments,
         )
     swept = kept(context, policy, stage)
     course = context.once(lambda: read_steps(context.folder / "metrics.jsonl"))
@@ -69,7 +73,7 @@ def _optimised(context: StageContext, stage: OptimisingStage, asked: Asked) -> S
     tokens = int(max(line.get("num_tokens", 0) for line in course))
     kept_step = swept.extra.get("kept_step", stage.steps)
     result = replace(result, beta=stage.beta, kl=last_quarter(course, "kl", kept_step) if stage.beta else None)
-    return trained(context, policy, result, steps=stage.steps, tokens=tokens + swept.tokens)
+    return trained(context, policy, result, steps=stage.steps, tokens=tokens + start_tokens + swept.tokens)
 
 
 def _reference(context: StageContext, stage: OptimisingStage, policy: PeftModel) -> Reference:

@@ -26,7 +26,7 @@ from orchestra.work.domains import domain_table
 from orchestra.work.panels import built, evaluated_routed, places_of
 from orchestra.work.policies import EVALUATION, measured
 from orchestra.work.resources import stage_seed
-from orchestra.work.settings import PANEL_EVALUATION, RouteSettings
+from orchestra.work.settings import PANEL_EVALUATION, SCORED, RouteSettings
 from rewards.problems import Asked
 from settings.files import sha256_of
 from sft.distill import TRACES, read_traces
@@ -107,7 +107,7 @@ def ask_held_out(arms: Arms, asked: Asked, oracle_samples: int) -> Held:
     """Ask every arm twice: once to choose by, and once as every evaluation asks, to score."""
     context, recipe = arms.context, arms.context.recipe
     first = arms.ask(asked, "first", oracle_samples, stage_seed(recipe, f"{context.called}/first"))
-    return Held(asked, first, arms.ask(asked, "second", context.stage.evaluation(recipe).samples, recipe.seed))
+    return Held(asked, first, arms.ask(asked, SCORED, context.stage.evaluation(recipe).samples, recipe.seed))
 
 
 def _measured(

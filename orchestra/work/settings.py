@@ -19,6 +19,8 @@ EXPERTS = "experts.json"
 """Where a stage trains several: what each of its experts did, and how likely it finds texts."""
 PANEL_EVALUATION, GROWTH = "panel-evaluation.json", "growth.json"
 """What a panel's router wins, beside every other way of choosing who answers; and how a panel grew."""
+ANSWERS, SCORED = "answers", "second"
+"""Where a stage keeps what the arms of a panel answered, and the draw by which they are scored."""
 
 
 class ExportSettings(Node):

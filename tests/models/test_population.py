@@ -161,6 +161,14 @@ def test_pruning_the_least_used():
     assert decide([idle] * 3, [], experts, RULES).action == "stay"
 
 
+def test_an_expert_that_is_needed_stays_and_none_has_to_go_before_another_comes():
+    idle = seen(unsolved=50, load={"base": 0.3, "add": 0.7, "mul": 0.0, "sub": 0.0})
+    experts = ("add", "mul", "sub")
+    assert decide([idle] * 3, [], experts, RULES).expert == "mul"
+    assert decide([idle] * 3, [], experts, RULES, needed={"mul"}).expert == "sub"
+    assert decide([idle] * 3, [], experts, RULES, needed={"mul", "sub"}).action == "grow"
+
+
 def test_a_cooldown_by_hand():
     windows = [seen(unsolved=50)] * 9
     # changed after 5 windows, cooldown 2 and 3 windows in a row: the first decision is with 8

@@ -54,8 +54,7 @@ def imitate(tiny_path, tokenizer):
             max_length=128, seed=4, report_to="none", on_step=on_step, sweep=sweep,
         )  # fmt: skip
         metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        # TRL counts tokens anew after a resume
-        metrics = [{k: v for k, v in line.items() if k not in ("seconds", "num_tokens")} for line in metrics]
+        metrics = [{k: v for k, v in line.items() if k != "seconds"} for line in metrics]
         return policy, read_sweep(folder), metrics
 
     return run
