@@ -230,7 +230,7 @@ def _must_be_as_before(growth: Growth, panel: Panel, router: Router, arms: Arms)
 
 def _traces(context: StageContext, stage: GrowingStage, domain: str) -> dict[str, list[Trace]]:
     found = {source: traces_of(context, source)[0] for source in stage.data}
-    return traces_in(found, domain_by_problem(context, stage.data), (domain,))
+    return traces_in(found, domain_by_problem(context.resources, stage), (domain,))
 
 
 def _new_name(domain: str, growth: Growth) -> str:
