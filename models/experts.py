@@ -65,6 +65,21 @@ class Record:
 
 
 @dataclass(frozen=True)
+class RemovalRecord:
+    """What taking an expert out of its panel is predicted to cost (evals/removal.py).
+
+    Fields:
+        load: share of the held-out problems that is routed to it.
+        difference: accuracy without it minus with it, and its interval, `low` to `high`.
+    """
+
+    load: Share
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Expert:
     """One expert.
 
@@ -72,6 +87,7 @@ class Expert:
         domain: of the problems that it is for; "" where it is for all.
         rank: of its adapter.
         files: sha256 of its files by name.
+        cost: of its removal from this panel with this router; None where nobody has measured it.
     """
 
     name: str
@@ -80,6 +96,7 @@ class Expert:
     rank: Count
     files: Hashes
     record: Record | None = None
+    cost: RemovalRecord | None = None
 
     @property
     def digest(self) -> str:
@@ -126,6 +143,10 @@ class Panel:
         if expert.name in self:
             return replace(self, experts=tuple(expert if one.name == expert.name else one for one in self.experts))
         return replace(self, experts=(*self.experts, expert))
+
+    def without_costs(self) -> Panel:
+        """The same experts where others may answer: what the removal of one would cost then, nobody knows."""
+        return replace(self, experts=tuple(replace(one, cost=None) for one in self.experts))
 
 
 def name_fault(name: str) -> str | None:
@@ -270,6 +291,9 @@ def panel_json(panel: Panel) -> bytes:
     states = [asdict(replace(one, before=None)) for one in _history(panel)]
     for state in states:
         del state["before"]
+        for expert in state["experts"]:
+            if expert["cost"] is None:  # a panel from before there were any is the same bytes
+                del expert["cost"]
     content = {"version": VERSION} | states[0] | {"before": states[1:]}
     return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 

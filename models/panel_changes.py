@@ -3,7 +3,8 @@
 Every change keeps the panel before it, so that as many `undo` as there were changes end with the first one: the same
 panel.json and the same files, byte for byte. What a change is not about keeps its files as they are. A router stays as
 it is where an expert comes, which it then does not know and sends nothing to; where one goes, or gets another name, the
-router must lose or rename its row, which `Reroute` does.
+router must lose or rename its row, which `Reroute` does. What removals were predicted to cost holds for the experts
+that there were: it is forgotten where one comes or goes.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def add(panel: Panel, name: str, source: Path, domain: str, folder: Path) -> Cha
     for other in panel.names:
         if fault := _misfit(shapes, tensor_shapes(expert_folder(folder, other))):
             raise PanelError(f"{source / ADAPTER_TENSORS}: {fault} of expert {other!r}: it is of another base")
-    return Change(_after(panel, panel.with_expert(expert), f"added {name!r}"), {name: source})
+    return Change(_after(panel, panel.with_expert(expert).without_costs(), f"added {name!r}"), {name: source})
 
 
 def clone(panel: Panel, old: str, new: str) -> Change:
@@ -77,7 +78,7 @@ def clone(panel: Panel, old: str, new: str) -> Change:
     expert = panel.expert(old)
     _must_be_free(panel, new)
     copied = replace(expert, name=new, lineage=replace(expert.lineage, parent=old))
-    return Change(_after(panel, panel.with_expert(copied), f"cloned {old!r} as {new!r}"))
+    return Change(_after(panel, panel.with_expert(copied).without_costs(), f"cloned {old!r} as {new!r}"))
 
 
 def remove(panel: Panel, name: str, reroute: Reroute | None = None) -> Change:
@@ -88,7 +89,7 @@ def remove(panel: Panel, name: str, reroute: Reroute | None = None) -> Change:
     """
     gone = panel.expert(name)
     less = replace(panel, experts=tuple(one for one in panel.experts if one is not gone))
-    return _rerouted(panel, less, f"removed {name!r}", (name, None), reroute)
+    return _rerouted(panel, less.without_costs(), f"removed {name!r}", (name, None), reroute)
 
 
 def rename(panel: Panel, old: str, new: str, reroute: Reroute | None = None) -> Change:

@@ -21,10 +21,11 @@ from models.base import one_thread
 from models.experts import BASE
 from models.features import RouterError, checked
 from models.settings import RouterSettings
+from models.structure import ROUTER_CONFIG
 from settings import near
 from settings.files import write_whole
 
-TENSORS, CONFIG = "router.safetensors", "router.json"
+TENSORS, CONFIG = "router.safetensors", ROUTER_CONFIG
 AGAIN = "train the router again with a `route` stage"
 # of a calibration: never against the row, and never a certainty that held-out problems cannot show
 SLOPES = (1e-3, 1e3)

@@ -3,6 +3,8 @@
 Imports nothing heavy: a plan is made without torch.
 """
 
+from typing import Literal
+
 # on a GPU memory limits
 GPU_TRACES, GPU_COMPLETIONS = 8, 16
 # on a CPU padding limits: completions are sorted and each pass is cut to its longest, so with fewer rows less of the
@@ -25,6 +27,16 @@ def arithmetic_name(dtype: str, *, cuda: bool) -> str:
     then rounds, and differs from other CPUs; so it is to be asked for.
     """
     return dtype if dtype != "auto" else ("bfloat16" if cuda else "float32")
+
+
+def automatic_sync(dtype: str, quantize: str, *, vllm: bool) -> Literal["folded", "adapter"]:
+    """What `rollouts.sync: auto` means: the adapter where folding would lose it, in bfloat16 on a base whose values are
+    on bfloat16's grid already.
+
+    Args:
+        dtype: the engine's arithmetic; quantize: of the trained base; vllm: the engine is vLLM.
+    """
+    return "adapter" if dtype == "bfloat16" and quantize == "none" and vllm else "folded"
 
 
 def traces_at_once(asked: int | None, batch: int, *, cuda: bool) -> int:

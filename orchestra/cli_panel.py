@@ -11,11 +11,11 @@ import typer
 
 from orchestra.config.faults import UserError
 from orchestra.run.disk import disk_errors
-from orchestra.text import NBSP, percent, readable, size
+from orchestra.text import NBSP, percent, points, readable, removal_line, size
 from settings import near
 
 if TYPE_CHECKING:
-    from models.experts import Expert, Panel, Record
+    from models.experts import Expert, Panel, Record, RemovalRecord
     from models.panel_changes import Change, Reroute
 
 panel = typer.Typer(help="Show a panel of experts, or change one by hand; every change can be undone.",
@@ -28,7 +28,8 @@ New = Annotated[str, typer.Argument(help="A name that no expert has yet.", show_
 
 @panel.command()
 def show(folder: Folder) -> None:
-    """Show the experts: domain, rank, where they come from, and what they did when they were last measured."""
+    """Show the experts: domain, rank, where they come from, what they did when they were last measured, and what the
+    panel is predicted to gain or lose without them, in points."""
     from models.experts import read_panel
 
     with disk_errors(folder):
@@ -75,10 +76,16 @@ def clone(folder: Folder, old: Known, new: New) -> None:
 
 @panel.command()
 def remove(folder: Folder, name: Known) -> None:
-    """Take an expert out, and out of the router."""
+    """Take an expert out, and out of the router, and say what that is predicted to cost where it is known."""
     from models import panel_changes
 
-    _change(folder, lambda panel, reroute: panel_changes.remove(panel, name, reroute))
+    def removed(panel: Panel, reroute: Reroute) -> Change:
+        change = panel_changes.remove(panel, name, reroute)
+        if (cost := panel.expert(name).cost) is not None:
+            typer.echo(removal_line(name, cost))
+        return change
+
+    _change(folder, removed)
 
 
 @panel.command()
@@ -157,10 +164,10 @@ def _table(folder: Path, panel: Panel) -> list[str]:
     """A row for each expert, then the router and what can be undone."""
     from models.experts import BASE, expert_folder, router_folder
 
-    rows = [("expert", "domain", "rank", "parent", "trained in", "accuracy", "size")]
+    rows = [("expert", "domain", "rank", "parent", "trained in", "accuracy", "without it", "size")]
     rows += [_row(expert, expert_folder(folder, expert.name)) for expert in panel.experts]
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    right = (2, 5, 6)
+    right = (2, 5, 6, 7)
     lines = [
         "  ".join(
             cell.rjust(width) if at in right else cell.ljust(width)
@@ -177,7 +184,7 @@ def _table(folder: Path, panel: Panel) -> list[str]:
 def _row(expert: Expert, place: Path) -> tuple[str, ...]:
     lineage = expert.lineage
     cells = (expert.name, expert.domain or "all", str(expert.rank), lineage.parent, lineage.stage or "–",
-             _measured(expert.record), size(_bytes(place)))  # fmt: skip
+             _measured(expert.record), _predicted(expert.cost), size(_bytes(place)))  # fmt: skip
     return tuple(readable(cell) for cell in cells)
 
 
@@ -185,6 +192,12 @@ def _measured(record: Record | None) -> str:
     if record is None:
         return "–"
     return f"{percent(record.accuracy)} [{100 * record.low:.1f}, {100 * record.high:.1f}]".replace(NBSP, " ")
+
+
+def _predicted(cost: RemovalRecord | None) -> str:
+    if cost is None:
+        return "–"
+    return f"{points(cost.difference)} [{points(cost.low)}, {points(cost.high)}]"
 
 
 def _bytes(folder: Path) -> int:

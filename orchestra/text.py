@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from models.experts import RemovalRecord
 
 TEXT_LIMIT = 2_400  # characters shown of a question or completion
 NBSP = "\u00a0"
@@ -77,6 +81,12 @@ def size(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def removal_line(name: str, cost: RemovalRecord) -> str:
+    """What the removal of an expert is predicted to cost."""
+    interval = f"[{points(cost.low)}, {points(cost.high)}]"
+    return f"without {name} (load {cost.load:.0%}): {points(cost.difference)} points {interval} predicted"
 
 
 def readable(text: object) -> str:

@@ -53,7 +53,7 @@ def without(value):
 
 
 WHOLE = ("adapter_model.safetensors", "adapter_config.json", "traces.jsonl", "panel.json", "router.json",
-         "router.safetensors", "removal.json")  # fmt: skip
+         "router.safetensors")  # fmt: skip
 
 
 def outcome(folder):

@@ -25,11 +25,12 @@ import numpy as np
 import torch
 
 from models.adapters import POLICY, acting, adapter_files
-from models.base import arithmetic, arithmetic_of
+from models.base import arithmetic_of
 from models.engines.protocol import Engine, EngineError
 from models.engines.start import engine_kind
 from models.folding import folded_weights
 from models.settings import Quantize, Serving
+from models.sizes import arithmetic_name, automatic_sync
 from models.training import Probe, TrainingError, mean_difference
 
 if TYPE_CHECKING:
@@ -86,16 +87,15 @@ def which_sync(serving: Serving, quantize: Quantize) -> Sync:
     """What an engine of these settings gets after a step.
 
     `auto`: folded weights, which cost something at a sync and nothing per token (benchmarks/grpo_step.md has both
-    measured); but the adapter where folding would lose it, in bfloat16 on a base whose values are on bfloat16's grid
-    already.
+    measured); but the adapter where folding would lose it (`automatic_sync`).
 
     Args:
         quantize: of the trained base.
     """
     if serving.sync != "auto":
         return serving.sync
-    coarse = arithmetic(serving.dtype) == torch.bfloat16 and quantize == "none"
-    return "adapter" if coarse and engine_kind(serving) == "vllm" else "folded"
+    dtype = arithmetic_name(serving.dtype, cuda=torch.cuda.is_available())
+    return automatic_sync(dtype, quantize, vllm=engine_kind(serving) == "vllm")
 
 
 class Served:

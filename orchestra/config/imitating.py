@@ -74,7 +74,7 @@ class ImitatingStage(TrainingStage, SftSettings):
     def plan(self, estimator: Estimator) -> StagePlan:
         from models.sizes import traces_at_once
         from orchestra.plan.estimate import FLOPS_FORWARD, FLOPS_TRAIN
-        from orchestra.plan.panels import each_trained, experts_trained
+        from orchestra.plan.panels import each_trained, experts_trained, said_of_each, trained_memory
 
         limit = estimator.recipe.rollouts.max_completion_tokens
         own = self.batch_size // estimator.device.processes
@@ -89,9 +89,9 @@ class ImitatingStage(TrainingStage, SftSettings):
         return estimator.row(
             self,
             each_trained(estimator, self, work),
-            memory,
-            data=", ".join(self.data),
-            steps=self.steps * experts_trained(self),
+            trained_memory(estimator, self, memory),
+            data=", ".join(self.data) + said_of_each(estimator.recipe, self),
+            steps=self.steps * experts_trained(estimator.recipe, self),
         )
 
     def named(self, source: str) -> str:

@@ -89,7 +89,7 @@ def device_of(machine: Machine, scale: str) -> Device:
         decode_flops=2 * CPU_CORE_FLOPS * cores,
         bandwidth=10e9,
         decode_overhead=0.0135,
-        train_overhead=0.08,
+        train_overhead=0.05,
         concurrency=256,
         cuda=False,
         libraries=int(1.1 * GIB),

@@ -6,7 +6,7 @@ by side, so wrong constants show.
 
     decoding     steps x (OVERHEAD + max(batch x 2 N / FLOPS, weights / BANDWIDTH)), N = parameters a token meets
     training     tokens x N x FLOPS_PER_PARAMETER / FLOPS + micro-batches x OVERHEAD
-    memory       parameters + adapter, gradient, AdamW + activations + logits + engine (weights, KV cache) + libraries
+    memory       see orchestra/plan/memory.py
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.sizes import GENERATED_AT_ONCE, activation_bytes, arithmetic_name, must_checkpoint
 from orchestra.plan.devices import GIB, Device, device_of
 from orchestra.plan.machine import Machine
+from orchestra.plan.memory import Memory
 from orchestra.plan.remedies import what_fits
-from orchestra.plan.shapes import Shape, Unknown, shape_of
+from orchestra.plan.shapes import Shape, Unknown
 from orchestra.work.preflighted import measured_by
 from rewards.problems import Split
 
@@ -34,26 +34,18 @@ if TYPE_CHECKING:
 
 FLOPS_FORWARD, FLOPS_TRAIN = 2.0, 4.0
 """Per parameter and token. LoRA's backward pass needs gradients of activations only; the frozen weights get none."""
-NF4_BYTES = 0.516
-"""4 bits and the doubly quantised scales: 4.127 bits (arXiv 2305.14314)."""
-LOGIT_BYTES = 12
-"""Logits, their log-softmax and their gradient in float32, per token and word of the vocabulary."""
-TILE = (4096, 32768)
-"""Tokens and words at once: neither trainer keeps logits (TRL's ChunkedLogProbFunction; rl/logprobs.py)."""
-ENGINE_SHARE = 0.9
-"""Of vLLM's share weights may take; the rest is its activations and a KV cache worth having."""
 READ_AT_ONCE = 8
 """Texts in one pass where perplexities are measured (orchestra/work/policies.py, `rows_at_once`)."""
 LENGTH_SHARE = 0.6
 """Mean length of a completion as a share of the limit."""
 GENERATE = 4.0
 """How many times as long as vLLM transformers' own generate takes (2.4 and 4.6 in benchmarks/grpo_step.md)."""
-EMBEDDED_LENGTH_SHARE = 0.3
-"""The same for the shipped models, which write about 25 tokens of 96."""
+EMBEDDED_LENGTH_SHARE = 0.24
+"""The same for the shipped models, which write 14 to 25 tokens of 96 (untrained; experts and GRPO's policies)."""
 PROMPT_SHARE = 0.5
 """Mean length of a prompt as a share of the limit."""
-EMBEDDED_PROMPT, EMBEDDED_LONGEST_PROMPT = 26, 48
-"""Tokens of the generator's prompts, on average and at most, however high the limit is."""
+EMBEDDED_PROMPT = 26
+"""Tokens of the generator's prompts on average, however high the limit is."""
 GSM8K: Mapping[Split, int] = {"train": 7473, "test": 1319}
 HUB_PROBLEMS: Mapping[str, Mapping[Split, int]] = {
     "openai/gsm8k": GSM8K,
@@ -136,24 +128,16 @@ def _lines(source: str) -> int:
         return sum(1 for line in file if line.strip())
 
 
-class Estimator:
-    """The formulas, for one recipe on one device."""
+class Estimator(Memory):
+    """The formulas of time, for one recipe on one device, and those of memory."""
 
     def __init__(self, recipe: Recipe, device: Device) -> None:
         """Raises Unknown."""
-        self.recipe, self.device = recipe, device
-        self.base = self.shape(recipe.model.base)
+        super().__init__(recipe, device)
         shipped = recipe.model.base.startswith("embedded/")
         self.length_share = EMBEDDED_LENGTH_SHARE if shipped else LENGTH_SHARE
         limit = recipe.rollouts.max_prompt_tokens
-        generated = shipped and recipe.problems.train == "embedded"
-        self.prompt = min(limit, EMBEDDED_PROMPT) if generated else int(limit * PROMPT_SHARE)
-        self.longest_prompt = min(limit, EMBEDDED_LONGEST_PROMPT) if generated else limit
-
-    @staticmethod
-    def shape(model: str) -> Shape:
-        """Raises Unknown."""
-        return shape_of(model)
+        self.prompt = min(limit, EMBEDDED_PROMPT) if self.generated else int(limit * PROMPT_SHARE)
 
     def training_problems(self, at_most: int | None = None) -> int:
         """How many training problems a stage asks that limits them itself, or as the recipe does."""
@@ -224,14 +208,6 @@ class Estimator:
         # each in a process of its own
         return sampled[0] + greedy[0], sampled[1] + GENERATE * greedy[1] + 2 * self.device.start
 
-    def reloaded(self) -> dict[str, int]:
-        """Bytes by part while an export is loaded again, in the run's engine and beside the policy, there in float32
-        (what a GPU has no room for stays in main memory)."""
-        base, rollouts, number = self.base, self.recipe.rollouts, self._bytes(self.recipe.rollouts.dtype)
-        limit = self.recipe.evaluate.max_completion_tokens or rollouts.max_completion_tokens
-        cache = GENERATED_AT_ONCE * (self.longest_prompt + limit) * base.cache_numbers * number
-        return {"merged model": base.parameters * (number if self.device.cuda else 8), "activations": cache}
-
     def with_evaluation(self, stage: Stage, tokens: int, seconds: float) -> tuple[int, float]:
         """Tokens and seconds of a stage's training, and of what is measured before and after it."""
         (own, fitting), (asked, answering) = self.preflight(stage), self.evaluation(stage)
@@ -274,72 +250,6 @@ class Estimator:
         tokens, seconds = work[0], work[1] + self.device.stage
         said = (parent or "", data, beta, reference or "", steps)
         return StagePlan(stage.name, stage.kind, *said, tokens, seconds, memory)
-
-    def serving(self, teacher: Shape | None = None) -> dict[str, int]:
-        """Bytes by part while completions are sampled, from a teacher or else from the policy."""
-        device, number = self.device, self._bytes(self.recipe.rollouts.dtype)
-        weights = (teacher or self.base).parameters * number
-        share = int(self.recipe.rollouts.gpu_memory_utilization * device.memory)
-        teachers = len(self._teachers())
-        if not device.cuda:
-            # every engine stays until the end of the run
-            others = [self.shape(name).parameters * number for name in self._teachers()]
-            resident = self.base.parameters * number + sum(others) - weights
-            return {"libraries": device.libraries, "engine weights": weights, "other engines": resident,
-                    "KV": (1 + teachers) * GIB}  # fmt: skip
-        # one teacher's engine is put to rest, a second one stays, and the base's is there all the time
-        resident = (teachers if teacher is not None else max(teachers - 1, 0)) * share
-        return {"libraries": device.libraries, "engine weights": weights, "other engines": resident,
-                "KV": max(share - weights, 0)}  # fmt: skip
-
-    def large_engine(self) -> str | None:
-        """What to say where vLLM has no room for a model's KV cache in its share of a GPU."""
-        rollouts, number = self.recipe.rollouts, self._bytes(self.recipe.rollouts.dtype)
-        share = rollouts.gpu_memory_utilization * self.device.memory
-        for name in (self.recipe.model.base, *sorted(self._teachers())):
-            weights = self.shape(name).parameters * number
-            if self.device.cuda and rollouts.engine != "transformers" and weights > ENGINE_SHARE * share:
-                return (
-                    f"{name} takes {weights / GIB:.1f} GiB in vLLM, whose share is {share / GIB:.1f} "
-                    f"(rollouts.gpu_memory_utilization: {rollouts.gpu_memory_utilization:g})"
-                )
-        return None
-
-    def training(self, settings: TrainingSettings, tokens: int) -> tuple[dict[str, int], bool]:
-        """Bytes by part while a stage trains beside the engine with so many tokens in a forward pass, and whether it
-        computes activations twice."""
-        base, model = self.base, self.recipe.model
-        # a CPU's autocast keeps float32 beside what it casts
-        number = self._bytes(model.dtype) if self.device.cuda else 4
-        adapter = base.adapter_parameters(model.lora.rank, model.lora.targets)
-        parts = self.serving() | {
-            "parameters": self.frozen(number),
-            "adapter and gradient": adapter * 12,  # itself, its gradient, the reference's copy
-            "optimizer": adapter * 8,
-            "logits": min(TILE[0], tokens) * min(TILE[1], base.vocab) * LOGIT_BYTES,
-        }
-        kept = {
-            again: activation_bytes(
-                tokens, hidden=base.hidden, mlp=base.mlp, layers=base.layers, number=number, checkpointing=again
-            )
-            for again in (False, True)
-        }
-        again = settings.gradient_checkpointing
-        if again is None:
-            again = self.device.cuda and must_checkpoint(kept[False], self.device.memory - sum(parts.values()))
-        return parts | {"activations": kept[again]}, again
-
-    def frozen(self, number: int) -> int:
-        """The trainer's base, with so many bytes per number that is not quantised."""
-        block = NF4_BYTES if self.recipe.model.quantize == "nf4" else number
-        return int(self.base.block_parameters * block + self.base.embedding_parameters * number)
-
-    def _bytes(self, dtype: str) -> int:
-        """Per number in arithmetic of this kind."""
-        return 2 if arithmetic_name(dtype, cuda=self.device.cuda) == "bfloat16" else 4
-
-    def _teachers(self) -> set[str]:
-        return {model for stage in self.recipe.stages for model in stage.other_models()}
 
 
 def _count(source: str, split: Split, limit: int | None) -> int:

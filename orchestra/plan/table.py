@@ -15,10 +15,10 @@ from orchestra.plan.experiment import ArmPlan, ExperimentPlan
 from orchestra.run.ledger import StageResult
 from orchestra.text import clock, compact
 
-PARTS = ("parameters", "adapter and gradient", "optimizer", "activations", "logits", "engine weights", "KV",
-         "other engines", "merged model", "libraries")  # fmt: skip
+PARTS = ("parameters", "adapter and gradient", "optimizer", "activations", "logits", "experts",
+         "engine weights", "engine adapters", "KV", "other engines", "merged model", "libraries")  # fmt: skip
 SHORT = {"parameters": "params", "adapter and gradient": "adapter", "optimizer": "optim", "activations": "activ",
-         "engine weights": "engine", "other engines": "others", "merged model": "merged",
+         "engine weights": "engine", "engine adapters": "slots", "other engines": "others", "merged model": "merged",
          "libraries": "libs"}  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from orchestra.text import p_value, percent, points
 if TYPE_CHECKING:
     from evals.panel import PanelEvaluation, Way
     from evals.statistics import PairedDifference
+    from orchestra.report.data import StageRecord
 
 
 def panel_parts(name: str, found: PanelEvaluation) -> Iterator[Chart | Counts]:
@@ -49,6 +50,20 @@ def panel_parts(name: str, found: PanelEvaluation) -> Iterator[Chart | Counts]:
         "load": {arm.name: percent(arm.load) for arm in found.arms},
         "routing entropy (0 decided, 1 undecided)": f"{found.entropy:.3f}",
         "effective number of experts": f"{found.effective_experts:.2f} of {len(arms)}",
+    })  # fmt: skip
+
+
+def structure_parts(record: StageRecord) -> Iterator[Counts]:
+    """What the panel that a stage gives is built of; nothing where it gives none, or is not finished."""
+    told = record.result.extra if record.result is not None else {}
+    if "structure" not in told:
+        return
+    since = told.get("structure_since")
+    yield Counts(f"{record.name}: what its panel is built of", {
+        "base": told["panel_base"],
+        "experts": told["experts"],
+        "structure (base, ranks, alphas, targets and the router's arms)": told["structure"],
+        "compared with earlier stages": f"the same as in {since}" if since else "new",
     })  # fmt: skip
 
 

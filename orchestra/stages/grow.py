@@ -68,13 +68,30 @@ class GrowStage(GrowingStage):
         return (*super().trains_on(recipe), (recipe.problems.train, recipe.problems.train_limit))
 
     def plan(self, estimator: Estimator) -> StagePlan:
-        from orchestra.plan.panels import arms_asked
+        from orchestra.plan.panels import arms_asked, experts_before, experts_grown, experts_kept, growing_memory
 
-        row = super().plan(estimator)
-        asked = self.samples * (self.learn + self.gain + self.rounds * self.window)
-        tokens, seconds = arms_asked(estimator, self, asked, self.oracle_samples)
-        grown = min(self.rounds // (self.growth.windows + self.growth.cooldown) + 1, self.growth.at_most)
-        return replace(row, tokens=tokens + grown * row.tokens, seconds=seconds + grown * row.seconds)
+        row, there = super().plan(estimator), len(experts_before(estimator.recipe, self))
+        grown = experts_grown(self, there)
+        kept = experts_kept(self, there, grown)
+        # a learned controller reads its windows and asks nobody
+        windows = self.rounds * self.window if self.controller == "signals" else 0
+        proving = self.learn + (self.gain if grown else 0)
+        tokens, seconds = arms_asked(
+            estimator, self, self.samples * (proving + windows), self.oracle_samples, more=kept
+        )
+        tried = estimator.generate(
+            estimator.base,
+            (grown - kept) * self.samples * proving,
+            self.evaluation(estimator.recipe).max_completion_tokens,
+        )
+        return replace(
+            row,
+            tokens=tokens + tried[0] + grown * row.tokens,
+            seconds=seconds + tried[1] + grown * row.seconds,
+            steps=grown * self.steps,
+            data=f"{row.data}, {grown} new experts assumed",
+            memory=growing_memory(estimator, self, row.memory),
+        )
 
     def summary(self, recipe: Recipe) -> str:
         by = "" if self.controller == "signals" else f", by a controller that learned from {self.labels} labels"
@@ -91,8 +108,9 @@ class GrowStage(GrowingStage):
     def report(cls, record: StageRecord) -> Iterator[Part]:
         from evals.panel import PanelEvaluation
         from orchestra.report.growth import growth_parts
-        from orchestra.report.panel import panel_parts
+        from orchestra.report.panel import panel_parts, structure_parts
 
+        yield from structure_parts(record)
         yield from growth_parts(record.name, record.outputs.get(GROWTH))
         if (found := record.outputs.get(PANEL_EVALUATION)) is not None:
             yield from panel_parts(record.name, PanelEvaluation.from_json(json.dumps(found)))

@@ -70,7 +70,7 @@ class GrpoStage(OptimisingStage):
     def plan(self, estimator: Estimator) -> StagePlan:
         from models.sizes import completion_tokens_at_once
         from orchestra.plan.estimate import FLOPS_FORWARD, FLOPS_TRAIN
-        from orchestra.plan.panels import each_trained, experts_trained
+        from orchestra.plan.panels import each_trained, experts_trained, said_of_each, trained_memory
 
         rollouts = estimator.recipe.rollouts.overridden_by(self)
         batch, limit = rollouts.group_size * rollouts.prompts_per_step, rollouts.max_completion_tokens
@@ -87,9 +87,9 @@ class GrpoStage(OptimisingStage):
         trained = self.steps * generated, self.steps * (sampling + optimising)
         work = estimator.with_evaluation(self, *estimator.with_sweep(self, self, *trained))
         return estimator.row(
-            self, each_trained(estimator, self, work), memory, data=estimator.recipe.problems.train,
-            steps=self.steps * experts_trained(self), beta=self.beta,
-            reference=self.reference,
+            self, each_trained(estimator, self, work), trained_memory(estimator, self, memory),
+            data=estimator.recipe.problems.train + said_of_each(estimator.recipe, self),
+            steps=self.steps * experts_trained(estimator.recipe, self), beta=self.beta, reference=self.reference,
         )  # fmt: skip
 
     def summary(self, recipe: Recipe) -> str:
@@ -102,6 +102,7 @@ class GrpoStage(OptimisingStage):
     def report(cls, record: StageRecord) -> Iterator[Part]:
         from orchestra.report.experts import experts_parts
         from orchestra.report.modelled import notices_of
+        from orchestra.report.panel import structure_parts
         from orchestra.report.parts import Course
         from orchestra.report.sweep import sweep_parts
 
@@ -109,6 +110,7 @@ class GrpoStage(OptimisingStage):
         yield from experts_parts(record)
         for key, title, note, share in COURSES:
             yield Course(key, title, note, share=share)
+        yield from structure_parts(record)
         yield from sweep_parts(record)
 
     @classmethod

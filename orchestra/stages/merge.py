@@ -37,8 +37,16 @@ class MergeStage(OfPanelStage, MergeSettings):
             yield "density", f"{self.density} does not apply: `merge: {self.merge}` drops nothing; leave it out"
 
     def plan(self, estimator: Estimator) -> StagePlan:
+        from orchestra.plan.panels import experts_before, panel_memory
+
+        experts = experts_before(estimator.recipe, self)
+        ranks = [expert.rank for expert in experts] or [0]
+        rank = self.rank or (sum(ranks) if self.merge in ("by-load", "linear") else max(ranks))
         work = estimator.with_evaluation(self, 0, estimator.base.parameters * 8 / 200e6)
-        memory = estimator.serving() | {"parameters": estimator.frozen(1)}
+        merged = {
+            "adapter and gradient": estimator.experts([one.model_copy(update={"rank": rank}) for one in experts[:1]])
+        }
+        memory = panel_memory(estimator, self) | merged
         return estimator.row(self, work, memory, parent=estimator.recipe.panel_of(self.name), data=self.merge)
 
     def summary(self, recipe: Recipe) -> str:

@@ -28,9 +28,10 @@ class MixtureStage(OfPanelStage, MixtureSettings):
 
     def plan(self, estimator: Estimator) -> StagePlan:
         from orchestra.plan.estimate import GENERATE
+        from orchestra.plan.panels import panel_memory
 
         tokens, seconds = estimator.evaluation(self)
-        memory = estimator.serving() | {"parameters": estimator.frozen(1)}
+        memory = panel_memory(estimator, self) | {"activations": estimator.generated_at_once()}
         panel = estimator.recipe.panel_of(self.name)
         return estimator.row(self, (tokens, GENERATE * seconds), memory, parent=panel, data=f"{self.layers} layers")
 

@@ -53,7 +53,7 @@ class PreflightStage(Stage, PreflightSettings):
         return recipe.rollouts.max_prompt_tokens + recipe.rollouts.max_completion_tokens
 
     def plan(self, estimator: Estimator) -> StagePlan:
-        from orchestra.plan.estimate import LOGIT_BYTES
+        from orchestra.plan.memory import LOGIT_BYTES
 
         longest = estimator.longest_prompt + estimator.recipe.rollouts.max_completion_tokens
         memory = estimator.serving() | {

@@ -52,10 +52,10 @@ class RouteStage(Stage, RouteSettings):
         return ((recipe.problems.train, recipe.problems.train_limit),)
 
     def plan(self, estimator: Estimator) -> StagePlan:
-        from orchestra.plan.panels import arms_asked
+        from orchestra.plan.panels import arms_asked, panel_memory
 
         work = arms_asked(estimator, self, self.problems * self.samples, self.oracle_samples)
-        return estimator.row(self, work, estimator.serving(), data=estimator.recipe.problems.train)
+        return estimator.row(self, work, panel_memory(estimator, self), data=estimator.recipe.problems.train)
 
     def summary(self, recipe: Recipe) -> str:
         return (
@@ -65,8 +65,9 @@ class RouteStage(Stage, RouteSettings):
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
         from evals.panel import PanelEvaluation
-        from orchestra.report.panel import panel_parts
+        from orchestra.report.panel import panel_parts, structure_parts
 
+        yield from structure_parts(record)
         if (found := record.outputs.get(PANEL_EVALUATION)) is not None:
             yield from panel_parts(record.name, PanelEvaluation.from_json(json.dumps(found)))
 

@@ -39,6 +39,7 @@ class SftStage(ImitatingStage):
     def report(cls, record: StageRecord) -> Iterator[Part]:
         from orchestra.report.experts import experts_parts
         from orchestra.report.modelled import notices_of, read_preflight
+        from orchestra.report.panel import structure_parts
         from orchestra.report.parts import Counts, Course
         from orchestra.report.sweep import sweep_parts
 
@@ -46,6 +47,7 @@ class SftStage(ImitatingStage):
         if (found := read_preflight(record.outputs.get(PREFLIGHT))) is not None:
             yield Counts(f"{record.name}: preflight under {found.policy}", found.numbers())
         yield from notices_of(record)
+        yield from structure_parts(record)
         yield from experts_parts(record)
         yield from sweep_parts(record)
 

@@ -18,12 +18,12 @@ from evals.evaluate import Evaluation
 from evals.panel import answers_of
 from evals.removal import removal_cost
 from evals.statistics import PairedDifference, paired_difference
-from models.engines.routed import adapter_name
 from models.experts import BASE, Panel, PanelError, must_be_untouched
 from models.features import layer_of
-from models.population import Decision, ExpertShape, Window, decide, structure_hash
+from models.population import Decision, Window, decide
 from models.router import Router
 from models.settings import RESERVED_EXPERTS
+from models.structure import structure_of
 from orchestra.config.faults import UserError
 from orchestra.run.ledger import StageResult, write_json
 from orchestra.text import points
@@ -89,8 +89,8 @@ class Growth:
 
     @property
     def structure(self) -> str:
-        """What it is built of; see `structure_hash`."""
-        return structure_of(self.panel, self.arms, self.router.names)
+        """What it is built of."""
+        return structure_of(self.panel, self.arms.places, self.router.names)
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,6 @@ def grow(context: StageContext, stage: GrowingStage) -> StageResult:
         elif decision.action == "prune":
             _pruned(context, stage, growth, decision, problems.gain)
     return _finished(context, stage, growth, before, found)
-
-
-def structure_of(panel: Panel, arms: Arms, names: tuple[str, ...]) -> str:
-    """What a panel is built of, not its weights; see `structure_hash`."""
-    loras = {name: arms.model.peft_config[adapter_name(name)] for name in panel.names}
-    shapes = {name: ExpertShape(one.r, one.lora_alpha, tuple(one.target_modules)) for name, one in loras.items()}
-    return structure_hash(panel.base_sha256, shapes, names)
 
 
 def _problems(context: StageContext, stage: GrowingStage, arms: Arms) -> Problems:

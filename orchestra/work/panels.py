@@ -25,6 +25,7 @@ from models.experts import (
     read_panel,
     write_panel,
 )
+from models.structure import structure_in
 from orchestra.config.stage import ROUTES
 from orchestra.config.trained import EACH
 from orchestra.run.ledger import StageResult, write_json
@@ -53,7 +54,25 @@ def in_panel(context: StageContext, result: StageResult, data: tuple[str, ...], 
     adapter = context.folder / ADAPTER
     trained = {context.expert: (adapter, expert_after(context, result, data, domain, adapter))}
     panel = context.once(lambda: _written(context, trained, result))
-    return replace(result, extra=result.extra | {"experts": len(panel.experts)})
+    return replace(result, extra=result.extra | built(context, panel))
+
+
+def built(context: StageContext, panel: Panel) -> dict[str, float | str]:
+    """What a stage's result says of the panel that it has written: the number of its experts, its base, what it is
+    built of (models/structure.py), and the first of the panels it came from that was built of the same; "" where none
+    was."""
+    structure = structure_in(context.folder / PANEL_FOLDER)
+    since, earlier = "", context.panel
+    while earlier is not None:
+        if structure_in(context.earlier[earlier] / PANEL_FOLDER) == structure:
+            since = earlier
+        earlier = context.recipe.panel_of(earlier)
+    return {
+        "experts": len(panel.experts),
+        "panel_base": panel.base,
+        "structure": structure,
+        "structure_since": since,
+    }
 
 
 def one_each(
@@ -90,7 +109,7 @@ def one_each(
     routes = [table.get(problem.domain, BASE) for problem in asked.problems]
     evaluation = evaluated_routed(context, panel, context.folder / PANEL_FOLDER, routes)
     told = {f"accuracy_{name}": result.accuracy for name, result in results.items()}
-    result = context.result(experts=len(panel.experts), base_sha256=any_result.extra["base_sha256"], **told)
+    result = context.result(base_sha256=any_result.extra["base_sha256"], **built(context, panel), **told)
     result = replace(
         result,
         steps=sum(one.steps for one in results.values()),
@@ -237,7 +256,7 @@ def _written(context: StageContext, trained: Mapping[str, tuple[Path, Expert]], 
         )
     if before.router is not None:
         context.progress.say("    the panel's router does not know what is trained here; a route stage decides anew")
-    panel = replace(before, base_sha256=sha256, router=None, change="", before=None)
+    panel = replace(before.without_costs(), base_sha256=sha256, router=None, change="", before=None)
     sources = places_of(before, folder)
     for name, (adapter, expert) in trained.items():
         panel, sources[name] = panel.with_expert(expert), adapter

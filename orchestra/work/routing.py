@@ -14,16 +14,16 @@ import numpy as np
 from evals.evaluate import Evaluation
 from evals.panel import Draws, PanelEvaluation, evaluate_panel
 from evals.removal import RemovalCost, removal_cost
-from models.experts import Panel, Record, read_panel, write_panel
+from models.experts import Panel, Record, RemovalRecord, read_panel, write_panel
 from models.features import layer_of, prompt_features
 from models.router import CONFIG, TENSORS, Router, Routes
 from orchestra.config.faults import UserError
-from orchestra.run.ledger import StageResult, write_json
-from orchestra.text import points
+from orchestra.run.ledger import StageResult
+from orchestra.text import removal_line
 from orchestra.work.arms import Arms, correct_APS, solved_AP
 from orchestra.work.context import PANEL_FOLDER, StageContext
 from orchestra.work.domains import domain_table
-from orchestra.work.panels import evaluated_routed, places_of
+from orchestra.work.panels import built, evaluated_routed, places_of
 from orchestra.work.policies import EVALUATION, measured
 from orchestra.work.resources import stage_seed
 from orchestra.work.settings import PANEL_EVALUATION, SCORED, RouteSettings
@@ -34,7 +34,7 @@ from sft.distill import TRACES, read_traces
 if TYPE_CHECKING:
     from peft import PeftModel
 
-ROUTER, REMOVAL = "router", "removal.json"
+ROUTER = "router"
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def finished(
     held = ask_held_out(arms, context.resources.test(context.stage), oracle_samples)
     routed = routes_of(context, arms.model, router, held.asked)
     found, costs = _measured(panel, arms, router, held, routed, generalist)
-    panel = context.once(lambda: _written(context, panel, arms, router, held))
+    panel = context.once(lambda: _written(context, panel, arms, router, held, costs))
     evaluation = evaluated_routed(context, panel, context.folder / PANEL_FOLDER, routed.experts(arms.names))
     context.once(lambda: (context.folder / PANEL_EVALUATION).write_text(found.to_json()))
-    context.once(lambda: write_json(context.folder / REMOVAL, {cost.expert: told(cost) for cost in costs}))
-    for line in (*_said(found, routed, evaluation), *map(cost_line, costs)):
+    for line in (*_said(found, routed, evaluation), *(removal_line(one.name, one.cost) for one in panel.experts)):
         context.progress.say(f"    {line}")
-    result = replace(context.result(**_numbers(found, routed, evaluation)), tokens=arms.tokens)
+    result = context.result(**_numbers(found, routed, evaluation), **built(context, panel))
+    result = replace(result, tokens=arms.tokens)
     return measured(context, evaluation, result), evaluation, held
 
 
@@ -157,21 +157,6 @@ def routes_of(context: StageContext, model: PeftModel, router: Router, asked: As
     return Routed(asked, features_PH, router.route(features_PH), time.perf_counter() - start)
 
 
-def told(cost: RemovalCost) -> dict[str, float]:
-    """A removal's predicted cost, in numbers."""
-    one = cost.difference
-    return {"load": cost.load, "difference": one.difference, "low": one.low, "high": one.high}
-
-
-def cost_line(cost: RemovalCost) -> str:
-    """The same in words."""
-    one = cost.difference
-    return (
-        f"without {cost.expert} (load {cost.load:.0%}): {points(one.difference)} points "
-        f"[{points(one.low)}, {points(one.high)}] predicted"
-    )
-
-
 def _generalist(context: StageContext, name: str | None) -> Evaluation | None:
     if name is None:
         return None
@@ -187,13 +172,18 @@ def _rows(found: Evaluation, asked: Asked) -> np.ndarray:
     return found.sampled.correct_PS[[at[id] for id in ids]]
 
 
-def _written(context: StageContext, panel: Panel, arms: Arms, router: Router, held: Held) -> Panel:
-    """The panel with its router, and with what each expert was just measured at."""
+def _written(
+    context: StageContext, panel: Panel, arms: Arms, router: Router, held: Held, costs: Sequence[RemovalCost]
+) -> Panel:
+    """The panel with its router, and with what each expert was just measured at and its removal would cost."""
     place = context.folder / ROUTER
     place.mkdir(exist_ok=True)
     router.write(place)
     source, _ = context.stage.held_out(context.recipe)
-    experts = tuple(replace(one, record=_record(held.second[one.name], source)) for one in panel.experts)
+    experts = tuple(
+        replace(one, record=_record(held.second[one.name], source), cost=_removal(cost))
+        for one, cost in zip(panel.experts, costs, strict=True)
+    )
     files = {name: sha256_of(place / name) for name in (CONFIG, TENSORS)}
     panel = replace(panel, experts=experts, router=files, change="", before=None)
     target = context.folder / PANEL_FOLDER
@@ -205,6 +195,11 @@ def _written(context: StageContext, panel: Panel, arms: Arms, router: Router, he
 def _record(evaluation: Evaluation, source: str) -> Record:
     one = evaluation.sampled.accuracy
     return Record(one.estimate, one.low, one.high, len(evaluation.problem_ids), source)
+
+
+def _removal(cost: RemovalCost) -> RemovalRecord:
+    one = cost.difference
+    return RemovalRecord(cost.load, one.difference, one.low, one.high)
 
 
 def _said(found: PanelEvaluation, routed: Routed, evaluation: Evaluation) -> Iterator[str]:

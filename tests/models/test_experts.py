@@ -15,6 +15,7 @@ from models.experts import (
     Lineage,
     Panel,
     PanelError,
+    RemovalRecord,
     expert_folder,
     expert_of,
     must_be_untouched,
@@ -199,6 +200,20 @@ def test_no_two_experts_share_a_file(tmp_path):
     assert read_panel(folder) == panel
 
 
+def test_a_panel_from_before_costs_were_known_stays_the_same_bytes(folder):
+    """Also in the panels to which `undo` goes back."""
+    before = (folder / "panel.json").read_bytes()
+    panel = read_panel(folder)
+    assert b"cost" not in before and all(one.cost is None for one in panel.experts) and panel_json(panel) == before
+    cost = RemovalRecord(0.25, -0.1, -0.2, 0)
+    known = replace(panel, experts=tuple(replace(one, cost=cost) for one in panel.experts), before=panel)
+    write_panel(folder, known)
+    assert read_panel(folder) == known
+    stored = json.loads((folder / "panel.json").read_text())
+    assert stored["experts"][0]["cost"] == {"load": 0.25, "difference": -0.1, "low": -0.2, "high": 0}
+    assert all("cost" not in one for one in stored["before"][0]["experts"])
+
+
 # what can be wrong
 
 
@@ -235,6 +250,10 @@ def of_first(**values):
         (of_first(files={"../../secret": "0" * 64}), "experts.0.files"),
         (of_first(record={"accuracy": 7, "low": 0, "high": 1, "problems": 9, "source": "s"}), "experts.0.record"),
         (of_first(record={"accuracy": float("nan"), "low": 0, "high": 1, "problems": 9, "source": "s"}), "accuracy"),
+        (of_first(cost={"load": 1.5, "difference": 0, "low": 0, "high": 0}), "experts.0.cost.load"),
+        (of_first(cost={"load": 0.5, "difference": "0", "low": 0, "high": 0}), "experts.0.cost.difference"),
+        (of_first(cost={"load": 0.5, "difference": 0, "low": 0}), "experts.0.cost.high: Field required"),
+        (of_first(cost={"load": 0.5, "difference": 0, "low": 0, "high": 0, "n": 1}), "experts.0.cost.n: Unexpected"),
         (edited(router={}), "router: "),
         (edited(router={"..": "0" * 64}), "router"),
         (edited(router={"router.json": "0" * 63}), "router"),

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.experts import Lineage, PanelError, expert_folder, panel_json, read_panel, router_folder, write_panel
+from models.experts import (
+    Lineage,
+    PanelError,
+    RemovalRecord,
+    expert_folder,
+    panel_json,
+    read_panel,
+    router_folder,
+    write_panel,
+)
 from models.panel_changes import add, apply, clone, copy_panel, remove, rename, undo
 
 NAMES = ("algebra", "mlp", "weight", "0", "e")
@@ -231,6 +240,31 @@ def test_only_one_changes_a_panel_at_a_time(folder):
         return clone(panel, "mlp", "first")
 
     assert apply(folder, meanwhile).names == ("algebra", "mlp", "first")
+
+
+def test_what_removals_cost_is_known_for_as_long_as_the_same_experts_answer(folder, tmp_path):
+    """Another name answers as the old one did; an expert that comes or goes takes or leaves problems. What is undone
+    is undone here, too, and a copy is the same panel."""
+    panel = read_panel(folder)
+    costs = [RemovalRecord(0.1 * at, -0.01 * at, -0.03, 0.02) for at in range(1, 3)]
+    known = replace(
+        panel, experts=tuple(replace(one, cost=cost) for one, cost in zip(panel.experts, costs, strict=True))
+    )
+    write_panel(folder, known)
+    source = panels.adapter(tmp_path / "other", 5)
+    copy_panel(folder, tmp_path / "copied")
+    assert [one.cost for one in read_panel(tmp_path / "copied").experts] == costs
+    for change, kept in (
+        (lambda panel: add(panel, "e", source, "", folder), False),
+        (lambda panel: clone(panel, "mlp", "e"), False),
+        (lambda panel: remove(panel, "mlp"), False),
+        (lambda panel: rename(panel, "mlp", "e"), True),
+    ):
+        after = apply(folder, change)
+        assert [one.cost for one in after.experts] == (costs if kept else [None] * len(after.experts))
+        assert read_panel(folder) == after
+        apply(folder, undo)
+        assert read_panel(folder) == known
 
 
 def test_a_copy_shares_nothing_and_can_be_undone(folder, tmp_path):

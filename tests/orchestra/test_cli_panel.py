@@ -9,7 +9,7 @@ import numpy as np
 import panels
 import pytest
 
-from models.experts import Record, read_panel, router_files, router_folder, write_panel
+from models.experts import Record, RemovalRecord, read_panel, router_files, router_folder, write_panel
 from orchestra import cli
 from orchestra.run.ledger import Fingerprint, Ledger, LedgerEntry, StageResult
 
@@ -77,9 +77,9 @@ def test_what_is_shown(orchestra, tmp_path):
     lines = [" ".join(line.split()) for line in out.splitlines()]
     size = sum(path.stat().st_size for path in (folder / "experts" / "mlp").iterdir())
     assert code == 0 and not err and lines[0] == "base: embedded/student"
-    assert lines[1] == "expert domain rank parent trained in accuracy size"
-    assert lines[3] == f"mlp mlp 3 base train 50.0 % [45.0, 55.0] {size / 1024:.1f} KiB"
-    assert lines[4].startswith("geometry all 2 base – – ")
+    assert lines[1] == "expert domain rank parent trained in accuracy without it size"
+    assert lines[3] == f"mlp mlp 3 base train 50.0 % [45.0, 55.0] – {size / 1024:.1f} KiB"
+    assert lines[4].startswith("geometry all 2 base – – – ")
     assert lines[5:] == ["router: none", "`orchestra panel undo mine` takes back: added 'geometry'"]
     assert orchestra("show", "runs/songs-embedded/02-again/panel")[1].splitlines()[-1] == "nothing to undo"
     router = panels.router(tmp_path / "router", ["base", "algebra", "mlp"])
@@ -87,6 +87,28 @@ def test_what_is_shown(orchestra, tmp_path):
     place = router_folder(write_to := tmp_path / "routed", routed)
     write_panel(write_to, routed, {name: folder / "experts" / name for name in routed.names}, router)
     assert f"router: routers/{place.name}, 26 B\n" in orchestra("show", "routed")[1]
+
+
+def test_what_a_removal_is_predicted_to_cost_is_said_before_it_is_done(orchestra, tmp_path, monkeypatch):
+    """In `show` beside each expert; by `remove` in front of what it did, and of any fault in doing it. Nothing is said
+    where nobody knows: of the other one, once the first is gone."""
+    folder = tmp_path / "mine"
+    panel = read_panel(folder)
+    known = tuple(replace(one, cost=RemovalRecord(0.3, -0.041, -0.0649, -0.018)) for one in panel.experts)
+    write_panel(folder, replace(panel, experts=known))
+    rows = [" ".join(line.split()) for line in orchestra("show", "mine")[1].splitlines()[2:4]]
+    assert all("[45.0, 55.0] −4.1 [−6.5, −1.8] " in row for row in rows)
+    said = "without algebra (load 30%): −4.1 points [−6.5, −1.8] predicted\n"
+    before = panels.tree(folder)
+    with monkeypatch.context() as full:
+        full.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        code, out, err = orchestra("remove", "mine", "algebra")
+    assert code == 1 and out == said and "is full; make room" in err and panels.tree(folder) == before
+    done = "mine: removed 'algebra'; `orchestra panel undo mine` takes it back\n"
+    assert orchestra("remove", "mine", "algebra") == (0, said + done, "")
+    code, out, err = orchestra("remove", "mine", "mlp")
+    assert (code, err) == (0, "") and "predicted" not in out
+    assert orchestra("undo", "mine")[0] == orchestra("undo", "mine")[0] == 0 and panels.tree(folder) == before
 
 
 def test_a_router_loses_and_renames_what_it_knows(orchestra, tmp_path):

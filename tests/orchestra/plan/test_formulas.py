@@ -8,8 +8,9 @@ import pytest
 from orchestra.config.loading import load_recipe
 from orchestra.plan import devices
 from orchestra.plan.devices import GIB, OTHER_GPU, PEAKS, Device, device_of
-from orchestra.plan.estimate import NF4_BYTES, Estimator, StagePlan, estimate
+from orchestra.plan.estimate import Estimator, StagePlan, estimate
 from orchestra.plan.machine import Gpu, Machine
+from orchestra.plan.memory import NF4_BYTES
 from orchestra.plan.shapes import QWEN2, Unknown, shape_of
 
 # four layers of 576 weights (q 8x8, k and v 8x4, o 8x8, three times 8x16) and a tied embedding of 800

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -11,7 +12,8 @@ from rich.console import Console
 
 from evals.evaluate import Evaluation, compare
 from models.base import load_base
-from models.experts import PanelError, expert_folder, read_panel
+from models.experts import PanelError, RemovalRecord, expert_folder, read_panel
+from models.structure import structure_in
 from orchestra.cli_export import export_run
 from orchestra.config.faults import UserError
 from orchestra.config.recipe import Recipe
@@ -218,6 +220,19 @@ def test_the_command_exports_the_panel_too(run, tmp_path):
         export_run(folder, "hub:me/it", options={"what": "panel"})
     with pytest.raises(UserError, match=r"--stage even: trains no panel \(these do: experts\)"):
         export_run(folder, options={"what": "panel"}, stage="even")
+
+
+def test_what_removals_cost_goes_with_the_panel(run, tmp_path):
+    """Who answers is the same there; and each stage that gives a panel says what it is built of."""
+    outcome, folder, _ = run
+    source = folder / "01-experts" / "panel"
+    made = Recipe.model_validate(json.loads((folder / "run.json").read_text())["recipe"])
+    panel, cost = read_panel(source), RemovalRecord(0.5, -0.1, -0.2, 0.0)
+    known = replace(panel, experts=tuple(replace(one, cost=cost) for one in panel.experts))
+    export_panel(known, source, tmp_path / "there", folder, made)
+    assert [one.cost for one in read_panel(tmp_path / "there").experts] == [cost, cost]
+    told = next(one.extra for one in outcome.results if one.name == "experts")
+    assert (told["structure"], told["structure_since"], told["experts"]) == (structure_in(source), "", 2)
 
 
 def test_what_is_not_an_exported_panel_is_not_replaced(run, tmp_path):
