@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from toy_domain import add_toy_domain
 from trl import GRPOTrainer, SFTTrainer
 
+from evals.audit import LabelAudit
 from evals.fidelity import Fidelity
 from models.adapters import POLICY, REFERENCE, adapter_sha256, adapter_tensors
 from models.base import load_tokenizer
@@ -30,7 +32,7 @@ from models.router import Router
 from orchestra.config.recipe import Recipe
 from orchestra.run.ledger import StageResult
 from orchestra.run.progress import Progress
-from orchestra.work import merging, mixture, preflight, probing, publishing, resources
+from orchestra.work import growing, merging, mixture, preflight, probing, publishing, resources
 from orchestra.work.context import StageContext
 from rl import trainer
 from settings import Node
@@ -92,7 +94,7 @@ class Seen:
         tokens_at_once: for which a GRPO pass has room.
         start, reference: hashes of the adapters that training began with and was held to, "" where there is none.
         limits: that an export was held to; published: its settings.
-        told: settings that the parts of a probe, a preflight, a merge and a mixture were given, by their class.
+        told: settings that the parts of a probe, a preflight, a merge, a mixture and of growing were given, by class.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -260,6 +262,11 @@ class Run:
 
             return noted
 
+        def audited(features: object, labels: Sequence[str], stage: Node, seed: int) -> LabelAudit:
+            """Of a few labels, drawn by chance, no audit says GO."""
+            self.now.told |= {type(stage.audit).__name__: stage.audit, "labels": list(labels)}
+            return LabelAudit(0.5, 0.5, 0.5, 0.5, 0.5, "GO", {}, 1, "GO: whatever the labels")
+
         grpo_loss, sft_loss, cut = GRPOTrainer._compute_loss, SFTTrainer.compute_loss, trainer.micro_batches
 
         def of_rows(rows: Sequence[object], budget: int, *args: object, **kwargs: object) -> list:
@@ -292,6 +299,8 @@ class Run:
             patch.setattr(Router, "fit", noting_settings(Router.fit))
             patch.setattr(merging, "merged_model", noting_settings(merging.merged_model))
             patch.setattr(mixture, "mixture_model", noting_settings(mixture.mixture_model))
+            patch.setattr(growing, "audited", audited)
+            patch.setattr(growing, "decide", noting_settings(growing.decide))
             patch.setattr(Fidelity, "misses", misses)
             patch.setattr(publishing, "publish", publish)
             patch.setattr(publishing, "write_card", lambda *_: None)
@@ -375,6 +384,13 @@ class Observed:
     def trained_expert(self, stage: str) -> dict:
         """What the panel says of the expert that a stage has trained, a new one."""
         return self.run.of[stage].read("panel/panel.json")["experts"][-1]
+
+    def steps_of_optimizer(self, stage: str) -> float:
+        """Taken since it was fresh, by the moments of the expert that a stage has trained."""
+        name = self.trained_expert(stage)["name"]
+        found = load_file(self.run.of[stage].folder / "panel" / "experts" / name / "optimizer.safetensors")
+        (steps,) = {float(x) for key, x in found.items() if key.endswith(".step")}
+        return steps
 
     def domains(self, stage: str) -> list[str]:
         """Those of the problems that a stage trains on, whose words have an odd or an even number of letters."""

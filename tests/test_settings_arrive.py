@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 # of the stages below
 STAGE_OF = {"distill": "traces", "preflight": "fit", "sft": "imitate", "grpo": "polish", "evaluate": "look",
             "export": "release", "probe": "moved", "solutions": "written", "merge": "one", "mixture": "inside",
-            "route": "choose"}  # fmt: skip
+            "route": "choose", "grow": "wider"}  # fmt: skip
 ARMS = 8
 """Of the panel that is routed: the base and seven experts."""
 SAME = object()
@@ -118,12 +119,12 @@ def probes() -> dict[str, Rule]:
     }
 
 
-def fits() -> dict[str, Rule]:
+def fits(stage: str, problems: int) -> dict[str, Rule]:
     """The keys of a preflight that goes before imitation, as it is told them; what becomes of each is in the rules of
     the stage that is one."""
-    values = {"problems": 3, "template": "A: {question}", "mismatch": "warn", "rare_below": 0.5, "max_ratio": 1.5,
-              "min_answer_rate": 0.75, "min_end_rate": 0.25}  # fmt: skip
-    return {name: Rule(value, lambda o, name=name: getattr(o.imitate.told["PreflightLimits"], name))
+    values = {"problems": problems, "template": "A: {question}", "mismatch": "warn", "rare_below": 0.5,
+              "max_ratio": 1.5, "min_answer_rate": 0.75, "min_end_rate": 0.25}  # fmt: skip
+    return {name: Rule(value, lambda o, name=name: getattr(o.run.of[stage].told["PreflightLimits"], name))
             for name, value in values.items()}  # fmt: skip
 
 
@@ -139,6 +140,8 @@ def experts(stage: str, first: str, name: str, domain: str, lora: Mapping[str, o
         "expert": Rule(name, lambda o: o.trained_expert(stage)["name"]),
         "from": Rule("old", lambda o: "old" if o.run.of[stage].start == o.old.result.adapter_sha256 else ""),
         "domains": Rule([domain], lambda o: o.domains(stage)),
+        # one step of the expert that it starts from, and one of its own
+        "optimizer": Rule("kept", lambda o: "kept" if o.steps_of_optimizer(stage) == 2 else ""),
         **{f"lora.{key}": Rule(value, lambda o, key=key: adapter(o, key)) for key, value in lora.items()},
     }
 
@@ -162,6 +165,77 @@ def routes() -> dict[str, Rule]:
         **{key: Rule(value, lambda o, key=key: getattr(o.choose.told["RouteStage"], key))
            for key, value in fitted.items()},
     }  # fmt: skip
+
+
+def grows() -> dict[str, Rule]:
+    """The keys of a panel that grows: what is asked, what decides, and the training of the expert that comes, one of
+    the domain that a controller of random labels says."""
+    fitted = {"layer": 2, "threshold": 0.05, "set_aside": 0.4, "l2": 0.1, "patience": 4, "max_steps": 30}
+    growth = {"unsolved_above": 0.01, "entropy_above": 0.5, "loss_above": 0.2, "load_below": 0.0, "windows": 1,
+              "cooldown": 1, "at_most": 12, "at_least": 2}  # fmt: skip
+    audit = {"folds": 3, "l2": 0.2, "permutations": 50, "significance": 0.05}
+    lora = {"rank": ("r", 2), "alpha": ("lora_alpha", 7.0), "dropout": ("lora_dropout", 0.15),
+            "targets": ("target_modules", ["k_proj", "o_proj"])}  # fmt: skip
+
+    def grown(o: Observed) -> Path:
+        (folder,) = (o.wider.folder / "grown").iterdir()
+        return folder
+
+    def drawn(o: Observed, draw: str) -> Mapping[str, object]:
+        return o.wider.read(f"answers/{draw}-base.json")
+
+    def adapter(o: Observed, key: str) -> object:
+        value = getattr(o.policy("wider").peft_config["default"], key)
+        return sorted(value) if isinstance(value, set) else value
+
+    def told(node: str, values: Mapping[str, object]) -> dict[str, Rule]:
+        return {key: Rule(value, lambda o, key=key: getattr(o.wider.told[node], key)) for key, value in values.items()}
+
+    rows = Rule(1, lambda o: o.args("wider").per_device_train_batch_size)
+    # each is of its own, and the panel's experts have others
+    nothing = dict.fromkeys(("parent", "expert", "domains", "from", "optimizer"), Rule(None, lambda o: None))
+    return {
+        **nothing,
+        **trains("wider", 3e-3, 0.02, 0.004, rows, (7, 7)),
+        "evaluate_every": Rule(2, lambda o: json.loads((grown(o) / "sweep.jsonl").read_text())["step"]),
+        "keep": Rule("best", lambda o: "best" if "last_validation_accuracy" in extra_of(grown(o)) else ""),
+        # what has been measured with the same limits is not measured again
+        **under("preflight", fits("wider", 4)),
+        **under("lora", {key: Rule(value, lambda o, at=at: adapter(o, at)) for key, (at, value) in lora.items()}),
+        **under("growth", told("GrowthSettings", growth)),
+        **under("audit", told("AuditSettings", audit)),
+        **under("router", told("RouterSettings", fitted)),
+        "data": Rule({"traces": 2.0}, lambda o: re.findall(r"traces of (\w+)", o.wider.said), ["traces"]),
+        # the two of one problem, three times of five right, are above it
+        "pass_rate": Rule([0.3, 0.5], lambda o: re.findall(r"(\d+) outside", o.wider.said), ["2"]),
+        "at_most": Rule(3, lambda o: extra_of(grown(o))["examples"] + extra_of(grown(o))["too_long"]),
+        "steps": Rule(2, lambda o: len(o.wider.optimizer)),
+        "batch_size": Rule(
+            2, lambda o: o.args("wider").train_batch_size * o.args("wider").gradient_accumulation_steps
+        ),
+        "lr_scheduler_type": Rule("constant_with_warmup", lambda o: o.args("wider").lr_scheduler_type),
+        "max_length": Rule(74, lambda o: o.args("wider").max_length),
+        "memorisation_above": Rule(
+            1.5, lambda o: float(re.search(r"memorisation_above \(([\d.]+)\)", o.wider.said).group(1))
+        ),
+        "packing": Rule(True, lambda o: o.args("wider").packing),
+        "samples": Rule(3, lambda o: len(drawn(o, "learn")["sampled"]["correct"][0])),
+        "oracle_samples": Rule(5, lambda o: len(drawn(o, "first")["sampled"]["correct"][0])),
+        "rounds": Rule(1, lambda o: len(o.wider.read("growth.json")["windows"])),
+        "window": Rule(4, lambda o: o.wider.read("growth.json")["windows"][0]["problems"]),
+        "learn": Rule(3, lambda o: len(drawn(o, "learn")["problem_ids"])),
+        "gain": Rule(2, lambda o: o.wider.read("growth.json")["changes"][0]["difference"]["n"]),
+        # nothing is removed here (tests/orchestra/work/test_growing.py)
+        "may_cost": Rule(0.2, lambda o: o.run.recipe.stage("wider").may_cost),
+        "controller": Rule("learned", lambda o: "learned" if not [*o.wider.folder.glob("answers/window-*")] else ""),
+        # by outcome they would all be the same: the base answers as every expert does
+        "labels": Rule("random", lambda o: "random" if set(o.wider.told["labels"]) - {"prune"} else ""),
+    }  # fmt: skip
+
+
+def extra_of(folder: Path) -> Mapping[str, float]:
+    """What the training of one expert had to say."""
+    return json.loads((folder / "result.json").read_text())["extra"]
 
 
 def under(prefix: str, rules: dict[str, Rule]) -> dict[str, Rule]:
@@ -278,7 +352,7 @@ def rules(base: str, reward_file: str, solved: str) -> dict[str, Rule]:
         "preflight.max_ratio": Rule(1.0001, lambda o: bound_told(o, "max_ratio")),
         "preflight.min_answer_rate": Rule(0.99, lambda o: bound_told(o, "min_answer_rate"), 99.0),
         "preflight.min_end_rate": Rule(0.98, lambda o: bound_told(o, "min_end_rate"), 98.0),
-        **under("sft.preflight", fits()),
+        **under("sft.preflight", fits("imitate", 3)),
         **under("sft", trains("imitate", 3e-3, 0.02, 0.004, rows, (7, 7))),
         "sft.parent": Rule("base", lambda o: o.parent(o.imitate.start)),
         "sft.data": Rule({"traces": 2.0}, lambda o: re.findall(r"traces of (\w+)", o.imitate.said), ["traces"]),
@@ -304,6 +378,7 @@ def rules(base: str, reward_file: str, solved: str) -> dict[str, Rule]:
         **under("grpo", experts("reward", "third", "fourth", "odd",
                                 {"rank": 4, "alpha": 9.0, "dropout": 0.35, "targets": ["v_proj"]})),
         **under("route", routes()),
+        **under("grow", grows()),
         # with two iterations over a batch, a checkpoint is only written after the second
         **under("grpo", trains("polish", 2e-3, 0.03, 0.003, room, (3, 4))),
         "grpo.parent": Rule("explore", lambda o: o.parent(o.polish.start)),
@@ -427,7 +502,9 @@ def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
     for first, second, plain in (("old", "learn", sft), ("third", "reward", grpo)):
         keys = stages[plain["kind"]]
         panel.append({"name": first, **plain, "expert": first, "lora": keys.pop("lora")})
-        panel.append({"name": second, **plain, **{key: keys.pop(key) for key in ("expert", "from", "domains")}})
+        panel.append(
+            {"name": second, **plain, **{key: keys.pop(key) for key in ("expert", "from", "domains", "optimizer")}}
+        )
     expert = {"kind": "sft", "data": ["traces"], "steps": 1, "learning_rate": 1e-3, "preflight": False}
     order = [
         stages["distill"],
@@ -447,6 +524,7 @@ def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
         stages["mixture"],
         *panel,
         stages["route"],
+        stages["grow"],
     ]
     return Recipe.model_validate({"name": "other", **made, "stages": order})
 

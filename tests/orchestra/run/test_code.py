@@ -12,8 +12,8 @@ from orchestra.run.code import _digest, _imports, closure
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("orchestra", "sft", "rl", "evals", "models", "rewards", "settings", "recipes")
-STAGES = ["base", "distill", "evaluate", "export", "grpo", "merge", "mixture", "preflight", "probe", "route", "sft",
-          "solutions"]  # fmt: skip
+STAGES = ["base", "distill", "evaluate", "export", "grow", "grpo", "merge", "mixture", "preflight", "probe", "route",
+          "sft", "solutions"]  # fmt: skip
 PROGRAM = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -64,8 +64,8 @@ def changed(copy: Path, before: dict, file: str, more: str = "\nADDED = 1\n") ->
         ("orchestra/stages/distill.py", ["distill"]),
         ("rl/trainer.py", ["grpo"]),
         ("rl/batches.py", ["grpo"]),
-        ("sft/train.py", ["sft"]),
-        ("sft/distill.py", ["distill", "grpo", "merge", "preflight", "route", "sft", "solutions"]),
+        ("sft/train.py", ["grow", "sft"]),
+        ("sft/distill.py", ["distill", "grow", "grpo", "merge", "preflight", "route", "sft", "solutions"]),
         ("evals/statistics.py", [kind for kind in STAGES if kind != "solutions"]),
         ("models/checkpoint.py", ["export"]),
         ("rewards/math/domain.py", STAGES),
@@ -132,8 +132,8 @@ def test_only_who_looks_on_does_not_count(before):
     known = {"rewards.settings", "rewards.math.cases", "orchestra.text"}
     # what compares finished runs, and sets of traces
     known |= {"evals.arms", "evals.gains", "evals.seeds", "sft.cards"}
-    # what no stage grows or prunes a panel by
-    known |= {"evals.audit", "models.population"}
+    # what changes a panel by hand
+    known |= {"models.panel_changes"}
     onlookers = ("orchestra.config.", "orchestra.plan.", "orchestra.report.", "orchestra.run.", "orchestra.cli",
                  "orchestra.__main__", "models.embedded.")  # fmt: skip
     assert {name for name in left_out if not name.startswith(onlookers)} <= known

@@ -25,6 +25,7 @@ STAGES = {
     "evaluate": {"samples": 2},
     "export": {},
     "route": {},
+    "grow": {"data": "traces", "steps": 3, "learning_rate": 1e-3},
     "merge": {"merge": "linear"},
     "mixture": {},
     "probe": {},
@@ -38,6 +39,7 @@ NAMES = {
     "evaluate": "look",
     "export": "release",
     "route": "routed",
+    "grow": "grown",
     "merge": "one",
     "mixture": "inside",
     "probe": "moved",
@@ -46,7 +48,7 @@ NAMES = {
 KINDS = sorted(all_kinds())
 # what those take that make something of a panel
 EXPERTS = {"name": "experts", "kind": "sft", "data": "traces", "steps": 3, "learning_rate": 1e-3, "expert": "each"}
-OF_PANEL = ("route", "merge", "mixture")
+OF_PANEL = ("route", "grow", "merge", "mixture")
 
 
 @pytest.fixture
