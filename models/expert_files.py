@@ -15,6 +15,8 @@ from settings.files import sha256_of
 FILES = (ADAPTER_CONFIG, ADAPTER_TENSORS)
 MOMENTS = "optimizer.safetensors"
 """What an expert may have besides: its optimizer's moments (models/moments.py)."""
+ROUTER_CONFIG = "router.json"
+NOT_EDITED = "the file is not meant to be edited; put back what it was"
 Hashes = Mapping[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
 """sha256 of files by name."""
 
@@ -65,6 +67,15 @@ def tensor_shapes(source: Path) -> dict[str, tuple[int, ...]]:
     if 8 + length + end != path.stat().st_size:
         raise PanelError(f"{path} is cut off or no safetensors file; put the whole file there")
     return shapes
+
+
+def router_arms(source: Path) -> tuple[str, ...]:
+    """The arms that the router in a folder knows, `base` first. Raises PanelError where it is none."""
+    path = source / ROUTER_CONFIG
+    try:
+        return tuple(map(str, json.loads(path.read_bytes())["arms"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PanelError(f"{path} is not that of a router ({error}); {NOT_EDITED}") from error
 
 
 def must_be_files(place: Path, files: Hashes, what: str) -> None:

@@ -26,7 +26,17 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.engines.protocol import ADAPTER_CONFIG, ADAPTER_TENSORS, NOT_PLAIN
-from models.expert_files import FILES, MOMENTS, Hashes, PanelError, adapter_config, must_be_files, tensor_shapes
+from models.expert_files import (
+    FILES,
+    MOMENTS,
+    NOT_EDITED,
+    Hashes,
+    PanelError,
+    adapter_config,
+    must_be_files,
+    router_arms,
+    tensor_shapes,
+)
 from models.settings import RESERVED_EXPERTS
 from settings import SLUG, Count, Share, near
 from settings.files import linked, sha256_of, sync_folder, write_whole
@@ -35,7 +45,6 @@ PANEL, CHANGING = "panel.json", ".changing"
 VERSION = 1
 EXPERTS, ROUTERS, REMOVED = "experts", "routers", "removed"
 BASE = "base"
-NOT_EDITED = "the file is not meant to be edited; put back what it was"
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,8 @@ def read_panel(folder: Path) -> Panel:
     """The panel in a folder, every file of it the one that panel.json says.
 
     Raises:
-        PanelError: there is none, or something was edited, cut off or taken away.
+        PanelError: there is none; something was edited, cut off or taken away; or its router knows an expert that is
+            not there.
     """
     panel = parsed(folder)
     for expert in panel.experts:
@@ -206,6 +216,10 @@ def read_panel(folder: Path) -> Panel:
             raise PanelError(f"{folder / PANEL}: {fault}; {NOT_EDITED}")
     if (router := router_folder(folder, panel)) is not None:
         must_be_files(router, panel.router, "the router")
+        if gone := [arm for arm in router_arms(router) if arm not in (BASE, *panel.names)]:
+            listed = ", ".join(panel.names) or "none"
+            fault = f"the router routes to {gone[0]!r}, which is no expert of the panel (experts: {listed})"
+            raise PanelError(f"{folder / PANEL}: {fault}; {NOT_EDITED}")
     return panel
 
 

@@ -18,10 +18,10 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from models.base import one_thread
+from models.expert_files import ROUTER_CONFIG
 from models.experts import BASE
 from models.features import RouterError, checked
 from models.settings import RouterSettings
-from models.structure import ROUTER_CONFIG
 from settings import near
 from settings.files import write_whole
 

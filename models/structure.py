@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from models.expert_files import PanelError, adapter_config
-from models.experts import NOT_EDITED, Panel, expert_folder, parsed, router_folder
+from models.expert_files import PanelError, adapter_config, router_arms
+from models.experts import Panel, expert_folder, parsed, router_folder
 from models.population import ExpertShape, structure_hash
-
-ROUTER_CONFIG = "router.json"
 
 
 def structure_of(panel: Panel, places: Mapping[str, Path], arms: Sequence[str] = ()) -> str:
@@ -35,7 +32,7 @@ def structure_in(folder: Path) -> str:
     panel = parsed(folder)
     router = router_folder(folder, panel)
     places = {name: expert_folder(folder, name) for name in panel.names}
-    return structure_of(panel, places, () if router is None else _arms(router / ROUTER_CONFIG))
+    return structure_of(panel, places, () if router is None else router_arms(router))
 
 
 def _shape(place: Path) -> ExpertShape:
@@ -46,10 +43,3 @@ def _shape(place: Path) -> ExpertShape:
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise PanelError(f"{place}: lora_alpha is {alpha!r}, and a number is meant; put the expert's own config there")
     return ExpertShape(config["r"], alpha, tuple(map(str, named)))
-
-
-def _arms(path: Path) -> Sequence[str]:
-    try:
-        return tuple(map(str, json.loads(path.read_bytes())["arms"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PanelError(f"{path} is not that of a router ({error}); {NOT_EDITED}") from error

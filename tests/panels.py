@@ -35,7 +35,7 @@ def adapter(folder, seed, *, rank=2, widths=None, stem="base_model.model.model.l
 def router(folder, names):
     """Files that stand for a router which knows these arms."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "router.json").write_text(json.dumps(list(names)))
+    (folder / "router.json").write_text(json.dumps({"arms": list(names)}))
     return folder
 
 
@@ -43,7 +43,7 @@ def rerouting(folder, panel, scratch):
     """A `Reroute` of such a router."""
 
     def reroute(old, new):
-        names = json.loads((next((folder / "routers").iterdir()) / "router.json").read_text())
+        names = json.loads((next((folder / "routers").iterdir()) / "router.json").read_text())["arms"]
         return router(scratch / f"{old}-{new}", [new if name == old else name for name in names if new or name != old])
 
     return reroute

@@ -135,8 +135,9 @@ class Served:
         for name, adapter in adapters.items():
             with acting(model, adapter):
                 policy = self.probe.logprobs(model)
-            served = self.engine.score_routed(self.probe.prompts, self.probe.completions, name)
-            self._must_follow(model, policy, served, bare, f" as expert {name!r}")
+            # from the expert before: of experts that went similar ways from the base, one might pass for another
+            before, served = served, self.engine.score_routed(self.probe.prompts, self.probe.completions, name)
+            self._must_follow(model, policy, served, before, f" as expert {name!r}")
 
     def push(self, model: "PeftModel", step: int | None = None, adapter: str | None = POLICY) -> None:
         """Make the engine serve the policy in `model`, whose own tensors are only read, and see that it does.

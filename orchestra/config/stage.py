@@ -82,7 +82,8 @@ class Stage(Node):
     name: Slug
     """Lower-case letters, digits, '-' and '_'; unique in the recipe; names the stage's folder."""
     parent: Annotated[Text | None, Refers("policy", also=("base",))] = None
-    """The earlier stage whose policy this one takes up, or `base`. None: the nearest sft or grpo stage before it."""
+    """The earlier stage whose policy this one takes up, or `base`. None: the nearest stage before it that gives one
+    (sft, grpo, merge)."""
     gate: Annotated[Gate | None, FREE] = None
     """Pass condition, judged after the stage."""
 

@@ -122,7 +122,7 @@ class OptimisingStage(TrainingStage, GrpoSettings):
 
 def known_experts(earlier: Sequence[Stage]) -> tuple[str, ...] | None:
     """The experts that these stages make, where that can be known before they have run."""
-    makers = [stage for stage in earlier if "panel" in stage.given]
+    makers = [stage for stage in earlier if isinstance(stage, TrainingStage) and "panel" in stage.given]
     if any(stage.trains in (None, EACH) for stage in makers):
         return None
     return tuple(dict.fromkeys(stage.trains for stage in makers))

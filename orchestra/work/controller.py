@@ -77,7 +77,8 @@ class Learned:
 
 
 def labels_of(solved: np.ndarray, stage: GrowSettings, seed: int) -> list[str]:
-    """A learned controller's label for each problem.
+    """A learned controller's label for each problem. Ungradable is not wrong: a problem of which not every arm was
+    graded says neither that none solves it nor that the base does as well as all.
 
     Args:
         solved: arms x problems, the base first.
@@ -85,11 +86,10 @@ def labels_of(solved: np.ndarray, stage: GrowSettings, seed: int) -> list[str]:
     if stage.labels == "random":
         drawn = np.random.default_rng(seed).choice(list(RANDOM), size=solved.shape[1], p=list(RANDOM.values()))
         return drawn.tolist()
-    known = np.nan_to_num(solved)
-    best = known[1:].max(axis=0)
+    known_P, found = ~np.isnan(solved).any(axis=0), np.nan_to_num(solved)
     return [
-        GROW if max(base, expert) == 0 else PRUNE if base >= expert else STAY
-        for base, expert in zip(known[0], best, strict=True)
+        STAY if expert > base or not known else PRUNE if base else GROW
+        for base, expert, known in zip(found[0], found[1:].max(axis=0), known_P, strict=True)
     ]
 
 

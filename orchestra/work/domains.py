@@ -73,12 +73,16 @@ def domain_table(panel: Panel, domains: Iterable[str]) -> dict[str, str] | None:
 
 
 def traces_in(
-    traces: Mapping[str, Sequence[Trace]], domain_of: Mapping[str, str], domains: Sequence[str]
+    traces: Mapping[str, Sequence[Trace]], domain_of: Mapping[str, str], domains: Sequence[str], *, shares: bool = False
 ) -> dict[str, list[Trace]]:
     """The traces of these domains, by source; a source with none is left out.
 
+    Args:
+        shares: whether each source is to have its share of them.
+
     Raises:
-        UserError: a trace's problem is not among the training problems, so that nobody knows its domain.
+        UserError: a trace's problem is not among the training problems, so that nobody knows its domain; or a source
+            that is to have a share has none of these domains.
     """
     found: dict[str, list[Trace]] = {}
     for source, ones in traces.items():
@@ -89,6 +93,11 @@ def traces_in(
                 )
             if domain_of[trace.problem_id] in domains:
                 found.setdefault(source, []).append(trace)
+    if shares and found and (without := [source for source in traces if source not in found]):
+        raise UserError(
+            f"data: {', '.join(without)} has a share, and no traces in {', '.join(map(repr, domains))}; list the "
+            "sources without shares, or say other `domains`"
+        )
     return found
 
 

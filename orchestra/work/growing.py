@@ -37,6 +37,7 @@ from orchestra.work.resources import stage_seed
 from orchestra.work.routing import Held, features, finished, fresh_first, routes_of
 from orchestra.work.settings import GROWTH, SCORED
 from orchestra.work.traces import traces_of
+from settings import FrozenDict
 
 if TYPE_CHECKING:
     from orchestra.config.imitating import GrowingStage
@@ -68,13 +69,18 @@ class Change:
 
 @dataclass
 class Growth:
-    """A panel as it grows, and what was seen and done."""
+    """A panel as it grows, and what was seen and done.
+
+    Fields:
+        trained: what each new expert's training had to say, whether it was kept or not.
+    """
 
     panel: Panel
     router: Router
     arms: Arms
     seen: list[Window] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+    trained: list[StageResult] = field(default_factory=list)
 
     @property
     def given_up(self) -> frozenset[str]:
@@ -119,12 +125,15 @@ def grow(context: StageContext, stage: GrowingStage) -> StageResult:
     found, controller = None, Signals(context, stage.samples)
     if stage.controller == "learned":
         labels = labels_of(solved, stage, context.seed)
-        found = audited(problems.learn_PH, labels, stage, context.seed)
+        found = context.once(lambda: audited(problems.learn_PH, labels, stage, context.seed))
         context.progress.say(f"    label audit: {found.reason}")
         if found.verdict != "GO":
-            return _stopped(context, found)
-        controller = Learned(context, head_of(problems.learn_PH, labels, stage, context.seed, layer))
-    router = Router.fit(problems.learn_PH, solved, arms.names, stage.router, context.seed, layer=layer)
+            return _stopped(context, found, arms.tokens)
+        head = context.once(lambda: head_of(problems.learn_PH, labels, stage, context.seed, layer))
+        controller = Learned(context, head)
+    router = context.once(
+        lambda: Router.fit(problems.learn_PH, solved, arms.names, stage.router, context.seed, layer=layer)
+    )
     growth, before = Growth(panel, router, arms), Growth(panel, router, arms)
     for number, asked in enumerate(problems.windows):
         growth.seen.append(controller.look(growth.arms, growth.router, asked, number))
@@ -176,11 +185,12 @@ def _grown(context: StageContext, stage: GrowingStage, growth: Growth, decision:
     if not sources:
         raise UserError(f"data: no traces in the domain {decision.domain!r}, which needs an expert; add a source")
     result = trained_once(own, lambda: imitated(own, stage, sources, 0))
+    growth.trained.append(result)
     adapter = own.folder / ADAPTER
     panel = growth.panel.with_expert(expert_after(own, result, tuple(stage.data), decision.domain, adapter))
     arms = Arms.of(context, panel, {**growth.arms.places, name: adapter})
     solved_P = _learned(arms, problems, stage)[-1]
-    router = growth.router.with_arm(name, problems.learn_PH, solved_P, stage.router, context.seed)
+    router = context.once(lambda: growth.router.with_arm(name, problems.learn_PH, solved_P, stage.router, context.seed))
     _must_be_as_before(growth, panel, router, arms)
     proof_APS = _proof(arms, problems.gain, stage)
     features_PH = features(context, arms.model, problems.gain, router.layer)
@@ -230,7 +240,8 @@ def _must_be_as_before(growth: Growth, panel: Panel, router: Router, arms: Arms)
 
 def _traces(context: StageContext, stage: GrowingStage, domain: str) -> dict[str, list[Trace]]:
     found = {source: traces_of(context, source)[0] for source in stage.data}
-    return traces_in(found, domain_by_problem(context.resources, stage), (domain,))
+    shares = isinstance(stage.data, FrozenDict)
+    return traces_in(found, domain_by_problem(context.resources, stage), (domain,), shares=shares)
 
 
 def _new_name(domain: str, growth: Growth) -> str:
@@ -251,10 +262,10 @@ def _note(context: StageContext, growth: Growth, change: Change) -> None:
     )
 
 
-def _stopped(context: StageContext, found: LabelAudit) -> StageResult:
+def _stopped(context: StageContext, found: LabelAudit, tokens: int) -> StageResult:
     """A controller whose labels say nothing changes nothing."""
     context.once(lambda: write_json(context.folder / GROWTH, {"audit": asdict(found), "windows": [], "changes": []}))
-    return context.result(**_audit_numbers(found))
+    return replace(context.result(**_audit_numbers(found)), tokens=tokens)
 
 
 def _finished(
@@ -279,7 +290,13 @@ def _finished(
             f"    from {len(was.experts)} to {len(panel.experts)} experts: {points(gained.difference)} points "
             f"[{points(gained.low)}, {points(gained.high)}] on held-out problems"
         )
-    return replace(result, extra=result.extra | extra | structure | _audit_numbers(found))
+    return replace(
+        result,
+        steps=sum(one.steps for one in growth.trained),
+        # an expert that was removed has answered the held-out problems after all others
+        tokens=growth.arms.tokens + evaluation.tokens + sum(one.tokens for one in growth.trained),
+        extra=result.extra | extra | structure | _audit_numbers(found),
+    )
 
 
 def _gained(context: StageContext, before: Growth, evaluation: Evaluation, held: Held) -> PairedDifference:

@@ -16,6 +16,7 @@ from orchestra.work.starting import kept_moments, must_start_as_recorded
 from orchestra.work.sweeping import kept, set_aside, sweep_of
 from orchestra.work.traces import traces_of
 from orchestra.work.training import trained
+from settings import FrozenDict
 from sft.mixing import mixed
 from sft.train import train_sft
 
@@ -42,14 +43,13 @@ def imitate(context: StageContext, stage: ImitatingStage) -> StageResult:
     domain_of = domain_by_problem(context.resources, stage)
     there = [domain_of[trace.problem_id] for ones in traces.values() for trace in ones if trace.problem_id in domain_of]
     domains = wanted(there, stage.domains, context.stage.name)
+    shares = isinstance(stage.data, FrozenDict)
     if stage.expert != EACH:
-        result = imitated(context, stage, traces_in(traces, domain_of, domains), left_out)
+        result = imitated(context, stage, traces_in(traces, domain_of, domains, shares=shares), left_out)
         return in_panel(context, result, tuple(stage.data), ", ".join(domains))
+    parts = {domain: traces_in(traces, domain_of, (domain,), shares=shares) for domain in domains}
     return one_each(
-        context,
-        domains,
-        tuple(stage.data),
-        lambda own, domain: imitated(own, stage, traces_in(traces, domain_of, (domain,)), left_out),
+        context, domains, tuple(stage.data), lambda own, domain: imitated(own, stage, parts[domain], left_out)
     )
 
 

@@ -63,10 +63,13 @@ def route(context: StageContext, settings: RouteSettings) -> StageResult:
     arms = Arms.of(context, panel, places_of(panel, folder))
     asked = context.resources.train()
     asked = asked.part(sorted(fresh_first(context, asked)[: settings.problems]))
+    if len(asked.problems) < settings.problems:
+        context.progress.say(f"    learns from {len(asked.problems):,} problems: there are no {settings.problems:,}")
     answers = arms.ask(asked, "learn", settings.samples, stage_seed(context.recipe, f"{context.called}/learn"))
     features_PH = features(context, arms.model, asked, settings.layer)
     layer = layer_of(arms.model, settings.layer)
-    router = Router.fit(features_PH, solved_AP(answers, arms.names), arms.names, settings, context.seed, layer=layer)
+    solved = solved_AP(answers, arms.names)
+    router = context.once(lambda: Router.fit(features_PH, solved, arms.names, settings, context.seed, layer=layer))
     generalist = _generalist(context, settings.generalist)
     return finished(context, panel, arms, router, settings.oracle_samples, generalist)[0]
 
@@ -145,9 +148,10 @@ def fresh_first(context: StageContext, asked: Asked) -> list[int]:
 
 
 def features(context: StageContext, model: PeftModel, asked: Asked, layer: int | None) -> np.ndarray:
-    """Problems x hidden: the frozen base's view of the prompts (models/features.py)."""
+    """Problems x hidden: the frozen base's view of the prompts (models/features.py). Of one process, so that no two
+    of them, whose arithmetic may round differently, go different ways by it."""
     pad = context.resources.tokenizer().pad_token_id
-    return prompt_features(model, asked.tokens, layer, pad_token_id=0 if pad is None else pad)
+    return context.once(lambda: prompt_features(model, asked.tokens, layer, pad_token_id=0 if pad is None else pad))
 
 
 def routes_of(context: StageContext, model: PeftModel, router: Router, asked: Asked) -> Routed:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import panels
 import pytest
 
+from models.expert_files import router_arms
 from models.experts import (
     Lineage,
     Panel,
@@ -52,7 +53,7 @@ def test_there_and_back(folder, tmp_path):
     for name in panel.names:
         for file, content in panels.tree(tmp_path / "made" / name).items():
             assert (expert_folder(folder, name) / file).read_bytes() == content
-    assert json.loads((router_folder(folder, panel) / "router.json").read_text()) == ["base", "algebra", "mlp"]
+    assert router_arms(router_folder(folder, panel)) == ("base", "algebra", "mlp")
 
 
 def test_nothing_there_but_what_a_panel_needs(folder):
@@ -258,6 +259,8 @@ def of_first(**values):
         (edited(router={"..": "0" * 64}), "router"),
         (edited(router={"router.json": "0" * 63}), "router"),
         (edited(router={"router.json": "0" * 64}), "the router: "),
+        (lambda panel: panel | {"experts": panel["experts"][:1]}, "routes to 'mlp', which is no expert of the panel"),
+        (lambda panel: panel | {"experts": []}, "routes to 'algebra', which is no expert of the panel (experts: none)"),
         (lambda panel: [panel], "has no version"),
     ],
 )  # fmt: skip

@@ -86,7 +86,7 @@ def test_what_is_shown(orchestra, tmp_path):
     routed = replace(before, router=router_files(router))
     place = router_folder(write_to := tmp_path / "routed", routed)
     write_panel(write_to, routed, {name: folder / "experts" / name for name in routed.names}, router)
-    assert f"router: routers/{place.name}, 26 B\n" in orchestra("show", "routed")[1]
+    assert f"router: routers/{place.name}, 36 B\n" in orchestra("show", "routed")[1]
 
 
 def test_what_a_removal_is_predicted_to_cost_is_said_before_it_is_done(orchestra, tmp_path, monkeypatch):

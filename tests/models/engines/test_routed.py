@@ -1,5 +1,6 @@
 """A panel served as one policy: who is asked what under which seed, in both ways, and that a stale expert is caught."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,40 @@ def test_each_name_of_a_panel_is_seen_to_be_its_expert(model, panel, tokenizer, 
     Served(Holding(model, probe, adapters), "adapter", probe).push_panel(model, adapters, folders)
     with pytest.raises(EngineError, match=said):
         Served(Holding(model, probe, holds), "adapter", probe).push_panel(model, adapters, folders)
+
+
+class Told:
+    """Log-probabilities of eight tokens by a table: those of the adapter that is active, `base` where none is."""
+
+    prompts, completions = [[0]], [list(range(8))]
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def logprobs(self, model):
+        off = next(module for module in model.modules() if hasattr(module, "lora_A")).disable_adapters
+        return [self.rows[BASE if off else model.active_adapter.removeprefix("expert-")]]
+
+
+@pytest.mark.parametrize(("holds", "caught"), [("two", False), ("one", True)])
+def test_an_expert_that_went_a_similar_way_does_not_pass_for_another(model, holds, caught):
+    """In bfloat16. Both went 1 nat a token from the base, and lie 0.14 apart, which is less than may be between trainer
+    and engine: of the way to `two`, `one` has gone 0.99, but nothing of that from `one` to `two`."""
+    one, apart = [-2.0] * 8, [0.14, -0.14] * 4
+    probe = Told({BASE: [-3.0] * 8, "one": one, "two": [a + b for a, b in zip(one, apart, strict=True)]})
+
+    class Engine:
+        kind, dtype, serves_adapters = "told", torch.bfloat16, True
+
+        def sync_panel(self, folders):
+            pass
+
+        def score_routed(self, prompts, completions, expert):
+            return [probe.rows[{None: BASE, "one": "one", "two": holds}[expert]]]
+
+    served = Served(Engine(), "adapter", probe)
+    with pytest.raises(EngineError, match="as expert 'two'") if caught else contextlib.nullcontext():
+        served.push_panel(model, {name: adapter_name(name) for name in RANKS}, {})
 
 
 @pytest.mark.slow

@@ -83,6 +83,12 @@ OLDER = "and nothing of the panel of 'experts', which a `route` stage evaluates"
              "'algebra'?"],
         ),
         (
+            # a router makes no expert
+            [sft("a", "algebra"), {"name": "choose", "kind": "route"}, sft("b", "geometry", **{"from": "algebr"})],
+            ["stage 'b': from: 'algebr' is no expert that is there by then (experts: algebra); did you mean "
+             "'algebra'?"],
+        ),
+        (
             [sft("a", "algebra", **{"from": "geometry"})],
             ["stage 'a': from: 'geometry' is no expert that is there by then (experts: none)"],
         ),

@@ -3,19 +3,23 @@ again, and what is said of a mistake."""
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import grown
+import numpy as np
 import pytest
 import solved
 from grown import GOOD
 from safetensors.torch import load_file, save_file
 
+from evals.evaluate import Evaluation
 from models.experts import PanelError, expert_folder, read_panel, router_folder
 from models.router import Router
 from orchestra.config.faults import UserError
 from orchestra.run.gates import NO_GO, judge
 from orchestra.stages.grow import GrowStage
 from orchestra.work import growing
+from orchestra.work.controller import labels_of
 from orchestra.work.growing import Change, Growth, _new_name
 
 
@@ -64,6 +68,17 @@ def test_windows_decide_and_what_they_decide_is_done(whole):
     # half of the problems are words: of 16 set aside 8 are solved by then, and 16 with the new expert
     assert [one["difference"]["difference"] for one in changes] == [0, 0.5]
     assert changes[1]["difference"]["low"] > 0 and changes[1]["difference"]["n"] == 16
+
+
+def test_what_training_took_is_counted(whole, vain):
+    """The new expert's, kept or not, beside what was asked and the panel's own evaluation."""
+    for done in (whole, vain):
+        folder = done.context.folder
+        own = json.loads((folder / "grown" / "words" / "result.json").read_text())
+        asked = sum(Evaluation.from_json(path.read_text()).tokens for path in (folder / "answers").iterdir())
+        evaluation = Evaluation.from_json((folder / "evaluation.json").read_text())
+        assert own["tokens"] > 0 and done.result.tokens == own["tokens"] + asked + evaluation.tokens
+        assert done.result.steps == own["steps"] == 1
 
 
 def test_windows_see_the_panel_as_it_is_by_then(whole):
@@ -247,11 +262,20 @@ def test_a_controller_that_learned_from_outcomes_acts_without_asking(tiny_path, 
     assert expected["words"] > 2 * expected["sums"]
 
 
+def test_what_nobody_graded_is_no_label_to_learn():
+    """By (base, two experts): none solves it, the base as well as all, an expert better; then the same ungraded."""
+    nan = float("nan")
+    solved = [(0, 0, 0), (1, 1, 0), (0, 0.5, 0), (0, nan, 0), (nan, nan, nan), (1, nan, 1), (0, 0.5, nan)]
+    labels = labels_of(np.array(solved, dtype=float).T, SimpleNamespace(labels="outcome"), 0)
+    assert labels == ["grow", "prune", "stay", "stay", "stay", "stay", "stay"]
+
+
 def test_random_labels_end_it_before_anything_is_trained(tiny_path, before, tmp_path, engine):
     recipe = grown.recipe(tiny_path, tmp_path, controller="learned", labels="random")
     done = grown.run(recipe, before, tmp_path / "run", engine)
     assert done.trained == [] and done.asked == [f"ask {name} (learn)" for name in ("base", "sums", "idle")]
-    extra = done.result.extra
+    extra, answers = done.result.extra, (done.context.folder / "answers").iterdir()
+    assert done.result.tokens == sum(Evaluation.from_json(path.read_text()).tokens for path in answers) > 0
     assert set(extra) == {"audit_verdict", "audit_auc", "audit_p_value"} and extra["audit_p_value"] > 0.01
     assert sorted(path.name for path in done.context.folder.iterdir()) == ["answers", "growth.json"]
     told = growth_of(done)
@@ -280,7 +304,7 @@ def test_a_killed_run_neither_asks_nor_trains_again_what_it_has(recipe, before, 
     assert found == expected and {"growth.json", "panel/panel.json", "router/router.json"} <= found.keys()
     timed = ("routing_seconds", "routing_time_share")
     one, two = ({key: of for key, of in run.result.extra.items() if key not in timed} for run in (runs[-1], whole))
-    assert one == two and runs[-1].result.tokens == whole.result.tokens
+    assert one == two and runs[-1].result.tokens == whole.result.tokens and runs[-1].result.steps == whole.result.steps
 
 
 # mistakes

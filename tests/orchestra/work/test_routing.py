@@ -95,6 +95,7 @@ def test_every_arm_is_asked_the_same_problems_in_three_draws(whole):
     """600 problems are more than there are: all four of training, and the two held-out ones."""
     context, _, asked = whole
     assert asked == ALL
+    assert "learns from 4 problems: there are no 600" in " ".join(solved.said(context))
     found = {
         path.stem: Evaluation.from_json(path.read_text()) for path in sorted((context.folder / "answers").iterdir())
     }
@@ -178,6 +179,24 @@ def test_problems_without_traces_are_learned_from_first(recipe, trained, tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(routing, "read_traces", lambda _: traces)
         assert fresh_first(context, asked) == drawn[2:] + imitated
+
+
+class Second:
+    """The second of two processes, which is told what the first one has found."""
+
+    def __init__(self, told):
+        self.told = told
+
+    def once(self, work):
+        return self.told
+
+
+def test_processes_read_prompts_alike(recipe, trained, tmp_path, engine):
+    """What one reads is what all route by: their own arithmetic may round differently."""
+    context, _, _ = run(recipe, trained, tmp_path, engine, stop_after=0)
+    told = np.ones((4, 3), dtype=np.float32)
+    asked = context.resources.train()
+    assert routing.features(replace(context, processes=Second(told)), None, asked, None) is told
 
 
 def test_a_generalist_on_other_problems_is_one_message(recipe, trained, tmp_path, engine):
