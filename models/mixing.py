@@ -52,12 +52,13 @@ class Blend:
     rank: int
 
 
-def blend(panel: Panel, settings: MergeSettings, load: Mapping[str, float]) -> Blend:
+def blend(panel: Panel, settings: MergeSettings, load: Mapping[str, float], best: str | None = None) -> Blend:
     """What a rule makes of a panel.
 
     Args:
         load: share of the problems by arm, the base among them: it has a part in the merge, of an update that is 0, so
             that a by-load merge's weights add up to 1 less the base's share.
+        best: the expert that is best on other answers than it will be scored on. None: the one with the best record.
 
     Raises:
         PanelError: the panel has not what the rule needs.
@@ -66,7 +67,7 @@ def blend(panel: Panel, settings: MergeSettings, load: Mapping[str, float]) -> B
     if not ranks:
         raise PanelError(f"merge: {rule}: the panel has no experts; train one with `expert: name`")
     if rule == "best":
-        name = best_expert(panel)
+        name = best or best_expert(panel)
         return Blend({name: 1.0}, None, ranks[name])
     if len(ranks) < 2:
         (name,) = ranks

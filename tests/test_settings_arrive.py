@@ -159,6 +159,8 @@ def routes() -> dict[str, Rule]:
         "problems": Rule(6, lambda o: len(o.choose.calls[0].prompts)),
         "samples": Rule(3, lambda o: {call.sampling.n for call in o.choose.calls[:ARMS]}, {3}),
         "oracle_samples": Rule(6, lambda o: {call.sampling.n for call in o.choose.calls[ARMS : 2 * ARMS]}, {6}),
+        # no expert has all problems
+        "min_load": Rule(1.0, lambda o: float(o.run.recipe.stage("choose").verdict(o.choose.result) is not None)),
         "generalist": Rule("imitate", lambda o: "imitate" if "generalist" in choices(o) else ""),
         "layer": Rule(2, lambda o: o.choose.read("router/router.json")["layer"]),
         "threshold": Rule(0.05, lambda o: o.choose.read("router/router.json")["threshold"]),

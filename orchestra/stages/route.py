@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from orchestra.config.stage import Draft, Gives, Stage, last_panel, with_traces
-from orchestra.work.settings import PANEL_EVALUATION, RouteSettings
+from models.experts import BASE
+from orchestra.config.stage import Draft, Gives, Stage, Verdict, last_panel, with_traces
+from orchestra.work.settings import LOAD, PANEL_EVALUATION, RouteSettings
 
 if TYPE_CHECKING:
     from orchestra.config.recipe import Recipe
@@ -56,6 +57,14 @@ class RouteStage(Stage, RouteSettings):
 
         work = arms_asked(estimator, self, self.problems * self.samples, self.oracle_samples)
         return estimator.row(self, work, panel_memory(estimator, self), data=estimator.recipe.problems.train)
+
+    def verdict(self, result: StageResult) -> Verdict | None:
+        loads = {key.removeprefix(LOAD): load for key, load in result.extra.items() if key.startswith(LOAD)}
+        idle = {name: load for name, load in loads.items() if load < self.min_load and name != BASE}
+        if not idle:
+            return None
+        told = ", ".join(f"{name} {load:.1%}" for name, load in idle.items())
+        return Verdict(False, f"experts with less than {self.min_load:.1%} of the problems (min_load): {told}")
 
     def summary(self, recipe: Recipe) -> str:
         return (

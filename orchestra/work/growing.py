@@ -8,6 +8,7 @@ run that goes on decides as the first one did.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -72,20 +73,22 @@ class Growth:
     """A panel as it grows, and what was seen and done.
 
     Fields:
+        barren: domains without traces.
         trained: what each new expert's training had to say, whether it was kept or not.
     """
 
     panel: Panel
     router: Router
     arms: Arms
+    barren: frozenset[str] = frozenset()
     seen: list[Window] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     trained: list[StageResult] = field(default_factory=list)
 
     @property
     def given_up(self) -> frozenset[str]:
-        """Domains in which a further expert has gained nothing."""
-        return frozenset(one.domain for one in self.changes if one.action == "grow" and not one.kept)
+        """Domains that get no further expert: one has gained nothing, or there are no traces."""
+        return self.barren | {one.domain for one in self.changes if one.action == "grow" and not one.kept}
 
     @property
     def needed(self) -> frozenset[str]:
@@ -134,7 +137,8 @@ def grow(context: StageContext, stage: GrowingStage) -> StageResult:
     router = context.once(
         lambda: Router.fit(problems.learn_PH, solved, arms.names, stage.router, context.seed, layer=layer)
     )
-    growth, before = Growth(panel, router, arms), Growth(panel, router, arms)
+    barren = _barren(context, stage, problems.windows)
+    growth, before = Growth(panel, router, arms, barren), Growth(panel, router, arms, barren)
     for number, asked in enumerate(problems.windows):
         growth.seen.append(controller.look(growth.arms, growth.router, asked, number))
         decision = decide(
@@ -163,6 +167,18 @@ def _problems(context: StageContext, stage: GrowingStage, arms: Arms) -> Problem
     return Problems(learn, features(context, arms.model, learn, stage.router.layer), gain, tuple(windows))
 
 
+def _barren(context: StageContext, stage: GrowingStage, windows: Sequence[Asked]) -> frozenset[str]:
+    """Domains of the windows' problems of which the data has no traces, which is said."""
+    domain_of = domain_by_problem(context.resources, stage)
+    there = {domain_of.get(trace.problem_id) for source in stage.data for trace in traces_of(context, source)[0]}
+    found = sorted({problem.domain for asked in windows for problem in asked.problems} - there)
+    if found:
+        context.progress.say(
+            f"    no traces in {', '.join(found)}: there no expert can be made; `data` takes more sources"
+        )
+    return frozenset(found)
+
+
 def _learned(arms: Arms, problems: Problems, stage: GrowingStage) -> np.ndarray:
     """Arms x problems to learn from: shares solved."""
     return solved_AP(arms.ask(problems.learn, "learn", stage.samples, _seed(arms.context, "learn")), arms.names)
@@ -182,8 +198,6 @@ def _grown(context: StageContext, stage: GrowingStage, growth: Growth, decision:
     name = _new_name(decision.domain, growth)
     own = context.of_expert(name, context.folder / GROWN / name)
     sources = _traces(context, stage, decision.domain)
-    if not sources:
-        raise UserError(f"data: no traces in the domain {decision.domain!r}, which needs an expert; add a source")
     result = trained_once(own, lambda: imitated(own, stage, sources, 0))
     growth.trained.append(result)
     adapter = own.folder / ADAPTER

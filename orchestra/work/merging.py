@@ -6,11 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evals.evaluate import Evaluation
+from evals.panel import PanelEvaluation
 from models.experts import PanelError
 from models.mixing import blend, merged_model
 from orchestra.text import p_value, percent, points
 from orchestra.work.panels import RoutedPanel, panel_base
 from orchestra.work.policies import EVALUATION
+from orchestra.work.settings import PANEL_EVALUATION
 from orchestra.work.training import trained
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def merge_panel(context: StageContext, settings: MergeSettings) -> StageResult:
     """
     panel, folder = context.before
     routed = RoutedPanel.before(context)
-    parts = blend(panel, settings, routed.load)
+    parts = blend(panel, settings, routed.load, _best_on_another_draw(context))
     base, sha256 = panel_base(context, panel)
     policy = merged_model(base, panel, folder, parts, settings, seed=context.seed)
     rank = policy.peft_config[policy.active_adapter].r
@@ -51,6 +53,14 @@ def merge_panel(context: StageContext, settings: MergeSettings) -> StageResult:
     )
     told = {"merge_gap": gap.difference, "merge_gap_low": gap.low, "merge_gap_high": gap.high}
     return replace(result, extra=result.extra | told | {"routed_accuracy": accuracies[0]})
+
+
+def _best_on_another_draw(context: StageContext) -> str | None:
+    """The best single expert as the router's stage chose it, which is not by the answers that it is then scored on;
+    None where no router was trained."""
+    path = context.earlier[context.panel] / PANEL_EVALUATION
+    found = context.once(lambda: path.read_text(encoding="utf-8") if path.is_file() else None)
+    return None if found is None else PanelEvaluation.from_json(found).best_single
 
 
 def _must_be_served(context: StageContext, rank: int) -> None:

@@ -26,7 +26,7 @@ from orchestra.work.domains import domain_table
 from orchestra.work.panels import built, evaluated_routed, places_of
 from orchestra.work.policies import EVALUATION, measured
 from orchestra.work.resources import stage_seed
-from orchestra.work.settings import PANEL_EVALUATION, SCORED, RouteSettings
+from orchestra.work.settings import LOAD, PANEL_EVALUATION, SCORED, RouteSettings
 from rewards.problems import Asked
 from settings.files import sha256_of
 from sft.distill import TRACES, read_traces
@@ -227,7 +227,7 @@ def _numbers(found: PanelEvaluation, routed: Routed, evaluation: Evaluation) -> 
     told: dict[str, float] = {
         way.choice.replace(" ", "_"): way.accuracy.estimate for way in found.ways if way.choice != "routed"
     }
-    told |= {f"load_{arm.name}": arm.load for arm in found.arms}
+    told |= {f"{LOAD}{arm.name}": arm.load for arm in found.arms}
     single = found.way("best single").routed_minus
     told |= {
         "over_best_single": single.difference,

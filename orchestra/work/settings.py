@@ -17,6 +17,8 @@ PREFLIGHT, PERPLEXITY = "preflight.json", "perplexity.json"
 """What a stage has measured of data before it trains, and of its policy after."""
 EXPERTS = "experts.json"
 """Where a stage trains several: what each of its experts did, and how likely it finds texts."""
+LOAD = "load_"
+"""Before an arm's name, what its load is called in a result."""
 PANEL_EVALUATION, GROWTH = "panel-evaluation.json", "growth.json"
 """What a panel's router wins, beside every other way of choosing who answers; and how a panel grew."""
 ANSWERS, SCORED = "answers", "second"
@@ -60,6 +62,8 @@ class RouteSettings(RouterSettings, ArmsAsked):
     problems: Annotated[Count, SIZE] = 2000
     """Training problems that every arm is asked, to learn which solves which: those first of which no stage before has
     traces, for an expert may know its own by heart."""
+    min_load: Annotated[Share, FREE] = 0.0
+    """A NO-GO where a smaller share of the held-out problems is routed to an expert; 0: none."""
     generalist: Annotated[Text | None, Refers("policy")] = None
     """An earlier stage whose single policy the panel is compared with: one adapter, trained on all data. None: none."""
 

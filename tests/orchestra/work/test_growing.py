@@ -321,14 +321,17 @@ def test_too_few_problems_are_one_message(tiny_path, before, tmp_path, engine):
     assert not list((tmp_path / "run" / "grow").iterdir())
 
 
-def test_a_domain_without_traces_is_one_message_and_nothing_is_lost(tiny_path, recipe, before, tmp_path, engine):
+def test_a_domain_without_traces_gets_no_expert_and_that_is_said_before_any_window(
+    tiny_path, recipe, before, tmp_path, engine
+):
+    """It is the domain that windows call an expert for; hours of asking are not lost over it."""
     alone = grown.recipe(tiny_path, tmp_path, only="sums")
-    with pytest.raises(
-        UserError, match=r"^data: no traces in the domain 'words', which needs an expert; add a source$"
-    ):
-        grown.run(alone, before, tmp_path / "run", engine)
-    assert not (tmp_path / "run" / "grow" / "panel").exists()
-    assert len(list((tmp_path / "run" / "grow" / "answers").iterdir())) == 3 + 2 * 3 + 3 + 2 * 2
+    found = grown.run(alone, before, tmp_path / "run", engine)
+    said = "no traces in words: there no expert can be made; `data` takes more sources"
+    assert found.said.index(said) < next(i for i, line in enumerate(found.said) if line.startswith("window 1 "))
+    assert not [name for name in found.trained if name.startswith("words")]
+    assert "words" not in {change["domain"] for change in json.loads(
+        (tmp_path / "run" / "grow" / "growth.json").read_text())["changes"]}  # fmt: skip
 
 
 def test_without_a_panel_there_is_nothing_to_grow(recipe, before, tmp_path, engine):
