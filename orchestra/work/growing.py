@@ -155,15 +155,17 @@ def grow(context: StageContext, stage: GrowingStage) -> StageResult:
 
 def _problems(context: StageContext, stage: GrowingStage, arms: Arms) -> Problems:
     asked = context.resources.train()
-    order = np.array(fresh_first(context, asked))
+    order = fresh_first(context, asked)
     needed = stage.learn + stage.gain + stage.rounds * stage.window
     if needed > len(order):
         raise UserError(
             f"learn {stage.learn} + gain {stage.gain} + rounds {stage.rounds} x window {stage.window} are {needed} "
             f"training problems, each once, and there are {len(order)}; ask for fewer, or raise problems.train_limit"
         )
+    # where fresh ones are too few, every part has its share of the others, which are easier
+    chosen = np.random.default_rng(context.seed).permutation(order[:needed])
     edges = np.cumsum([stage.learn, stage.gain, *[stage.window] * (stage.rounds - 1)])
-    learn, gain, *windows = (asked.part(np.sort(part).tolist()) for part in np.split(order[:needed], edges))
+    learn, gain, *windows = (asked.part(np.sort(part).tolist()) for part in np.split(chosen, edges))
     return Problems(learn, features(context, arms.model, learn, stage.router.layer), gain, tuple(windows))
 
 
