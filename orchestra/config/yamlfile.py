@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def parse(text: str, where: str) -> Any:
-    """Plain dicts, lists and scalars from YAML text. Raises RecipeError naming `where` and the line."""
+    """Plain dicts, lists and scalars from YAML text, the caller's own. Raises RecipeError naming
+    `where` and the line."""
+    return deepcopy(_parsed(text, where))
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str, where: str) -> Any:
+    """A scale is read for every recipe, a recipe for every scale and arm: most of what `orchestra check` does else."""
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = MAX_DEPTH
     try:
@@ -90,7 +98,7 @@ def line_of(path: Path, keys: tuple[str | int, ...]) -> int | None:
     return line
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _composed(text: str) -> Node | None:
     """Asked for every key that an arm changes, of the same few files, which is half of `orchestra check` else."""
     return YAML(typ="safe", pure=True).compose(text)

@@ -80,10 +80,10 @@ class Growth:
     panel: Panel
     router: Router
     arms: Arms
-    barren: frozenset[str] = frozenset()
     seen: list[Window] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     trained: list[StageResult] = field(default_factory=list)
+    barren: frozenset[str] = frozenset()
 
     @property
     def given_up(self) -> frozenset[str]:
@@ -138,7 +138,7 @@ def grow(context: StageContext, stage: GrowingStage) -> StageResult:
         lambda: Router.fit(problems.learn_PH, solved, arms.names, stage.router, context.seed, layer=layer)
     )
     barren = _barren(context, stage, problems.windows)
-    growth, before = Growth(panel, router, arms, barren), Growth(panel, router, arms, barren)
+    growth, before = Growth(panel, router, arms, barren=barren), Growth(panel, router, arms)
     for number, asked in enumerate(problems.windows):
         growth.seen.append(controller.look(growth.arms, growth.router, asked, number))
         decision = decide(

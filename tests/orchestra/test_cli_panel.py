@@ -217,6 +217,7 @@ def in_a_fork(call, number, after, capfd):
     return code - 40, any_more, capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "said"),
     [(errno.ENOSPC, "is full; make room"), (errno.EROFS, "Read-only file system"), (errno.EACCES, "Permission denied")],

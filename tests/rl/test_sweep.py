@@ -33,6 +33,7 @@ def told(run):
     return [{k: v for k, v in line.items() if "seconds" not in k and "per_second" not in k} for line in run.metrics]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iterations, every", [(1, 2), (2, 1)])
 def test_asking_does_not_change_training(tiny_path, transformers_engine, tmp_path, iterations, every):
     """With dropout, which draws at every step; between two iterations over a batch as well as behind them."""

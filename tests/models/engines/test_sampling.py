@@ -31,7 +31,7 @@ def test_every_field_has_another_value_than_it_would_have():
 def test_vllm_is_asked_for_all_of_it(vllm_engine, monkeypatch):
     asked = []
 
-    def run(prompts, params, progress=None):
+    def run(prompts, params, adapter, progress):
         asked.append((list(prompts), params, progress))
         return []
 

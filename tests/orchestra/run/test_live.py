@@ -94,6 +94,7 @@ def shown(capfd, monkeypatch, *arguments):
     return capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_from_its_first_page_over_a_kill_to_its_last(tmp_path, capfd, monkeypatch):
     # 1. in progress
     with Started(tmp_path) as run:

@@ -177,6 +177,7 @@ def test_what_asks_otherwise_is_not_the_policy(export, monkeypatch):
         export()
 
 
+@pytest.mark.slow
 def test_the_same_again_is_left_as_it_is_and_another_kind_takes_its_place(export, tmp_path, monkeypatch):
     first = export(dtype="float16")
     monkeypatch.setattr(exporting, "_write", lambda *_: pytest.fail("it is there already"))

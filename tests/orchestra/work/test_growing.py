@@ -65,8 +65,8 @@ def test_windows_decide_and_what_they_decide_is_done(whole):
     assert [(one["window"], one["action"], one["expert"], one["domain"], one["kept"]) for one in changes] == [
         (2, "prune", "idle", "", True), (4, "grow", "words", "words", True),
     ]  # fmt: skip
-    # half of the problems are words: of 16 set aside 8 are solved by then, and 16 with the new expert
-    assert [one["difference"]["difference"] for one in changes] == [0, 0.5]
+    # 5 of the 16 problems set aside are words, which none but the new expert solves
+    assert [one["difference"]["difference"] for one in changes] == [0, 5 / 16]
     assert changes[1]["difference"]["low"] > 0 and changes[1]["difference"]["n"] == 16
 
 
@@ -290,6 +290,7 @@ def test_random_labels_end_it_before_anything_is_trained(tiny_path, before, tmp_
 # a killed run
 
 
+@pytest.mark.slow
 def test_a_killed_run_neither_asks_nor_trains_again_what_it_has(recipe, before, whole, tmp_path, engine):
     """Killed in the first window, before the new expert is trained, once it is, and before the panel is written; what
     comes out is that of a whole run, to the byte."""

@@ -205,6 +205,7 @@ def outcome(place):
     return {str(path.relative_to(place)): path.read_bytes() for path in files if "checkpoints" not in path.parts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("killed_in", "trained_again"), [("word-co", ["word-co"]), ("panel", [])])
 def test_a_killed_stage_does_not_train_finished_experts_again(
     chain, engine, tmp_path, monkeypatch, killed_in, trained_again

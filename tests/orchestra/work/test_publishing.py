@@ -89,6 +89,7 @@ def test_published_loaded_from_there_and_again(finished, server, story, tmp_path
     assert TOKEN not in "".join(path.read_text(errors="replace") for path in run.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_what_another_put_there_is_not_overwritten_unasked(finished, server, story, tmp_path):
     run, other = (shutil.copytree(finished, tmp_path / name) for name in ("small-embedded", "other-embedded"))
     to = ["--to", "hub:model", "--what", "adapter"]
@@ -111,6 +112,7 @@ def test_what_another_put_there_is_not_overwritten_unasked(finished, server, sto
     assert server.repos[f"{USER}/notes"].files() == {"thesis.tex": b"dear"}
 
 
+@pytest.mark.slow
 def test_nothing_is_merged_for_a_token_that_may_not_write(finished, server, story, tmp_path):
     run = shutil.copytree(finished, tmp_path / finished.name)
     anothers, wrong = story(["export", str(run), "--to", "hub:bob/model"], ["export", str(run), "--to", "hub:a b"])
@@ -120,6 +122,7 @@ def test_nothing_is_merged_for_a_token_that_may_not_write(finished, server, stor
     assert "refused: hub:model: there is no Hub token here" in none
 
 
+@pytest.mark.slow
 def test_an_upload_that_breaks_off_goes_on_without_merging_again(finished, server, story, tmp_path):
     run = shutil.copytree(finished, tmp_path / finished.name)
     server.rules.append(Rule("POST", "/commit/", 0))

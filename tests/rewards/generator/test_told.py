@@ -45,6 +45,7 @@ def test_stories_and_formal_problems_are_apart_and_together_all():
     assert len(MATH.problems("embedded:formal", "train", limit=None, seed=0)) == 4000
 
 
+@pytest.mark.slow
 def test_more_than_there_is():
     with pytest.raises(ProblemError, match="no 100000 different test questions of fractions"):
         generate("test", 100_000, 0, ("fractions",))
