@@ -1,15 +1,13 @@
 """Arms and seeds on the real stack, killed again and again wherever they are: the outcome is that of a whole run."""
 
-import hashlib
-import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
+from drill import finished, start
 
 RECIPE = """
 name: mini
@@ -29,43 +27,13 @@ arms:
 KILLS = 6
 
 
-def start(folder):
-    return subprocess.Popen(
-        [sys.executable, "-m", "orchestra", "run", str(folder / "mini.yaml"), "--scale", "none", "--runs", str(folder)],
-        stdout=open(folder / "out.txt", "a"), stderr=subprocess.STDOUT, start_new_session=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-
-
-def without(value):
-    """Without what is of when and where it ran: times, rates, memory."""
-    if isinstance(value, dict):
-        kept = {key: one for key, one in value.items() if "second" not in key and key != "peak_memory_bytes"}
-        return {key: without(one) for key, one in kept.items()}
-    return [without(one) for one in value] if isinstance(value, list) else value
-
-
-def outcome(folder):
-    """Every file that says what came out: byte for byte, or of JSON without the times."""
-    found = {}
-    for path in sorted((folder / "mini-none").rglob("*")):
-        if path.name in ("adapter_model.safetensors", "traces.jsonl"):
-            found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
-        elif path.name in ("result.json", "evaluation.json"):
-            found[str(path.relative_to(folder))] = without(json.loads(path.read_text()))
-        elif path.name == "metrics.jsonl":
-            found[str(path.relative_to(folder))] = [without(json.loads(line)) for line in path.read_text().splitlines()]
-    return found
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """(outcome, seconds) of the experiment from beginning to end."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "mini.yaml").write_text(RECIPE)
     began = time.monotonic()
-    assert start(folder).wait(timeout=900) == 0, (folder / "out.txt").read_text()
-    return outcome(folder), time.monotonic() - began
+    return finished(folder), time.monotonic() - began
 
 
 @pytest.mark.slow
@@ -88,5 +56,4 @@ def test_killed_anywhere_it_ends_the_same(whole, tmp_path):
             process.wait()
             killed += 1
     assert killed >= 2
-    assert start(tmp_path).wait(timeout=900) == 0, (tmp_path / "out.txt").read_text()
-    assert outcome(tmp_path) == expected
+    assert finished(tmp_path) == expected
