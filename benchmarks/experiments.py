@@ -20,11 +20,11 @@ from statsmodels.stats.multitest import multipletests
 
 from evals.arms import Arm, Difference, Run, compare_arms
 from evals.evaluate import Evaluation
+from models.experts import BASE
 from orchestra.config.experiment import load_experiment
 
 HERE = Path(__file__).parent
 LEVEL = 0.05
-BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Policy:
         found = sorted(run_dir.glob(f"[0-9][0-9]-{self.stage}/{name}"))
         if not found:
             raise FileNotFoundError(f"{run_dir}: stage {self.stage!r} has no {name}")
-        return Evaluation.from_json(found[0].read_text(encoding="utf-8"))
+        return Evaluation.read(found[0])
 
 
 @dataclass(frozen=True)

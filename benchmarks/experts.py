@@ -20,11 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.routing_curve import Curve, curve
+from benchmarks.routing_curve import Curve, curve, draw
 from evals.arms import Arm, Difference, Run, compare_arms
 from evals.evaluate import Evaluation
 from evals.panel import PanelEvaluation, answers_of, best_by_problem
-from models.experts import read_panel
+from models.experts import BASE, read_panel
+from orchestra.work.arms import correct_APS
 
 HERE = Path(__file__).parent
 CONFIDENCE = 0.95
@@ -77,21 +78,7 @@ def stage(run_dir: Path, name: str) -> Path:
 
 def evaluation(run_dir: Path, name: str) -> Evaluation:
     """What a stage's policy, or panel, did."""
-    return Evaluation.from_json((stage(run_dir, name) / "evaluation.json").read_text(encoding="utf-8"))
-
-
-def draw(folder: Path, of: str) -> dict[str, Evaluation]:
-    """What every arm answered in one draw of a route stage, `base` first, then as in the panel."""
-    names = ("base", *read_panel(folder / "panel").names)
-    return {
-        name: Evaluation.from_json((folder / "answers" / f"{of}-{name}.json").read_text(encoding="utf-8"))
-        for name in names
-    }
-
-
-def correct(found: dict[str, Evaluation]) -> np.ndarray:
-    """Arms x problems x samples."""
-    return np.stack([one.sampled.correct_PS for one in found.values()])
+    return Evaluation.read(stage(run_dir, name) / "evaluation.json")
 
 
 def answered_by(way: str) -> Callable[[Path], tuple[Sequence[str], np.ndarray]]:
@@ -103,14 +90,14 @@ def answered_by(way: str) -> Callable[[Path], tuple[Sequence[str], np.ndarray]]:
             return found.problem_ids, found.sampled.correct_PS
         folder = stage(run_dir, "route")
         second = draw(folder, "second")
-        ids, second_APS = second["base"].problem_ids, correct(second)
+        ids, second_APS = second["base"].problem_ids, correct_APS(second, list(second))
         if way == "random":
             return ids, np.concatenate(second_APS[1:], axis=1)
         said = PanelEvaluation.from_json((folder / "panel-evaluation.json").read_text(encoding="utf-8"))
         if way == "best single":
             return ids, second[said.best_single].sampled.correct_PS
         if way == "instance oracle":
-            return ids, answers_of(second_APS, best_by_problem(correct(draw(folder, "first"))))
+            return ids, answers_of(second_APS, best_by_problem(correct_APS(draw(folder, "first"), list(second))))
         arms = list(second)
         chosen = {
             domain.name: arms.index(domain.oracle if way == "task oracle" else domain.table) for domain in said.domains
@@ -163,7 +150,7 @@ def runs_of(folder: Path) -> list[Path]:
 def cost(run_dir: Path) -> Cost:
     """What the panel's evaluation took beside one expert's."""
     folder = stage(run_dir, "route")
-    experts = [one.sampled.seconds for name, one in draw(folder, "second").items() if name != "base"]
+    experts = [one.sampled.seconds for name, one in draw(folder, "second").items() if name != BASE]
     told = json.loads((folder / "result.json").read_text(encoding="utf-8"))["extra"]
     return Cost(evaluation(run_dir, "route").sampled.seconds, float(np.mean(experts)), told["routing_seconds"])
 

@@ -79,8 +79,7 @@ def outcome(seed: int, run: Path) -> SeedOutcome:
     sft = next(stage["name"] for stage in stages if stage["kind"] == "sft")
     final = [stage["name"] for stage in stages if stage["kind"] == "grpo"][-1]
     read = {
-        name: Evaluation.from_json(next(run.glob(f"[0-9][0-9]-{name}/evaluation.json")).read_text())
-        for name in ("base", sft, final)
+        name: Evaluation.read(next(run.glob(f"[0-9][0-9]-{name}/evaluation.json"))) for name in ("base", sft, final)
     }
     return SeedOutcome(
         seed=seed,

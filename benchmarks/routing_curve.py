@@ -16,11 +16,12 @@ from evals.evaluate import Evaluation
 from evals.panel import answers_of, best_by_problem
 from models.base import load_base, load_tokenizer
 from models.engines.routed import panel_model
-from models.experts import expert_folder, read_panel
+from models.experts import BASE, expert_folder, read_panel
 from models.features import prompt_features
 from models.prompts import prompt_tokens, render_prompt
 from models.router import Router
 from models.settings import RouterSettings
+from orchestra.work.arms import correct_APS, solved_AP
 from rewards.domain import get_domain
 from rewards.problems import Problem
 
@@ -65,13 +66,13 @@ def curve(stages: Sequence[Path]) -> Curve:
 
 def _of(folder: Path) -> tuple[tuple[int, ...], tuple[int, ...], np.ndarray, float]:
     panel = read_panel(folder / "panel")
-    names = ("base", *panel.names)
+    names = (BASE, *panel.names)
     base = load_base(panel.base, "nf4", "auto")
     model = panel_model(base, {name: expert_folder(folder / "panel", name) for name in panel.names})
-    learn, first, second = (_draw(folder, of, names) for of in ("learn", "first", "second"))
+    learn, first, second = (draw(folder, of) for of in ("learn", "first", "second"))
     ids, test_ids = (one["base"].problem_ids for one in (learn, second))
-    solved_AP = np.nanmean(_correct(learn, names), axis=2)
-    first_APS, second_APS = _correct(first, names), _correct(second, names)
+    shares_AP = solved_AP(learn, names)
+    first_APS, second_APS = correct_APS(first, names), correct_APS(second, names)
     single = 1 + int(np.nanmean(first_APS[1:], axis=(1, 2)).argmax())
     floor = float(np.nanmean(second_APS[single]))
     oracle = float(np.nanmean(answers_of(second_APS, best_by_problem(first_APS))))
@@ -86,7 +87,7 @@ def _of(folder: Path) -> tuple[tuple[int, ...], tuple[int, ...], np.ndarray, flo
     for layer in layers:
         learn_PH, test_PH = (_features(model, panel.base, known, of, layer) for of in (ids, test_ids))
         won = [
-            np.mean([_won(learn_PH, solved_AP, test_PH, second_APS, names, layer, count, at) for at in range(DRAWS)])
+            np.mean([_won(learn_PH, shares_AP, test_PH, second_APS, names, layer, count, at) for at in range(DRAWS)])
             for count in counts
         ]
         rows.append([(one - floor) / (oracle - floor) for one in won])
@@ -103,15 +104,10 @@ def _won(
     return float(np.nanmean(answers_of(second_APS, router.route(test_PH).arm_P)))
 
 
-def _draw(folder: Path, of: str, names: Sequence[str]) -> dict[str, Evaluation]:
-    return {
-        name: Evaluation.from_json((folder / "answers" / f"{of}-{name}.json").read_text(encoding="utf-8"))
-        for name in names
-    }
-
-
-def _correct(found: Mapping[str, Evaluation], names: Sequence[str]) -> np.ndarray:
-    return np.stack([found[name].sampled.correct_PS for name in names])
+def draw(folder: Path, of: str) -> dict[str, Evaluation]:
+    """What every arm answered in one draw of a route stage, `base` first, then as in the panel."""
+    names = (BASE, *read_panel(folder / "panel").names)
+    return {name: Evaluation.read(folder / "answers" / f"{of}-{name}.json") for name in names}
 
 
 def _problems(seed: int) -> dict[str, Problem]:

@@ -144,12 +144,12 @@ def _check(features_NF: np.ndarray, labels_N: Sequence[str], settings: AuditSett
     if len(counts) < 2:
         raise AuditError(
             f"label audit: {_told(counts) or 'no labels'}, and with fewer than two classes there is nothing to learn; "
-            "collect windows of another class"
+            "take more problems (`learn`)"
         )
     if min(counts.values()) < settings.folds:
         raise AuditError(
-            f"label audit: {_told(counts)}, and each of {settings.folds} folds needs a row of every class; collect "
-            "more windows or lower `folds`"
+            f"label audit: {_told(counts)}, and each of {settings.folds} folds needs a row of every class; take "
+            "more problems (`learn`) or fewer `audit.folds`"
         )
 
 

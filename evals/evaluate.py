@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
@@ -121,6 +122,16 @@ class Evaluation:
             ValueError: not an evaluation.
         """
         return _adapter().validate_json(text)
+
+    @staticmethod
+    def read(path: Path) -> Evaluation:
+        """The one in a file.
+
+        Raises:
+            OSError: there is none.
+            ValueError: it is no evaluation.
+        """
+        return Evaluation.from_json(path.read_bytes())
 
 
 @cache

@@ -173,6 +173,11 @@ class PanelEvaluation:
         """
         return _adapter().validate_json(text)
 
+    @staticmethod
+    def from_tree(tree: object) -> PanelEvaluation:
+        """The same of JSON that is already read."""
+        return _adapter().validate_python(tree)
+
 
 @cache
 def _adapter() -> TypeAdapter[PanelEvaluation]:

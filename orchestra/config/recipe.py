@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from evals.settings import Evaluate
+from models.experts import BASE
 from models.settings import Model
 from orchestra.config.checks import faults_between_stages
 from orchestra.config.stage import Stage
@@ -21,7 +22,6 @@ from rewards.settings import Problems, Reward
 from rl.settings import Rollouts
 from settings import FREE, Node, Slug, as_tuple
 
-BASE = "base"
 AnyStage = Annotated[Union[tuple(kinds().values())], Field(discriminator="kind")]  # noqa: UP007  (made from a registry)
 
 

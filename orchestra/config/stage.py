@@ -209,11 +209,6 @@ class Stage(Node):
         raise TypeError(f"{type(self).__name__} says nothing of how it is run")
 
 
-def with_traces(earlier: Sequence[Stage]) -> tuple[str, ...]:
-    """Those of these stages that give traces."""
-    return tuple(stage.name for stage in earlier if "traces" in stage.given)
-
-
 def last_panel(earlier: Sequence[Stage]) -> str | None:
     """The last of these stages that gives a panel."""
     return next((stage.name for stage in reversed(earlier) if "panel" in stage.given), None)

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from evals.panel import PanelEvaluation
 from orchestra.report.charts import Point
 from orchestra.report.panel_charts import MapRow, WayRow, panel_map, ways_chart
 from orchestra.report.parts import Chart, Counts
 from orchestra.text import p_value, percent, points
+from orchestra.work.settings import PANEL_EVALUATION
 
 if TYPE_CHECKING:
-    from evals.panel import PanelEvaluation, Way
+    from evals.panel import Way
     from evals.statistics import PairedDifference
     from orchestra.report.data import StageRecord
+
+
+def routed_parts(record: StageRecord) -> Iterator[Chart | Counts]:
+    """All of a stage that routes: what its panel is built of, and what the router wins there."""
+    yield from structure_parts(record)
+    if (found := record.outputs.get(PANEL_EVALUATION)) is not None:
+        yield from panel_parts(record.name, PanelEvaluation.from_tree(found))
 
 
 def panel_parts(name: str, found: PanelEvaluation) -> Iterator[Chart | Counts]:

@@ -17,6 +17,7 @@ from orchestra.config.words import is_local
 from orchestra.run.code import closure, imported_by
 from orchestra.run.ledger import Fingerprint, LedgerEntry
 from orchestra.work.held_out import lost_to_other_evaluations, lost_to_validation, validation_digest
+from orchestra.work.settings import PANEL_EVALUATION
 from settings import FrozenDict, FrozenSequence, Node, Refers, reference_of, uncounted
 from settings.files import sha256_of
 
@@ -105,8 +106,9 @@ def _inputs(recipe: Recipe, stage: Stage, entries: Mapping[str, LedgerEntry]) ->
         yield from _given(parent, "policy", entries)
     if (panel := recipe.panel_of(stage.name)) is not None:
         yield from _given(panel, "panel", entries)
-        if (routes := entries[panel].outputs.get(ROUTES)) is not None:
-            yield f"{ROUTES} of stage {panel}", routes
+        for measured in (ROUTES, PANEL_EVALUATION):  # by these a merge chooses
+            if (digest := entries[panel].outputs.get(measured)) is not None:
+                yield f"{measured} of stage {panel}", digest
     for seen in stage.traces_seen(recipe.before(stage.name)):
         yield from _given(seen, "traces", entries)
     yield from _outside(recipe, stage)

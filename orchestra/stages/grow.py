@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestra.config.imitating import GrowingStage
-from orchestra.config.stage import Draft, Gives, Stage, Verdict, last_panel, with_traces
+from orchestra.config.routed import RoutingStage
+from orchestra.config.stage import Draft, Verdict, last_panel
 from orchestra.work.settings import GROWTH, PANEL_EVALUATION
 
 if TYPE_CHECKING:
@@ -20,37 +20,14 @@ if TYPE_CHECKING:
     from orchestra.work.context import StageContext
 
 
-class GrowStage(GrowingStage):
+class GrowStage(RoutingStage, GrowingStage):
     """Experts come and go by what windows of problems show; a new one imitates its domain's traces as in `sft`."""
 
-    gives: ClassVar[frozenset[Gives]] = frozenset({"panel", "evaluation"})
-    reads: ClassVar[tuple[str, ...]] = (
-        *("model", "problems.domain", "problems.train", "problems.train_limit", "problems.format"),
-        *("rollouts.engine", "rollouts.sync", "rollouts.dtype", "rollouts.max_prompt_tokens"),
-        "rollouts.max_completion_tokens",
-    )
+    reads: ClassVar[tuple[str, ...]] = (*RoutingStage.reads, "rollouts.max_completion_tokens")
     outputs: ClassVar[tuple[str, ...]] = (PANEL_EVALUATION, GROWTH)
 
     kind: Literal["grow"]
     """grow"""
-
-    @property
-    def given(self) -> frozenset[Gives]:
-        return self.gives
-
-    @property
-    def trains(self) -> str | None:
-        return None
-
-    def parents(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
-        return ()
-
-    def panel(self, earlier: Sequence[Stage]) -> str | None:
-        return last_panel(earlier)
-
-    def traces_seen(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
-        """Problems of which there are none come first."""
-        return with_traces(earlier)
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         if last_panel(draft.before(self)) is None:
@@ -106,14 +83,10 @@ class GrowStage(GrowingStage):
 
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:
-        from evals.panel import PanelEvaluation
         from orchestra.report.growth import growth_parts
-        from orchestra.report.panel import panel_parts, structure_parts
 
-        yield from structure_parts(record)
+        yield from super().report(record)
         yield from growth_parts(record.name, record.outputs.get(GROWTH))
-        if (found := record.outputs.get(PANEL_EVALUATION)) is not None:
-            yield from panel_parts(record.name, PanelEvaluation.from_json(json.dumps(found)))
 
     def run(self, context: StageContext) -> StageResult:
         from orchestra.work.growing import grow

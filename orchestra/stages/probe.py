@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from evals.settings import ProbeSettings
+from models.experts import BASE
 from orchestra.config.checks import single_policy_faults
 from orchestra.config.stage import EVALUATION, Draft, Stage
 from settings import Refers, Text
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from orchestra.work.context import StageContext
 
 FILE = "probe.json"
-BASE = "base"
 # (number, title, unit) of the charts
 CHARTS = (
     ("kept", "Kept mass", "mass at temperature 1 on the tokens that survived truncation before"),

@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from models.experts import BASE
-from orchestra.config.stage import Draft, Gives, Stage, Verdict, last_panel, with_traces
+from orchestra.config.routed import RoutingStage
+from orchestra.config.stage import Draft, Verdict, last_panel
 from orchestra.work.settings import LOAD, PANEL_EVALUATION, RouteSettings
 
 if TYPE_CHECKING:
     from orchestra.config.recipe import Recipe
     from orchestra.plan.estimate import Estimator, StagePlan
-    from orchestra.report.data import StageRecord
-    from orchestra.report.parts import Part
     from orchestra.run.ledger import StageResult
     from orchestra.work.context import StageContext
 
 
-class RouteStage(Stage, RouteSettings):
+class RouteStage(RoutingStage, RouteSettings):
     """A router for the panel's experts, learned from which of them solves which problem, and what it wins."""
 
-    gives: ClassVar[frozenset[Gives]] = frozenset({"panel", "evaluation"})
-    reads: ClassVar[tuple[str, ...]] = (
-        *("model", "problems.domain", "problems.train", "problems.train_limit", "problems.format"),
-        *("rollouts.engine", "rollouts.sync", "rollouts.dtype", "rollouts.max_prompt_tokens"),
-    )
     outputs: ClassVar[tuple[str, ...]] = (PANEL_EVALUATION,)
 
     kind: Literal["route"]
     """route"""
-
-    def parents(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
-        return ()
-
-    def panel(self, earlier: Sequence[Stage]) -> str | None:
-        return last_panel(earlier)
-
-    def traces_seen(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
-        """Problems of which there are none come first."""
-        return with_traces(earlier)
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         # a stage that could not be read may train one
@@ -70,15 +53,6 @@ class RouteStage(Stage, RouteSettings):
         return (
             f"route in the panel of {recipe.panel_of(self.name)}, {self.problems:,} problems x {self.samples} samples"
         )
-
-    @classmethod
-    def report(cls, record: StageRecord) -> Iterator[Part]:
-        from evals.panel import PanelEvaluation
-        from orchestra.report.panel import panel_parts, structure_parts
-
-        yield from structure_parts(record)
-        if (found := record.outputs.get(PANEL_EVALUATION)) is not None:
-            yield from panel_parts(record.name, PanelEvaluation.from_json(json.dumps(found)))
 
     def run(self, context: StageContext) -> StageResult:
         from orchestra.work.routing import route

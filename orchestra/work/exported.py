@@ -55,7 +55,7 @@ class TrainedPolicy:
 
     def evaluation(self) -> Evaluation:
         """Its own."""
-        return Evaluation.from_json((self.folder / "evaluation.json").read_bytes())
+        return Evaluation.read(self.folder / "evaluation.json")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from evals.evaluate import Evaluation
 from evals.panel import answers_of
 from evals.removal import removal_cost
 from evals.statistics import PairedDifference, paired_difference
+from models.expert_files import must_be_files
 from models.experts import BASE, Panel, PanelError, must_be_untouched
 from models.features import layer_of
 from models.population import Decision, Window, decide
@@ -247,7 +248,10 @@ def _must_be_as_before(growth: Growth, panel: Panel, router: Router, arms: Arms)
         PanelError: it is not.
     """
     must_be_untouched(growth.panel, panel, but=tuple(set(growth.panel.names) - set(panel.names)))
-    for name in (BASE, *(name for name in growth.panel.names if name in panel)):
+    left = tuple(name for name in growth.panel.names if name in panel)
+    for name in left:
+        must_be_files(arms.places[name], growth.panel.expert(name).files, f"expert {name!r}")
+    for name in (BASE, *left):
         if growth.router.row_bytes(name) != router.row_bytes(name):
             raise PanelError(f"the router's row of {name!r} changed when another expert came or went")
         if growth.arms.probed(name) != arms.probed(name):
@@ -288,12 +292,12 @@ def _finished(
     context: StageContext, stage: GrowingStage, growth: Growth, before: Growth, found: LabelAudit | None
 ) -> StageResult:
     """Measure the panel as it is now, beside the one that it was."""
-    structure = {"structure_start": before.structure, "structure_end": growth.structure}
     told = {
         "audit": None if found is None else asdict(found),
         "windows": [asdict(one) for one in growth.seen],
         "changes": [asdict(one) for one in growth.changes],
-        **structure,
+        "structure_start": before.structure,
+        "structure_end": growth.structure,
     }
     context.once(lambda: write_json(context.folder / GROWTH, told))
     panel, was = growth.panel, before.panel
@@ -311,7 +315,7 @@ def _finished(
         steps=sum(one.steps for one in growth.trained),
         # an expert that was removed has answered the held-out problems after all others
         tokens=growth.arms.tokens + evaluation.tokens + sum(one.tokens for one in growth.trained),
-        extra=result.extra | extra | structure | _audit_numbers(found),
+        extra=result.extra | extra | _audit_numbers(found),
     )
 
 

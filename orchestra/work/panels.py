@@ -119,18 +119,15 @@ def one_each(
     return measured(context, evaluation, result)
 
 
-def evaluated_routed(
-    context: StageContext, panel: Panel, folder: Path, routes: Sequence[str], file: str = EVALUATION
-) -> Evaluation:
+def evaluated_routed(context: StageContext, panel: Panel, folder: Path, routes: Sequence[str]) -> Evaluation:
     """Evaluate a panel on the stage's held-out problems, each answered by the expert that it is routed to, and write
-    evaluation.json."""
+    evaluation.json and routes.json."""
     asked = context.resources.test(context.stage)
     places = places_of(panel, folder)
     engine = routed_engine(context, on_base(context, panel, places), places, routes)
     evaluation = answered(context, asked, "evaluate the panel", engine=engine)
-    context.once(lambda: (context.folder / file).write_text(evaluation.to_json()))
-    if file == EVALUATION:
-        context.once(lambda: write_json(context.folder / ROUTES, list(routes)))
+    context.once(lambda: (context.folder / EVALUATION).write_text(evaluation.to_json()))
+    context.once(lambda: write_json(context.folder / ROUTES, list(routes)))
     return evaluation
 
 
@@ -160,7 +157,7 @@ class RoutedPanel:
                     f"stage {context.panel!r} has not evaluated its panel routed ({folder / file} is missing); put a "
                     "stage behind it that does"
                 )
-        evaluation = Evaluation.from_json((folder / EVALUATION).read_text(encoding="utf-8"))
+        evaluation = Evaluation.read(folder / EVALUATION)
         return cls(evaluation, tuple(json.loads((folder / ROUTES).read_text(encoding="utf-8"))))
 
     @property
@@ -186,17 +183,18 @@ def panel_base(context: StageContext, panel: Panel) -> tuple[PreTrainedModel, st
     Raises:
         PanelError: it is another.
     """
-    own, before = context.recipe.model, f"the panel before stage {context.stage.name!r}"
-    if panel.base != own.base:
-        raise PanelError(
-            f"{before} is on {panel.base!r}, and model.base is {own.base!r}: experts work on their own base only"
-        )
+    own = context.recipe.model
     free_memory()
     base = load_base(own.base, own.quantize, own.dtype)
     sha256 = base_sha256(base)
-    if panel.base_sha256 not in ("", sha256):
-        raise PanelError(f"{before} is of another base than {own.base!r} as it is now")
+    _must_be_on(context, panel, sha256)
     return base, sha256
+
+
+def _must_be_on(context: StageContext, panel: Panel, sha256: str) -> None:
+    if panel.base_sha256 not in ("", sha256):
+        before, own = f"the panel before stage {context.stage.name!r}", context.recipe.model.base
+        raise PanelError(f"{before} is of another base than {own!r} as it is now")
 
 
 def on_base(context: StageContext, panel: Panel, places: Mapping[str, Path]) -> PeftModel:
@@ -250,10 +248,7 @@ def _written(context: StageContext, trained: Mapping[str, tuple[Path, Expert]], 
     it was, byte for byte, which is checked."""
     before, folder = context.before
     sha256 = str(result.extra["base_sha256"])
-    if before.base_sha256 not in ("", sha256):
-        raise PanelError(
-            f"the panel in {folder} is one of another base than {context.recipe.model.base!r} as it is now"
-        )
+    _must_be_on(context, before, sha256)
     if before.router is not None:
         context.progress.say("    the panel's router does not know what is trained here; a route stage decides anew")
     panel = replace(before.without_costs(), base_sha256=sha256, router=None, change="", before=None)

@@ -122,7 +122,7 @@ def _accuracy(context: StageContext, evaluation: Evaluation, start: str) -> Pair
     path = context.earlier[start] / EVALUATION if start in context.earlier else None
     if path is None or not path.is_file():
         return None
-    before = Evaluation.from_json(path.read_text())
+    before = Evaluation.read(path)
     if set(before.problem_ids) != set(evaluation.problem_ids):
         return None
     return compare(evaluation, before, seed=context.recipe.seed)

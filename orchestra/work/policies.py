@@ -184,7 +184,7 @@ def measured(context: StageContext, evaluation: Evaluation, result: StageResult)
 
 def _evaluations_before(context: StageContext) -> list[tuple[str, Evaluation]]:
     found = [(name, folder / EVALUATION) for name, folder in context.earlier.items()]
-    return [(name, Evaluation.from_json(path.read_text())) for name, path in found if path.is_file()]
+    return [(name, Evaluation.read(path)) for name, path in found if path.is_file()]
 
 
 def divergences(context: StageContext, policy: PeftModel, asked: Asked) -> dict[str, float]:

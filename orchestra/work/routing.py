@@ -164,7 +164,7 @@ def routes_of(context: StageContext, model: PeftModel, router: Router, asked: As
 def _generalist(context: StageContext, name: str | None) -> Evaluation | None:
     if name is None:
         return None
-    return Evaluation.from_json((context.earlier[name] / EVALUATION).read_text(encoding="utf-8"))
+    return Evaluation.read(context.earlier[name] / EVALUATION)
 
 
 def _rows(found: Evaluation, asked: Asked) -> np.ndarray:

@@ -94,7 +94,7 @@ def _expert(context: StageContext) -> str:
 def _asked(context: StageContext, policy: PeftModel) -> Evaluation:
     path = context.folder / START
     if context.once(path.is_file):
-        return Evaluation.from_json(path.read_text(encoding="utf-8"))
+        return Evaluation.read(path)
     serve(context, policy)
     settings = context.stage.evaluation(context.recipe).model_copy(update={"greedy": False, "pass_at_k": ()})
     asked = context.resources.test(context.stage)
@@ -110,11 +110,7 @@ def _evaluations(context: StageContext) -> Iterator[Evaluation]:
         places = [folder / ANSWERS / f"{SCORED}-{name}.json", folder / EACH / name / EVALUATION]
         if stage in {one.name for one in context.recipe.stages if one.trains == name}:
             places.append(folder / EVALUATION)
-        yield from (_read(path) for path in places if path.is_file())
-
-
-def _read(path: Path) -> Evaluation:
-    return Evaluation.from_json(path.read_text(encoding="utf-8"))
+        yield from (Evaluation.read(path) for path in places if path.is_file())
 
 
 def _is_of(one: Evaluation, record: Record, found: Evaluation) -> bool:

@@ -206,6 +206,16 @@ def test_peft_alone_loads_it_and_so_do_we(panel, tiny_path, tmp_path, quantize):
     assert sha256 == save_adapter(load_adapter(base(tiny_path, quantize), tmp_path), tmp_path / "again")
 
 
+def test_the_best_may_be_told_by_other_answers_than_it_is_scored_on(panel):
+    """Records are of the answers that a merge is scored on, by which the luckiest of several is the best."""
+    some, _ = panel
+    algebra, geometry, _ = some.experts
+    assert geometry.record.accuracy > algebra.record.accuracy
+    assert blend(some, MergeSettings(merge="best"), {}).weights == {"geometry": 1.0}
+    chosen = blend(some, MergeSettings(merge="best"), {}, best="algebra")
+    assert (chosen.weights, chosen.rank) == ({"algebra": 1.0}, algebra.rank)
+
+
 def test_what_a_rule_cannot_do_is_said(panel, tiny_path, merge, tmp_path):
     some, _ = panel
     with pytest.raises(PanelError, match="rank: 65 is more than the smallest adapted layer has; at most 32 here"):

@@ -15,6 +15,8 @@ from evals.statistics import accuracy
 from models.experts import expert_folder, read_panel, router_folder
 from models.router import Router
 from orchestra.config.faults import UserError
+from orchestra.run.gates import judge
+from orchestra.run.ledger import StageResult
 from orchestra.work import arms, routing
 from orchestra.work.routing import fresh_first
 
@@ -207,6 +209,20 @@ def test_a_generalist_on_other_problems_is_one_message(recipe, trained, tmp_path
     with pytest.raises(UserError, match=r"^generalist: its stage was evaluated on other problems than this one is$"):
         run(recipe, trained, tmp_path, engine)
     assert not (tmp_path / "choose" / "panel").exists()
+
+
+def test_an_expert_without_load_may_stop_the_recipe(recipe):
+    """The base may be idle; 0, the default, asks nothing."""
+    stage = next(one for one in recipe.stages if one.kind == "route")
+    loads = {"load_base": 0.0, "load_sums": 0.04, "load_words": 0.96}
+    result = StageResult(name=stage.name, kind="route", extra=loads)
+    assert judge(recipe, stage, {stage.name: result}) is None
+    asking = [stage.model_copy(update={"min_load": least}) for least in (0.04, 0.05)]
+    assert judge(recipe, asking[0], {stage.name: result}) is None
+    found = judge(recipe, asking[1], {stage.name: result})
+    assert found.word == "NO-GO" and found.sentence.endswith(
+        "with less than 5.0% of the problems (min_load): sums 4.0%"
+    )
 
 
 def test_without_a_panel_there_is_nothing_to_route(recipe, trained, tmp_path, engine):
