@@ -93,14 +93,14 @@ class Expert:
     """One expert.
 
     Fields:
-        domain: of the problems that it is for; "" where it is for all.
+        domains: of the problems that it is for; none where it is for all.
         rank: of its adapter.
         files: sha256 of its files by name.
         cost: of its removal from this panel with this router; None where nobody has measured it.
     """
 
     name: str
-    domain: str
+    domains: tuple[str, ...]
     lineage: Lineage
     rank: Count
     files: Hashes
@@ -177,7 +177,9 @@ def router_folder(folder: Path, panel: Panel) -> Path | None:
     return None if panel.router is None else folder / ROUTERS / _digest_of(panel.router)
 
 
-def expert_of(source: Path, name: str, domain: str, lineage: Lineage, record: Record | None = None) -> Expert:
+def expert_of(
+    source: Path, name: str, domains: tuple[str, ...], lineage: Lineage, record: Record | None = None
+) -> Expert:
     """What a panel says of the adapter in a folder.
 
     Raises:
@@ -192,7 +194,7 @@ def expert_of(source: Path, name: str, domain: str, lineage: Lineage, record: Re
             fault = f"{tensor!r} of shape {shape} is no part of a LoRA adapter of rank {config['r']}"
             raise PanelError(f"{source / ADAPTER_TENSORS}: {fault}, which {ADAPTER_CONFIG} says it is")
     files = {file: sha256_of(source / file) for file in (*FILES, MOMENTS) if file in FILES or (source / file).is_file()}
-    return Expert(name, domain, lineage, config["r"], files, record)
+    return Expert(name, domains, lineage, config["r"], files, record)
 
 
 def router_files(source: Path) -> dict[str, str]:

@@ -49,18 +49,18 @@ class Change:
     router: Path | None = None
 
 
-def add(panel: Panel, name: str, source: Path, domain: str, folder: Path) -> Change:
+def add(panel: Panel, name: str, source: Path, domains: tuple[str, ...], folder: Path) -> Change:
     """With the adapter of a folder as an expert more, the last one.
 
     Args:
-        domain: of the problems that it is for; "" where it is for all.
+        domains: of the problems that it is for; none where it is for all.
         folder: the panel's, whose experts show what fits its base.
 
     Raises:
         PanelError: the name is taken or none for an expert; the adapter is cut off, no plain LoRA, or of another base.
     """
     _must_be_free(panel, name)
-    expert = expert_of(source, name, domain, Lineage(stage=""))
+    expert = expert_of(source, name, domains, Lineage(stage=""))
     _must_be_on_base(source, panel.base)
     shapes = tensor_shapes(source)
     for other in panel.names:

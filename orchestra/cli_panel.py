@@ -58,12 +58,14 @@ def add(
     folder: Folder,
     name: New,
     source: Annotated[Path, typer.Option("--from", help="A PEFT adapter's folder.", show_default=False)],
-    domain: Annotated[str, typer.Option("--domain", help="Of the problems that it is for; default: all.")] = "",
+    domains: Annotated[
+        list[str] | None, typer.Option("--domain", help="Of the problems that it is for; repeatable; default: all.")
+    ] = None,
 ) -> None:
     """Add the adapter of a folder as an expert; one of another base is refused."""
     from models import panel_changes
 
-    _change(folder, lambda panel, _: panel_changes.add(panel, name, source, domain, folder), new=name)
+    _change(folder, lambda panel, _: panel_changes.add(panel, name, source, tuple(domains or ()), folder), new=name)
 
 
 @panel.command()
@@ -183,7 +185,7 @@ def _table(folder: Path, panel: Panel) -> list[str]:
 
 def _row(expert: Expert, place: Path) -> tuple[str, ...]:
     lineage = expert.lineage
-    cells = (expert.name, expert.domain or "all", str(expert.rank), lineage.parent, lineage.stage or "–",
+    cells = (expert.name, ", ".join(expert.domains) or "all", str(expert.rank), lineage.parent, lineage.stage or "–",
              _measured(expert.record), _predicted(expert.cost), size(_bytes(place)))  # fmt: skip
     return tuple(readable(cell) for cell in cells)
 

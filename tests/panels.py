@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from models.experts import Lineage, Panel, Record, expert_of, router_files, write_panel
+from models.experts import Lineage, Panel, Record, expert_of, router_files, router_folder, write_panel
 
 STUDENT = "embedded/student"
 WIDTHS = {"q_proj": (6, 4), "mlp": (6, 8)}
@@ -40,10 +40,10 @@ def router(folder, names):
 
 
 def rerouting(folder, panel, scratch):
-    """A `Reroute` of such a router."""
+    """A `Reroute` of the panel's router; those of earlier panels lie beside it."""
 
     def reroute(old, new):
-        names = json.loads((next((folder / "routers").iterdir()) / "router.json").read_text())["arms"]
+        names = json.loads((router_folder(folder, panel) / "router.json").read_text())["arms"]
         return router(scratch / f"{old}-{new}", [new if name == old else name for name in names if new or name != old])
 
     return reroute
@@ -54,7 +54,7 @@ def write(folder, scratch, names=("algebra", "mlp"), routed=False):
     sources = {name: adapter(scratch / name, seed, rank=2 + seed) for seed, name in enumerate(names)}
     record = Record(0.5, 0.45, 0.55, 200, "generator")
     experts = tuple(
-        expert_of(source, name, name, Lineage("train", ("traces",)), record) for name, source in sources.items()
+        expert_of(source, name, (name,), Lineage("train", ("traces",)), record) for name, source in sources.items()
     )
     made = router(scratch / "router", ["base", *names]) if routed else None
     panel = Panel(STUDENT, "", experts, router_files(made) if made else None)

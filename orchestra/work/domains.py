@@ -66,9 +66,7 @@ def must_have_problems(recipe: Recipe, stage: TrainingStage) -> None:
 
 def domain_table(panel: Panel, domains: Iterable[str]) -> dict[str, str] | None:
     """Each domain's declared expert, the base where it has none; None where no expert has a domain."""
-    # an expert of several has them in one line, and a comma may be part of a domain's name
-    several = {domain: expert.name for expert in panel.experts for domain in expert.domain.split(", ") if domain}
-    declared = several | {expert.domain: expert.name for expert in panel.experts if expert.domain}
+    declared = {domain: expert.name for expert in panel.experts for domain in expert.domains}
     return {domain: declared.get(domain, BASE) for domain in domains} if declared else None
 
 

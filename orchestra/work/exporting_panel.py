@@ -100,7 +100,7 @@ def _write(panel: Panel, source: Path, partial: Path, made: Path) -> None:
         # the base by its name on the Hub; a folder of this machine, or a shipped model, is nobody else's
         write_json(copy / ADAPTER_CONFIG, config | {"base_model_name_or_path": hub.repo if hub is not None else ""})
     experts = tuple(
-        changed(expert_of(made / one.name, one.name, one.domain, one.lineage, one.record), cost=one.cost)
+        changed(expert_of(made / one.name, one.name, one.domains, one.lineage, one.record), cost=one.cost)
         for one in panel.experts
     )
     router = router_folder(source, panel)

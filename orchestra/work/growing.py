@@ -55,7 +55,7 @@ class Change:
 
     Fields:
         window: how many windows had been seen.
-        domain: of the expert.
+        domain: that the expert is for, in words.
         kept: whether it was done; a new expert that gains nothing is not.
         difference: routed accuracy after minus before on the problems set aside; of a removal, as predicted.
     """
@@ -204,7 +204,7 @@ def _grown(context: StageContext, stage: GrowingStage, growth: Growth, decision:
     result = trained_once(own, lambda: imitated(own, stage, sources, 0))
     growth.trained.append(result)
     adapter = own.folder / ADAPTER
-    panel = growth.panel.with_expert(expert_after(own, result, tuple(stage.data), decision.domain, adapter))
+    panel = growth.panel.with_expert(expert_after(own, result, tuple(stage.data), (decision.domain,), adapter))
     arms = Arms.of(context, panel, {**growth.arms.places, name: adapter})
     solved_P = _learned(arms, problems, stage)[-1]
     router = context.once(lambda: growth.router.with_arm(name, problems.learn_PH, solved_P, stage.router, context.seed))
@@ -230,7 +230,7 @@ def _pruned(context: StageContext, stage: GrowingStage, growth: Growth, decision
         seed=context.recipe.seed,
     )  # fmt: skip
     kept = cost.difference.low >= -stage.may_cost
-    domain = growth.panel.expert(cost.expert).domain
+    domain = ", ".join(growth.panel.expert(cost.expert).domains)
     change = Change(len(growth.seen), "prune", cost.expert, domain, decision.reason, kept, cost.difference)
     _note(context, growth, change)
     if not kept:

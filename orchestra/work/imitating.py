@@ -46,7 +46,7 @@ def imitate(context: StageContext, stage: ImitatingStage) -> StageResult:
     shares = isinstance(stage.data, FrozenDict)
     if stage.expert != EACH:
         result = imitated(context, stage, traces_in(traces, domain_of, domains, shares=shares), left_out)
-        return in_panel(context, result, tuple(stage.data), ", ".join(domains))
+        return in_panel(context, result, tuple(stage.data), domains)
     parts = {domain: traces_in(traces, domain_of, (domain,), shares=shares) for domain in domains}
     return one_each(
         context, domains, tuple(stage.data), lambda own, domain: imitated(own, stage, parts[domain], left_out)

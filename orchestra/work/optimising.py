@@ -38,7 +38,7 @@ def optimise(context: StageContext, stage: OptimisingStage) -> StageResult:
         return in_panel(context, _optimised(context, stage, asked), data)
     domains = wanted((problem.domain for problem in asked.problems), stage.domains, context.stage.name)
     if stage.expert != EACH:
-        return in_panel(context, _optimised(context, stage, asked_in(asked, domains)), data, ", ".join(domains))
+        return in_panel(context, _optimised(context, stage, asked_in(asked, domains)), data, domains)
     return one_each(context, domains, data, lambda own, domain: _optimised(own, stage, asked_in(asked, (domain,))))
 
 

@@ -45,14 +45,16 @@ if TYPE_CHECKING:
 RESULT = "result.json"
 
 
-def in_panel(context: StageContext, result: StageResult, data: tuple[str, ...], domain: str = "") -> StageResult:
+def in_panel(
+    context: StageContext, result: StageResult, data: tuple[str, ...], domains: tuple[str, ...] = ()
+) -> StageResult:
     """The expert that this stage has trained takes its place in the panel, in which nothing else changes.
 
     Args:
-        data: what it was trained on; domain: of its problems, "" where it is for all.
+        data: what it was trained on; domains: of its problems, none where it is for all.
     """
     adapter = context.folder / ADAPTER
-    trained = {context.expert: (adapter, expert_after(context, result, data, domain, adapter))}
+    trained = {context.expert: (adapter, expert_after(context, result, data, domains, adapter))}
     panel = context.once(lambda: _written(context, trained, result))
     return replace(result, extra=result.extra | built(context, panel))
 
@@ -99,7 +101,7 @@ def one_each(
         name = own.expert
         results[name] = trained_once(own, lambda own=own, domain=domain: train(own, domain))
         adapter = own.folder / ADAPTER
-        trained[name] = (adapter, expert_after(own, results[name], data, domain, adapter))
+        trained[name] = (adapter, expert_after(own, results[name], data, (domain,), adapter))
     any_result = next(iter(results.values()))
     panel = context.once(lambda: _written(context, trained, any_result))
     context.once(lambda: _join_metrics(context.folder, list(results)))
@@ -227,9 +229,9 @@ def trained_once(own: StageContext, train: Callable[[], StageResult]) -> StageRe
 
 
 def expert_after(
-    context: StageContext, result: StageResult, data: tuple[str, ...], domain: str, adapter: Path
+    context: StageContext, result: StageResult, data: tuple[str, ...], domains: tuple[str, ...], adapter: Path
 ) -> Expert:
-    """What the panel says of an expert that was just trained. One that goes on stays that of its domain, where it is
+    """What the panel says of an expert that was just trained. One that goes on stays that of its domains, where it is
     given no other, and the child of what it was first made from."""
     before, _ = context.before
     old = before.expert(context.expert) if context.expert in before else None
@@ -239,8 +241,8 @@ def expert_after(
         source, _ = context.stage.held_out(context.recipe)
         problems = len(context.resources.test(context.stage).problems)
         record = Record(result.accuracy, result.low, result.high, problems, source)
-    domain = domain or (old.domain if old is not None else "")
-    return expert_of(adapter, context.expert, domain, Lineage(context.called, data, parent), record)
+    domains = domains or (old.domains if old is not None else ())
+    return expert_of(adapter, context.expert, domains, Lineage(context.called, data, parent), record)
 
 
 def _written(context: StageContext, trained: Mapping[str, tuple[Path, Expert]], result: StageResult) -> Panel:

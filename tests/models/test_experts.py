@@ -70,7 +70,7 @@ def test_two_of_the_same_weights_and_another_alpha_are_two(tmp_path):
     """Their tensors are the same file; what tells them apart is in the config."""
     folder, made = tmp_path / "panel", tmp_path / "made"
     one, other = panels.adapter(made / "one", 0), panels.adapter(made / "other", 0, lora_alpha=99)
-    experts = tuple(expert_of(place, place.name, "", Lineage("")) for place in (one, other))
+    experts = tuple(expert_of(place, place.name, (), Lineage("")) for place in (one, other))
     assert len({expert.files["adapter_model.safetensors"] for expert in experts}) == 1
     panel = write_panel(folder, Panel(panels.STUDENT, "", experts), {"one": one, "other": other})
     write_panel(folder, empty := replace(panel, experts=(), before=panel))
@@ -154,7 +154,7 @@ def test_what_somebody_else_put_there_stays(folder, tmp_path):
     panel, before = read_panel(folder), panels.tree(own)
     write_panel(folder, replace(panel, experts=panel.experts[:1], router=None, before=None))
     assert panels.tree(own) == before and (folder / "notes.txt").is_file()
-    mine = expert_of(own, "mine", "", Lineage(""))
+    mine = expert_of(own, "mine", (), Lineage(""))
     with pytest.raises(PanelError, match=r"experts/mine is there, and the panel does not know it; move it away"):
         write_panel(folder, read_panel(folder).with_expert(mine), {"mine": own})
     assert panels.tree(own) == before
@@ -175,7 +175,7 @@ def test_what_was_left_is_taken_from_below_the_panel_alone(folder, tmp_path):
 
 def test_linked_or_copied(tmp_path):
     source, folder = panels.adapter(tmp_path / "a", 0), tmp_path / "panel"
-    panel = Panel(panels.STUDENT, "", (expert_of(source, "a", "", Lineage("")),))
+    panel = Panel(panels.STUDENT, "", (expert_of(source, "a", (), Lineage("")),))
     write_panel(folder, panel, {"a": source})
     tensors = expert_folder(folder, "a") / "adapter_model.safetensors"
     assert tensors.samefile(source / "adapter_model.safetensors")
@@ -326,7 +326,7 @@ def test_one_name_for_other_weights(folder, tmp_path):
     other = panels.adapter(tmp_path / "other", 9)
     panel, before = read_panel(folder), panels.tree(folder)
     with pytest.raises(PanelError, match=r"experts/mlp is there already, with other weights"):
-        write_panel(folder, panel.with_expert(expert_of(other, "mlp", "", Lineage(""))), {"mlp": other})
+        write_panel(folder, panel.with_expert(expert_of(other, "mlp", (), Lineage(""))), {"mlp": other})
     assert panels.tree(folder) == before
 
 
@@ -362,7 +362,7 @@ def test_no_adapter(tmp_path, file, content, said):
     else:
         path.write_bytes(content)
     with pytest.raises(PanelError) as caught:
-        expert_of(source, "a", "", Lineage(""))
+        expert_of(source, "a", (), Lineage(""))
     assert said in str(caught.value) and str(source) in str(caught.value)
 
 
@@ -372,7 +372,7 @@ def test_every_cut_of_an_adapter_is_seen(tmp_path):
     for length in range(0, len(whole), 37):
         path.write_bytes(whole[:length])
         with pytest.raises(PanelError, match="cut off"):
-            expert_of(path.parent, "a", "", Lineage(""))
+            expert_of(path.parent, "a", (), Lineage(""))
 
 
 def test_names():
@@ -399,7 +399,7 @@ def test_names():
 def test_which_files_are_untouched(folder, tmp_path):
     panel = read_panel(folder)
     must_be_untouched(panel, panel)
-    trained = expert_of(panels.adapter(tmp_path / "t", 9), "mlp", "", Lineage("now"))
+    trained = expert_of(panels.adapter(tmp_path / "t", 9), "mlp", (), Lineage("now"))
     must_be_untouched(panel, panel.with_expert(trained), but=("mlp",))
     must_be_untouched(panel, panel.with_expert(replace(trained, name="new")))
     for after in (panel.with_expert(trained), replace(panel, experts=panel.experts[:1])):
@@ -422,7 +422,7 @@ def test_peft_alone_loads_an_expert_whatever_its_name(tiny_path, tmp_path):
     for seed, name in enumerate(names, start=1):
         model = policy(tiny_path, quantize="none", rank=1 + seed, seed=seed)
         save_adapter(model, sources.setdefault(name, tmp_path / "made" / name))
-        experts.append(expert_of(sources[name], name, "", Lineage("")))
+        experts.append(expert_of(sources[name], name, (), Lineage("")))
     asked = next_token_logprobs(model, [5, 17, 99])
     folder = tmp_path / "panel"
     panel = write_panel(folder, Panel(str(tiny_path), "", tuple(experts)), sources)

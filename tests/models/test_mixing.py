@@ -54,7 +54,7 @@ def panel(tiny_path, tmp_path_factory):
     for seed, (name, lora) in enumerate(EXPERTS.items()):
         random_adapter(tiny_path, lora, made / name, seed)
         record = Record((0.4, 0.6, 0.6)[seed], 0.3, 0.7, 100, "embedded")
-        experts.append(expert_of(made / name, name, name, Lineage("experts"), record))
+        experts.append(expert_of(made / name, name, (name,), Lineage("experts"), record))
     sources = {name: made / name for name in EXPERTS}
     return write_panel(folder, Panel(str(tiny_path), "", tuple(experts)), sources), folder
 

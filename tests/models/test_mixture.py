@@ -33,7 +33,7 @@ def panel_of(tiny_path, tmp_path_factory):
             write_adapter(model, random)
             sources[f"e{number}"] = folder / "made" / f"e{number}"
             save_adapter(model, sources[f"e{number}"])
-        experts = tuple(expert_of(source, name, "", Lineage("")) for name, source in sources.items())
+        experts = tuple(expert_of(source, name, (), Lineage("")) for name, source in sources.items())
         return write_panel(folder / "panel", Panel(str(tiny_path), "", experts), sources), folder / "panel"
 
     return make
@@ -108,7 +108,7 @@ def test_the_middle_half(layers, middle):
 def test_in_the_other_layers_the_base_is_alone(tmp_path):
     """On the shipped student, of whose four layers the two in the middle are mixed."""
     save_adapter(new_adapter(load_base("embedded/student", "none", "float32"), Lora(rank=2), seed=0), tmp_path / "made")
-    experts = tuple(expert_of(tmp_path / "made", name, "", Lineage("")) for name in ("one", "two"))
+    experts = tuple(expert_of(tmp_path / "made", name, (), Lineage("")) for name in ("one", "two"))
     sources = dict.fromkeys(("one", "two"), tmp_path / "made")
     panel = write_panel(tmp_path / "panel", Panel("embedded/student", "", experts), sources)
     student = load_base("embedded/student", "none", "float32")

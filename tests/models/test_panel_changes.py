@@ -73,7 +73,7 @@ def test_any_changes_and_as_many_undos_are_nothing(steps, routed):
         for number, (kind, *told) in enumerate(steps):
             reroute = panels.rerouting(folder, read_panel(folder), scratch / str(number))
             changes = {
-                "add": lambda panel, told=told: add(panel, told[0], adapters[told[1]], "", folder),
+                "add": lambda panel, told=told: add(panel, told[0], adapters[told[1]], (), folder),
                 "clone": lambda panel, told=told: clone(panel, *told),
                 "remove": lambda panel, told=told, reroute=reroute: remove(panel, *told, reroute),
                 "rename": lambda panel, told=told, reroute=reroute: rename(panel, *told, reroute),
@@ -109,14 +109,14 @@ def test_any_changes_and_as_many_undos_are_nothing(steps, routed):
 
 def test_what_each_change_says(folder, tmp_path):
     source = panels.adapter(tmp_path / "geometry", 5, rank=7)
-    apply(folder, lambda panel: add(panel, "new", source, "geometry", folder))
+    apply(folder, lambda panel: add(panel, "new", source, ("geometry",), folder))
     apply(folder, lambda panel: clone(panel, "algebra", "twin"))
     apply(folder, lambda panel: rename(panel, "algebra", "sums"))
     panel = apply(folder, lambda panel: remove(panel, "mlp"))
     assert panel == read_panel(folder)
     assert panel.names == ("sums", "new", "twin")
     new, twin, sums = (panel.expert(name) for name in ("new", "twin", "sums"))
-    assert (new.domain, new.rank, new.lineage, new.record) == ("geometry", 7, Lineage(""), None)
+    assert (new.domains, new.rank, new.lineage, new.record) == (("geometry",), 7, Lineage(""), None)
     assert twin.lineage == Lineage("train", ("traces",), "sums"), "its parent, under the name that this has now"
     assert twin.record == sums.record and twin.files == sums.files
     changes = []
@@ -132,7 +132,7 @@ def test_a_change_is_the_same_bytes_wherever_it_is_made(tmp_path):
         folder = tmp_path / place / "panel"
         panels.write(folder, tmp_path / place / "made")
         source = panels.adapter(tmp_path / place / "a", 5)
-        apply(folder, lambda panel, source=source, folder=folder: add(panel, "new", source, "", folder))
+        apply(folder, lambda panel, source=source, folder=folder: add(panel, "new", source, (), folder))
         made.append(panels.tree(folder))
     assert made[0] == made[1]
 
@@ -174,7 +174,7 @@ def test_names_that_are_wrong(folder, change, said):
 )
 def test_an_adapter_of_another_base(folder, tmp_path, about, said):
     source = panels.adapter(tmp_path / "other", 5, **about)
-    refused(folder, lambda panel: add(panel, "new", source, "", folder), said)
+    refused(folder, lambda panel: add(panel, "new", source, (), folder), said)
 
 
 def test_an_adapter_of_the_same_base(folder, tmp_path):
@@ -188,7 +188,7 @@ def test_an_adapter_of_the_same_base(folder, tmp_path):
     ]
     for number, about in enumerate(fits):
         source = panels.adapter(tmp_path / f"fits{number}", number, **about)
-        apply(folder, lambda panel, name=f"new{number}", source=source: add(panel, name, source, "", folder))
+        apply(folder, lambda panel, name=f"new{number}", source=source: add(panel, name, source, (), folder))
     assert len(read_panel(folder).names) == 2 + len(fits)
 
 
@@ -208,10 +208,10 @@ def test_a_base_of_the_hub(folder, tmp_path, base, own, revision, fits):
     panel = replace(read_panel(folder), base=base)
     source = panels.adapter(tmp_path / "new", 5, base_model_name_or_path=own, revision=revision)
     if fits:
-        assert "new" in add(panel, "new", source, "", folder).panel
+        assert "new" in add(panel, "new", source, (), folder).panel
     else:
         with pytest.raises(PanelError, match="experts work on their own base only"):
-            add(panel, "new", source, "", folder)
+            add(panel, "new", source, (), folder)
 
 
 def test_a_router_must_be_told(tmp_path):
@@ -228,7 +228,7 @@ def test_a_router_must_be_told(tmp_path):
 
 def test_whoever_writes_into_what_was_added_writes_into_no_panel(folder, tmp_path):
     source = panels.adapter(tmp_path / "new", 5)
-    panel = apply(folder, lambda panel: add(panel, "new", source, "", folder))
+    panel = apply(folder, lambda panel: add(panel, "new", source, (), folder))
     for path in source.iterdir():
         path.write_bytes(b"trained on")
     assert read_panel(folder) == panel
@@ -255,7 +255,7 @@ def test_what_removals_cost_is_known_for_as_long_as_the_same_experts_answer(fold
     copy_panel(folder, tmp_path / "copied")
     assert [one.cost for one in read_panel(tmp_path / "copied").experts] == costs
     for change, kept in (
-        (lambda panel: add(panel, "e", source, "", folder), False),
+        (lambda panel: add(panel, "e", source, (), folder), False),
         (lambda panel: clone(panel, "mlp", "e"), False),
         (lambda panel: remove(panel, "mlp"), False),
         (lambda panel: rename(panel, "mlp", "e"), True),

@@ -22,7 +22,7 @@ def panel_in(folder, scratch, seed=0, ranks=(2, 3), names=("algebra", "mlp"), ar
         name: panels.adapter(scratch / name, seed + at, rank=rank, **config)
         for at, (name, rank) in enumerate(zip(names, ranks, strict=True))
     }
-    experts = tuple(expert_of(source, name, "", Lineage(f"stage-{seed}")) for name, source in sources.items())
+    experts = tuple(expert_of(source, name, (), Lineage(f"stage-{seed}")) for name, source in sources.items())
     router = None
     if arms is not None:
         (scratch / "router").mkdir()
@@ -80,7 +80,7 @@ def test_of_folders_anywhere_it_is_what_it_is_in_the_panels_own(tmp_path):
     places = {name: tmp_path / "made" / name for name in panel.names}
     assert structure_of(panel, places, ("base", "mlp", "algebra")) == structure_in(folder)
     # lineage and records are no part of it
-    told = replace(panel, experts=tuple(replace(one, domain="x", lineage=Lineage("y")) for one in panel.experts))
+    told = replace(panel, experts=tuple(replace(one, domains=("x",), lineage=Lineage("y")) for one in panel.experts))
     assert structure_of(told, places, ("base", "mlp", "algebra")) == structure_in(folder)
 
 

@@ -53,7 +53,7 @@ def test_a_panel_by_hand(orchestra, tmp_path):
     }
     for call, said in calls.items():
         assert orchestra(*call) == (0, f"own: {said}; `orchestra panel undo own` takes it back\n", "")
-    assert [(one.name, one.domain, one.rank) for one in read_panel(tmp_path / "own").experts] == [
+    assert [(one.name, *one.domains, one.rank) for one in read_panel(tmp_path / "own").experts] == [
         ("sums", "algebra", 2), ("geometry", "shapes", 7), ("twin", "algebra", 2)
     ]  # fmt: skip
     for said in reversed(calls.values()):

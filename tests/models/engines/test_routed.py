@@ -28,7 +28,7 @@ def panel(tiny_path, tmp_path_factory):
     for at, (name, rank) in enumerate(RANKS.items()):
         sources[name] = folder / f"source-{name}"
         save_adapter(tiny.policy(tiny_path, quantize="none", rank=rank, noise=0.2, seed=at), sources[name])
-        experts.append(expert_of(sources[name], name, "", Lineage("made")))
+        experts.append(expert_of(sources[name], name, (), Lineage("made")))
     made = Panel(str(tiny_path), "", tuple(experts))
     return write_panel(folder / "panel", made, sources), folder / "panel"
 

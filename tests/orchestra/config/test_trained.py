@@ -256,7 +256,7 @@ def test_an_old_experts_files_are_part_of_every_later_panel(load):
     """panel.json, which the fingerprint hashes, holds their hashes: untouched or not, an old expert counts."""
     from models.experts import Expert, Lineage
 
-    old = Expert("old", "", Lineage("a"), 2, {"adapter_model.safetensors": "1", "adapter_config.json": "2"})
+    old = Expert("old", (), Lineage("a"), 2, {"adapter_model.safetensors": "1", "adapter_config.json": "2"})
     panel = Panel("base", "3", (old, replace(old, name="new")))
     other = replace(old, files=old.files | {"adapter_model.safetensors": "4"})
     assert panel_json(panel) != panel_json(panel.with_expert(other))

@@ -190,8 +190,8 @@ def test_the_exported_panel_is_the_runs_and_stands_alone(run, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(folder / "04-handed" / "model", moved)
     panel, own = read_panel(moved), read_panel(folder / "01-experts" / "panel")
-    assert [(one.name, one.domain, one.files["adapter_model.safetensors"]) for one in panel.experts] == [
-        (one.name, one.domain, one.files["adapter_model.safetensors"]) for one in own.experts
+    assert [(one.name, one.domains, one.files["adapter_model.safetensors"]) for one in panel.experts] == [
+        (one.name, one.domains, one.files["adapter_model.safetensors"]) for one in own.experts
     ]
     bare = tiny.next_token_logprobs(student(), [5, 17, 99])
     for name in panel.names:
@@ -203,7 +203,7 @@ def test_the_exported_panel_is_the_runs_and_stands_alone(run, tmp_path):
     assert "--enable-lora --max-lora-rank 8 --max-loras 2" in card
     assert "--lora-modules equations=experts/equations fractions=experts/fractions" in card
     for one in panel.experts:
-        assert f"| {one.name} | {one.domain} | 4 | base | experts/{one.name} on data.jsonl |" in card.replace(
+        assert f"| {one.name} | {one.domains[0]} | 4 | base | experts/{one.name} on data.jsonl |" in card.replace(
             str(folder.parent) + "/", ""
         )
         assert f"{100 * one.record.accuracy:.1f} [" in card

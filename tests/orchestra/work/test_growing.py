@@ -156,7 +156,7 @@ def test_what_stays_is_the_same_to_the_bit_and_what_goes_is_gone(whole, before):
         assert one.read_bytes() == two.read_bytes()
     assert panel.expert("sums").lineage == read_panel(old).expert("sums").lineage
     new = panel.expert("words")
-    assert (new.domain, new.lineage.stage, new.lineage.parent) == ("words", "grow/words", "base")
+    assert (new.domains, new.lineage.stage, new.lineage.parent) == (("words",), "grow/words", "base")
     assert Router.read(router_folder(folder, panel)).names == ("base", "sums", "words")
 
 

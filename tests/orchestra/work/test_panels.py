@@ -104,7 +104,7 @@ def digest(folder):
 def test_each_domain_gets_an_expert(chain):
     _, run, results, _ = chain
     panel = panel_of(run, "experts")
-    assert [(one.name, one.domain, one.lineage.stage, one.lineage.parent) for one in panel.experts] == [
+    assert [(one.name, *one.domains, one.lineage.stage, one.lineage.parent) for one in panel.experts] == [
         ("sums", "Sums", "experts/sums", "base"), ("word-co", "Word & co", "experts/word-co", "base"),
     ]  # fmt: skip
     assert {(one.record.problems, one.record.source.rpartition("/")[2]) for one in panel.experts} == {(2, "test.jsonl")}
@@ -426,15 +426,15 @@ def test_problems_of_domains_keep_their_prompts():
 
 
 def test_who_is_declared_for_a_domain(chain):
-    """An expert of several domains for each of them, one whose domain has a comma for that; the later one counts."""
+    """An expert of several domains for each of them, a comma in whose name is none of ours; the later one counts."""
     panel = panel_of(chain[1], "experts")
 
     def declared(**domains):
-        experts = tuple(panels.replace(one, domain=domains[one.name.replace("-", "_")]) for one in panel.experts)
+        experts = tuple(panels.replace(one, domains=domains[one.name.replace("-", "_")]) for one in panel.experts)
         return domain_table(panels.replace(panel, experts=experts), ["Sums", "Word & co", "Sums, Word & co", "new"])
 
-    assert declared(sums="Sums, Word & co", word_co="") == {
-        "Sums": "sums", "Word & co": "sums", "Sums, Word & co": "sums", "new": "base",
+    assert declared(sums=("Sums", "Word & co"), word_co=("Sums, Word & co",)) == {
+        "Sums": "sums", "Word & co": "sums", "Sums, Word & co": "word-co", "new": "base",
     }  # fmt: skip
-    assert declared(sums="Sums", word_co="Sums")["Sums"] == "word-co"
-    assert declared(sums="", word_co="") is None
+    assert declared(sums=("Sums",), word_co=("Sums",))["Sums"] == "word-co"
+    assert declared(sums=(), word_co=()) is None

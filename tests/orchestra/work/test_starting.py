@@ -273,7 +273,7 @@ def test_without_moments_nothing_can_be_kept(make, run, engine):
     (own / MOMENTS).unlink()
     old = read_panel(folder).expert("one")
     shutil.rmtree(folder)
-    bare = expert_of(own, "one", old.domain, old.lineage)
+    bare = expert_of(own, "one", old.domains, old.lineage)
     write_panel(folder, Panel(make().model.base, "", (bare,)), {"one": own})
     said = (
         r"^optimizer: kept: 'first/one' has no moments to go on with \(.*optimizer.safetensors is missing: the expert "
