@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,16 @@ def write(folder, scratch, names=("algebra", "mlp"), routed=False):
     made = router(scratch / "router", ["base", *names]) if routed else None
     panel = Panel(STUDENT, "", experts, router_files(made) if made else None)
     return write_panel(folder, panel, sources, made, copy=True)
+
+
+def with_one_removed(scratch):
+    """A panel of two experts and a router, with a third one removed before."""
+    folder = scratch / "panel"
+    whole = write(folder, scratch / "made", ("algebra", "mlp", "gone"), routed=True)
+    made = router(scratch / "less", ["base", "algebra", "mlp"])
+    less = replace(whole, experts=whole.experts[:2], router=router_files(made), change="removed 'gone'", before=whole)
+    write_panel(folder, less, router=made)
+    return folder
 
 
 def tree(folder):

@@ -1,40 +1,60 @@
-"""What part of the data is a domain's own, where sources have shares of it."""
-
-from types import SimpleNamespace
+"""Domains of training data, and the experts that are made for them."""
 
 import pytest
-import solved
 
+from models.experts import Expert, Lineage, Panel
 from orchestra.config.faults import UserError
-from orchestra.work.domains import traces_in
-
-FIRST, SECOND = (SimpleNamespace(problem_id=name) for name in "ab")
-TRACES = {"one": [FIRST, SECOND], "two": [SECOND]}
-DOMAIN_OF = {"a": "Sums", "b": "Words"}
+from orchestra.work.domains import asked_in, domain_table, expert_name, wanted
+from rewards.problems import Asked, Problem
 
 
-def test_traces_of_some_domains():
-    assert traces_in(TRACES, DOMAIN_OF, ["Sums"]) == {"one": [FIRST]}, "the other source has none"
-    for shares in (False, True):
-        assert traces_in(TRACES, DOMAIN_OF, ["Words"], shares=shares) == {"one": [SECOND], "two": [SECOND]}
-        assert traces_in(TRACES, DOMAIN_OF, ["Dates"], shares=shares) == {}, "whoever asks for these says so"
-    with pytest.raises(
-        UserError, match=r"^data: two has a share, and no traces in 'Sums'; list the sources without sh"
-    ):
-        traces_in(TRACES, DOMAIN_OF, ["Sums"], shares=True)
+@pytest.mark.parametrize(
+    ("domain", "name"),
+    [("Counting & Probability", "counting-probability"), ("algebra", "algebra"), ("  A__b ", "a-b"), ("数学", "domain"),
+     ("x" * 60, "x" * 40)],
+)  # fmt: skip
+def test_names_of_experts(domain, name):
+    assert expert_name(domain) == name
 
 
-@pytest.mark.parametrize("keys", [{"expert": "each"}, {"expert": "sums", "domains": ["Sums"]}])
-def test_a_share_that_a_domain_has_nothing_of_is_told_before_anything_is_trained(tiny_path, tmp_path, engine, keys):
-    """Words are in both files, sums in one. The expert of sums would come first, but so late is too late for others."""
-    rows = [line | {"domain": domain} for line, domain in zip(solved.rows(3), ("Sums", "Words", "Words"), strict=True)]
-    one, two = (solved.written(tmp_path / f"{name}.jsonl", of) for name, of in (("one", rows[:2]), ("two", rows[2:])))
-    stage = {"name": "experts", "kind": "sft", "steps": 1, "batch_size": 2, "learning_rate": 1e-2, "preflight": False}
-    recipe = solved.recipe(
-        tiny_path, tmp_path, [stage | {"data": {one: 0.5, two: 0.5}} | keys], test=solved.held_out(None),
-        evaluate={"perplexity": 0, "greedy": False},
-    )  # fmt: skip
-    context = solved.context(recipe, "experts", tmp_path / "run", engine)
-    with pytest.raises(UserError, match=r"^data: \S*two\.jsonl has a share, and no traces in 'Sums'; list the sources"):
-        context.stage.run(context)
-    assert not list(context.folder.iterdir())
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (["A b", "a-B"], "'A b' and another one would both have the expert 'a-b'; rename one"),
+        (["数学", "代数"], "both have the expert 'domain'"),
+        (
+            ["Base"],
+            "the expert of 'Base' would be called 'base': 'base' has a meaning of its own; .*; rename the domain",
+        ),
+        (["Each"], "would be called 'each'"),
+    ],
+)
+def test_domains_whose_experts_have_no_name_of_their_own(there, said):
+    with pytest.raises(UserError, match=said):
+        wanted(there, None, "a")
+
+
+def test_wanted_domains_are_in_order_whatever_the_data_says_first():
+    assert wanted(["b", "a", "b", "c"], None, "s") == ("a", "b", "c")
+    assert wanted(["b", "a", "b", "c"], ("c", "a"), "s") == ("a", "c")
+
+
+def test_problems_of_domains_keep_their_prompts():
+    some = tuple(Problem(str(at), "q", "1", None, domain="ab"[at % 2]) for at in range(4))
+    found = asked_in(Asked(some, ("p0", "p1", "p2", "p3"), ((0,), (1,), (2,), (3,)), 5), ["b"])
+    assert [one.id for one in found.problems] == ["1", "3"] and found.prompts == ("p1", "p3")
+    assert found.tokens == ((1,), (3,)) and found.left_out == 5
+
+
+def test_who_is_declared_for_a_domain():
+    """An expert of several domains for each of them, a comma in whose name is none of ours; the later one counts."""
+
+    def declared(**domains):
+        experts = (Expert(name.replace("_", "-"), of, Lineage(""), 2, {}) for name, of in domains.items())
+        return domain_table(Panel("base", "", tuple(experts)), ["Sums", "Word & co", "Sums, Word & co", "new"])
+
+    assert declared(sums=("Sums", "Word & co"), word_co=("Sums, Word & co",)) == {
+        "Sums": "sums", "Word & co": "sums", "Sums, Word & co": "word-co", "new": "base",
+    }  # fmt: skip
+    assert declared(sums=("Sums",), word_co=("Sums",))["Sums"] == "word-co"
+    assert declared(sums=(), word_co=()) is None
