@@ -21,6 +21,7 @@ from pathlib import Path
 from models.engines.protocol import ADAPTER_CONFIG, ADAPTER_TENSORS
 from models.expert_files import adapter_config, tensor_shapes
 from models.experts import (
+    Expert,
     Lineage,
     Panel,
     PanelError,
@@ -30,6 +31,7 @@ from models.experts import (
     parsed,
     read_panel,
     router_files,
+    router_folder,
     write_panel,
 )
 from models.paths import Place, model_place
@@ -60,13 +62,23 @@ def add(panel: Panel, name: str, source: Path, domains: tuple[str, ...], folder:
         PanelError: the name is taken or none for an expert; the adapter is cut off, no plain LoRA, or of another base.
     """
     _must_be_free(panel, name)
-    expert = expert_of(source, name, domains, Lineage(stage=""))
-    _must_be_on_base(source, panel.base)
+    expert = outside_expert(name, source, domains, panel.base)
     shapes = tensor_shapes(source)
     for other in panel.names:
         if fault := _misfit(shapes, tensor_shapes(expert_folder(folder, other))):
             raise PanelError(f"{source / ADAPTER_TENSORS}: {fault} of expert {other!r}: it is of another base")
     return Change(_after(panel, panel.with_expert(expert).without_costs(), f"added {name!r}"), {name: source})
+
+
+def outside_expert(name: str, source: Path, domains: tuple[str, ...], base: str) -> Expert:
+    """What a panel on a base would say of the adapter in a folder.
+
+    Raises:
+        PanelError: the adapter is cut off, no plain LoRA, or says that it is of another base.
+    """
+    expert = expert_of(source, name, domains, Lineage(stage=""))
+    _must_be_on_base(source, base)
+    return expert
 
 
 def clone(panel: Panel, old: str, new: str) -> Change:
@@ -117,6 +129,26 @@ def undo(panel: Panel) -> Change:
     if panel.before is None:
         raise PanelError("there is nothing to undo: nothing was added, cloned, removed or renamed in this panel")
     return Change(panel.before)
+
+
+def rerouting(folder: Path, panel: Panel, scratch: Path) -> Reroute:
+    """How the router of the panel in a folder loses or renames an expert; one that it does not know leaves it as it is.
+
+    Args:
+        scratch: an empty folder, for the router's new files.
+    """
+
+    def reroute(old: str, new: str | None) -> Path:
+        from models.router import Router  # needs torch, as nothing else here does
+
+        place = router_folder(folder, panel)
+        router = Router.read(place)
+        if old not in router.names:
+            return place
+        (router.without(old) if new is None else router.renamed(old, new)).write(scratch)
+        return scratch
+
+    return reroute
 
 
 def apply(folder: Path, change: Callable[[Panel], Change]) -> Panel:

@@ -63,6 +63,25 @@ class TrainsExpert(_START):
     """A new adapter, of an expert or of a stage that starts from the base, where it is another than `model.lora`."""
 
 
+class PanelChange(Node):
+    """One change of a panel by hand, as `orchestra panel` makes it (models/panel_changes.py)."""
+
+    change: Literal["add", "clone", "remove", "rename", "undo"]
+    """add: an adapter from elsewhere as an expert more; clone: a copy of an expert under a name of its own; remove and
+    rename: in the router too; undo: the panel before the last of the changes that stages of this kind have made."""
+    expert: Slug | None = None
+    """The expert that is changed; of `add`, its name."""
+    to: Slug | None = None
+    """clone and rename: a name that no expert has yet."""
+    folder: Annotated[Text | None, SIZE, Refers("adapter")] = None
+    """add: where the adapter lies, as PEFT saves one: of the same base."""
+    domains: Names | None = None
+    """add: of the problems that it is for. None: all."""
+    may_cost: Annotated[Share | None, FREE] = None
+    """remove: a NO-GO where it is predicted to cost more points (0.02 is two), by its interval's lower end. None: what
+    it is predicted to cost is told, and no more."""
+
+
 class MergeSettings(Node):
     """How the experts of a panel become one adapter (models/mixing.py). What an expert adds to a weight is called its
     update, (alpha / rank) B A."""

@@ -111,30 +111,14 @@ def undo(folder: Folder) -> None:
 
 def _change(folder: Path, change: Callable[[Panel, Reroute], Change], told: str = "", new: str = "") -> None:
     """Apply a change to the panel in a folder and say so. `new`: an expert that a router does not know."""
-    from models.panel_changes import apply
+    from models.panel_changes import apply, rerouting
 
     _must_be_outside_runs(folder)
     with disk_errors(folder), tempfile.TemporaryDirectory() as scratch:
-        after = apply(folder, lambda before: change(before, _reroute(folder, before, Path(scratch))))
+        after = apply(folder, lambda before: change(before, rerouting(folder, before, Path(scratch))))
     typer.echo(f"{folder}: {told or f'{after.change}; `orchestra panel undo {folder}` takes it back'}")
     if new and after.router is not None:
         typer.echo(f"  the router does not know {new!r}, which answers nothing until a `route` stage decides anew")
-
-
-def _reroute(folder: Path, before: Panel, scratch: Path) -> Reroute:
-    """How the panel's router loses or renames an expert; one that it does not know leaves it as it is."""
-
-    def reroute(old: str, new: str | None) -> Path:
-        from models import experts, router
-
-        place = experts.router_folder(folder, before)
-        made = router.Router.read(place)
-        if old not in made.names:
-            return place
-        (made.without(old) if new is None else made.renamed(old, new)).write(scratch)
-        return scratch
-
-    return reroute
 
 
 def _panel_of(run: Path, stage: str | None) -> Path:

@@ -47,8 +47,8 @@ class Refers(Mark):
     """The value names something outside the settings.
 
     Args:
-        to: a `model` (Hub id, folder, shipped), `problems` (a source of them), a `file`, or an earlier stage that gives
-            a `policy`, `traces` or an `evaluation`.
+        to: a `model` (Hub id, folder, shipped), `problems` (a source of them), a `file`, an `adapter`'s folder, or an
+            earlier stage that gives a `policy`, `traces` or an `evaluation`.
         also: words with a meaning of their own there.
         file: instead of a stage, a .jsonl file may be named.
         keys: of a mapping, its keys are the names and not its values.
@@ -56,7 +56,7 @@ class Refers(Mark):
 
     def __init__(
         self,
-        to: Literal["model", "problems", "file", "policy", "traces", "evaluation"],
+        to: Literal["model", "problems", "file", "adapter", "policy", "traces", "evaluation"],
         *,
         also: tuple[str, ...] = (),
         file: bool = False,

@@ -40,6 +40,20 @@ def router(folder, names):
     return folder
 
 
+def known_router(folder, names):
+    """The files of a router that knows these experts, in a folder; each row has other weights."""
+    from models import router as routers
+
+    rows, one = np.arange(4 * (len(names) + 3), dtype=np.float32).reshape(-1, 4), np.float32(1)
+    folder.mkdir(parents=True)
+    made = routers.Router(
+        names=("base", *names), layer=1, mean_H=rows[-1], scale_H=rows[-2], threshold=0.0,
+        rows=tuple(routers.Row(row, one, one, one) for row in rows[:-2]),
+    )  # fmt: skip
+    made.write(folder)
+    return folder
+
+
 def rerouting(folder, panel, scratch):
     """A `Reroute` of the panel's router; those of earlier panels lie beside it."""
 

@@ -28,6 +28,7 @@ from models.adapters import POLICY, REFERENCE, adapter_sha256, adapter_tensors
 from models.base import load_tokenizer
 from models.engines.protocol import Completion, Sampling, Tokens
 from models.engines.serving import Served
+from models.experts import Panel, read_panel
 from models.router import Router
 from orchestra.config.recipe import Recipe
 from orchestra.run.ledger import StageResult
@@ -120,6 +121,10 @@ class Seen:
 
     def read(self, name: str) -> dict:
         return json.loads((self.folder / name).read_text())
+
+    @property
+    def panel(self) -> Panel:
+        return read_panel(self.folder / "panel")
 
     def lines(self, name: str) -> list[dict]:
         return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]

@@ -8,15 +8,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import recorded
 import torch
+from peft import LoraConfig, get_peft_model
 from pydantic import BaseModel
 from recorded import Observed
+from transformers import AutoModelForCausalLM
 
 from models.base import arithmetic_of, quantized_layers
 from models.engines.protocol import Sampling
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 # of the stages below
 STAGE_OF = {"distill": "traces", "preflight": "fit", "sft": "imitate", "grpo": "polish", "evaluate": "look",
             "export": "release", "probe": "moved", "solutions": "written", "merge": "one", "mixture": "inside",
-            "route": "choose", "grow": "wider"}  # fmt: skip
+            "route": "choose", "grow": "wider", "panel": "brought"}  # fmt: skip
 ARMS = 8
 """Of the panel that is routed: the base and seven experts."""
 SAME = object()
@@ -253,7 +255,25 @@ def bound_told(o: Observed, key: str) -> float:
     return float(re.search(rf"(?:above|below) ([\d.]+)%? \({key}\)", o.fit.said).group(1))
 
 
-def rules(base: str, reward_file: str, solved: str) -> dict[str, Rule]:
+def changes(folder: str) -> dict[str, Rule]:
+    """The keys of a change of the panel; those of other changes in stages of their own, `twice` and `less`."""
+
+    def verdict(o: Observed) -> str:
+        costly = o.less.result.extra | {"removal: low": -1.0}
+        return o.run.recipe.stage("less").verdict(replace(o.less.result, extra=costly)).reason
+
+    return {
+        "parent": Rule(None, lambda o: None),
+        "change": Rule("add", lambda o: o.brought.said.split()[0], "added"),
+        "expert": Rule("theirs", lambda o: o.brought.panel.names[-1]),
+        "folder": Rule(folder, lambda o: o.brought.panel.expert("theirs").rank, 1),
+        "domains": Rule(["cities"], lambda o: list(o.brought.panel.expert("theirs").domains)),
+        "to": Rule("twin", lambda o: o.twice.panel.names[-1]),
+        "may_cost": Rule(0.25, lambda o: float(verdict(o).rpartition(" ")[2]) / 100),
+    }
+
+
+def rules(base: str, reward_file: str, solved: str, brought: str) -> dict[str, Rule]:
     """By key: `section.key`, or `kind.key` for stages."""
     serving = 0  # of (serving, capacity), as start_engine takes them
     rows = Rule(1, lambda o: o.args("imitate").per_device_train_batch_size)
@@ -380,6 +400,7 @@ def rules(base: str, reward_file: str, solved: str) -> dict[str, Rule]:
                                 {"rank": 4, "alpha": 9.0, "dropout": 0.35, "targets": ["v_proj"]})),
         **under("route", routes()),
         **under("grow", grows()),
+        **under("panel", changes(brought)),
         # with two iterations over a batch, a checkpoint is only written after the second
         **under("grpo", trains("polish", 2e-3, 0.03, 0.003, room, (3, 4))),
         "grpo.parent": Rule("explore", lambda o: o.parent(o.polish.start)),
@@ -506,6 +527,10 @@ def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
         panel.append(
             {"name": second, **plain, **{key: keys.pop(key) for key in ("expert", "from", "domains", "optimizer")}}
         )
+    changed = [
+        {"name": "less", "change": "remove", "expert": "first", "may_cost": stages["panel"].pop("may_cost")},
+        {"name": "twice", "change": "clone", "expert": "old", "to": stages["panel"].pop("to")},
+    ]
     expert = {"kind": "sft", "data": ["traces"], "steps": 1, "learning_rate": 1e-3, "preflight": False}
     order = [
         stages["distill"],
@@ -526,6 +551,8 @@ def recipe_of(rules: Mapping[str, Rule]) -> Recipe:
         *panel,
         stages["route"],
         stages["grow"],
+        *({"kind": "panel", **one} for one in changed),
+        stages["panel"],
     ]
     return Recipe.model_validate({"name": "other", **made, "stages": order})
 
@@ -541,7 +568,9 @@ def made(tiny_path, tmp_path_factory):
             for word, how in (("mnop", r"so \boxed{"), ("nopm", "<|assistant|> <|user|> <|end|> 1234567890"))
         ]
         (folder / "solved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        found = rules(str(tiny_path), str(folder / "mine.py"), str(folder / "solved.jsonl"))
+        bare = AutoModelForCausalLM.from_pretrained(tiny_path)
+        get_peft_model(bare, LoraConfig(r=1, target_modules=["q_proj"])).save_pretrained(folder / "brought")
+        found = rules(str(tiny_path), *(str(folder / name) for name in ("mine.py", "solved.jsonl", "brought")))
         yield found, recipe_of(found), folder
 
 
@@ -561,7 +590,7 @@ def test_every_key_has_a_rule_with_a_value_that_is_not_its_default(made):
             assert rule.value != (list(default) if isinstance(default, tuple) else default), key
 
 
-@pytest.mark.parametrize("key", rules("", "", ""))
+@pytest.mark.parametrize("key", rules(*[""] * 4))
 def test_every_key_arrives(made, observed, key):
     rule = made[0][key]
     arrives = rule.value if rule.arrives is SAME else rule.arrives

@@ -4,12 +4,14 @@ policy of it, and compare it with the panel itself, routed."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
+from orchestra.config.experts import EACH, may_give_panel
 from orchestra.config.stage import Draft, Gives, Stage, last_panel
-from orchestra.config.trained import EACH
 
 if TYPE_CHECKING:
+    from orchestra.config.experts import PlannedPanel
     from orchestra.report.data import StageRecord
     from orchestra.report.parts import Part
 
@@ -43,6 +45,9 @@ class RoutingStage(PanelStage):
     def trains(self) -> str | None:
         return None
 
+    def experts(self, before: PlannedPanel) -> PlannedPanel:
+        return replace(before, routed=True, before=None)
+
     def traces_seen(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
         """Problems of which there are none are asked first."""
         return tuple(stage.name for stage in earlier if "traces" in stage.given)
@@ -74,9 +79,3 @@ class OfPanelStage(PanelStage):
                 f"it is compared with the routed panel, but {name!r}, which gives the last panel before it, {told}; "
                 "put a stage between them that routes",
             )
-
-
-def may_give_panel(draft: Draft) -> bool:
-    """Whether a stage that could not be read may."""
-    read = {stage.name for stage in draft.stages}
-    return any(kind is None or "panel" in kind.gives for name, kind in draft.kinds.items() if name not in read)

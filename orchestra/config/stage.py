@@ -19,6 +19,7 @@ from settings import FREE, Node, Refers, Slug, Text
 if TYPE_CHECKING:
     from evals.settings import Evaluate
     from models.settings import Lora
+    from orchestra.config.experts import PlannedPanel
     from orchestra.config.recipe import Recipe
     from orchestra.plan.estimate import Estimator, StagePlan
     from orchestra.report.data import StageRecord
@@ -106,6 +107,10 @@ class Stage(Node):
     def panel(self, earlier: Sequence[Stage]) -> str | None:
         """The earlier stage whose panel of experts this one takes up; None: it has nothing to do with any."""
         return None
+
+    def experts(self, before: PlannedPanel) -> PlannedPanel:
+        """The panel's experts after it, as far as that is known beforehand."""
+        return before
 
     def traces_seen(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
         """The earlier stages whose traces it looks at without naming them."""

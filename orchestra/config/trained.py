@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from models.experts import BASE, name_fault
 from models.settings import TrainsExpert
+from orchestra.config.experts import EACH, PlannedExpert, PlannedPanel, panel_before, planned_panel
 from orchestra.config.stage import Draft, Gives, Stage, last_panel
 from orchestra.work.domains import expert_name
 from rl.settings import GrpoSettings
-from settings import near
 
 if TYPE_CHECKING:
     from models.settings import Lora
     from orchestra.config.recipe import Recipe
-
-EACH = "each"
 
 
 class TrainingStage(Stage, TrainsExpert):
@@ -41,14 +40,27 @@ class TrainingStage(Stage, TrainsExpert):
     def panel(self, earlier: Sequence[Stage]) -> str | None:
         return last_panel(earlier) if self.expert is not None else None
 
+    def experts(self, before: PlannedPanel) -> PlannedPanel:
+        if self.expert is None:
+            return before
+        start = before.get(self.starts_from)
+        made_in = self if start is None else start.made_in
+        panel = before
+        for name in self.names or (EACH,):
+            there = panel.get(name, several=name == EACH)
+            there = PlannedExpert(name, made_in, several=name == EACH) if there is None else there
+            panel = panel.with_expert(replace(there, trained_in=(*there.trained_in, self)))
+        return panel
+
     def parents(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
         """Of an expert: the last stage that trained it alone, or else the one that it starts from. Of a single policy,
         where nothing is said: the last single policy, which no expert is."""
         if self.expert is None:
             return super().parents([stage for stage in earlier if stage.trains is None])
-        experts = {stage.expert: stage.name for stage in earlier if isinstance(stage, TrainingStage)}
-        found = experts.get(self.expert, experts.get(self.starts_from)) if self.expert != EACH else None
-        return (found,) if found is not None else ()
+        panel = planned_panel(earlier)
+        found = panel.get(self.expert) or panel.get(self.starts_from)
+        alone = [stage.name for stage in found.trained_in if "policy" in stage.given] if found is not None else []
+        return tuple(alone[-1:])
 
     @property
     def starts_from(self) -> str:
@@ -62,18 +74,12 @@ class TrainingStage(Stage, TrainsExpert):
         of = f" of {', '.join(self.domains)}" if self.domains is not None else ""
         return f", an expert for each domain{of}" if self.expert == EACH else f", expert {self.expert}{of}"
 
-    def trains_same(self, other: Stage) -> bool:
-        """Whether an earlier stage has trained the expert that this one trains, or may have trained one of those."""
-        if not isinstance(other, TrainingStage) or None in (self.expert, other.expert):
-            return False
-        own, others = self._names(), other._names()
-        return own is None or others is None or not own.isdisjoint(others)
-
-    def _names(self) -> frozenset[str] | None:
+    @property
+    def names(self) -> tuple[str, ...] | None:
         """The experts that it trains; None where the data says which."""
         if self.expert != EACH:
-            return frozenset({self.expert})
-        return None if self.domains is None else frozenset(map(expert_name, self.domains))
+            return (self.expert,)
+        return None if self.domains is None else tuple(dict.fromkeys(map(expert_name, self.domains)))
 
     def ready(self, recipe: Recipe) -> None:
         from orchestra.work.domains import must_have_problems
@@ -100,29 +106,16 @@ class TrainingStage(Stage, TrainsExpert):
             )
         if self.expert != EACH and (fault := name_fault(self.expert)):
             yield "expert", fault
-        known = known_experts(before)
-        if self.expert != EACH and any(self.trains_same(stage) and stage.expert == self.expert for stage in before):
+        panel = panel_before(self, draft)
+        if self.expert != EACH and panel.get(self.expert) is not None:
             for key in ("from", "lora"):
                 if getattr(self, key) is not None:
                     yield key, f"only of a new expert; {self.expert!r} is there already"
         elif self.starts_from != BASE and self.lora is not None:
             yield "lora", f"an expert from {self.starts_from!r} has that one's adapter; leave `lora` out, or `from`"
-        elif self.starts_from != BASE and known is not None and self.starts_from not in known:
-            listed = ", ".join(known) or "none"
-            start = self.starts_from
-            yield (
-                "from",
-                f"{start!r} is no expert that is there by then (experts: {listed}){near(start, (*known, BASE))}",
-            )
+        elif self.starts_from != BASE and (fault := panel.unknown(self.starts_from, BASE)):
+            yield "from", fault
 
 
 class OptimisingStage(TrainingStage, GrpoSettings):
     """A stage that optimises a policy or experts for the reward."""
-
-
-def known_experts(earlier: Sequence[Stage]) -> tuple[str, ...] | None:
-    """The experts that these stages make, where that can be known before they have run."""
-    makers = [stage for stage in earlier if isinstance(stage, TrainingStage) and "panel" in stage.given]
-    if any(stage.trains in (None, EACH) for stage in makers):
-        return None
-    return tuple(dict.fromkeys(stage.trains for stage in makers))

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from models.engines.protocol import ADAPTER_CONFIG
 from models.families import ALL_LINEAR, LINEARS, read_config, refused, unknown_targets
 from models.paths import hub_model
 from orchestra.config.faults import Fault, brief
@@ -40,7 +41,7 @@ def is_local(value: str, refers: Refers) -> bool:
     """Whether the value of such a field names a local file that is read."""
     if refers.to == "problems":
         return is_problem_file(value)
-    return refers.to == "file" or (refers.file and is_file(value))
+    return refers.to in ("file", "adapter") or (refers.file and is_file(value))
 
 
 def find_files(
@@ -70,9 +71,11 @@ def find_files(
         places = (beside / plain, plain)
         by_user = any((*at, key)[:n] in overridden for n in range(1, len(at) + 2))
         for candidate in reversed(places) if by_user else places:
-            if candidate.is_file():
+            if (candidate / ADAPTER_CONFIG if refers.to == "adapter" else candidate).is_file():
                 return str(candidate)
         reason = "is a folder" if plain.is_dir() else "no such file"
+        if refers.to == "adapter":
+            reason = f"holds no adapter ({ADAPTER_CONFIG} is missing)" if plain.is_dir() else "no such folder"
         siblings = [str(other) for other in plain.parent.glob("*")] if plain.parent.is_dir() else []
         message = f"{brief(value, 200)}: {reason}{near(value, siblings)}"
         faults.append(Fault((*at, key), message, stage=stage))

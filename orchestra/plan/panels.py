@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from orchestra.config.experts import EACH, PlannedExpert, planned_panel
 from orchestra.config.imitating import GrowingStage
-from orchestra.config.trained import EACH, TrainingStage
+from orchestra.config.trained import TrainingStage
 
 if TYPE_CHECKING:
     from models.settings import Lora
@@ -53,14 +54,20 @@ def each_trained(estimator: Estimator, stage: TrainingStage, work: tuple[int, fl
 
 def experts_before(recipe: Recipe, stage: Stage) -> tuple[Lora, ...]:
     """The experts of the panel that a stage takes up; where one grows before it, as many as are planned."""
-    found: dict[str, tuple[Lora, ...]] = {}
-    for one in recipe.before(stage.name):
-        if isinstance(one, GrowingStage):
-            there = sum(map(len, found.values()))
-            found[one.name] = (one.adapter(recipe),) * experts_kept(one, there, experts_grown(one, there))
-        elif one.trains is not None and one.trains not in found:
-            found[one.trains] = (one.adapter(recipe),) * experts_trained(recipe, one)
-    return tuple(expert for experts in found.values() for expert in experts)
+    found: list[Lora] = []
+    for expert in planned_panel(recipe.before(stage.name)).experts:
+        found += [expert.made_in.adapter(recipe)] * _meant(recipe, expert, len(found))
+    return tuple(found)
+
+
+def _meant(recipe: Recipe, expert: PlannedExpert, there: int) -> int:
+    """How many a planned expert stands for, beside those before it."""
+    if not expert.several:
+        return 1
+    maker = expert.made_in
+    if isinstance(maker, GrowingStage):
+        return experts_kept(maker, there, experts_grown(maker, there))
+    return experts_trained(recipe, maker)
 
 
 def experts_grown(stage: GrowingStage, there: int) -> int:
@@ -94,7 +101,8 @@ def trained_memory(estimator: Estimator, stage: TrainingStage, training: Mapping
         return training
     recipe = estimator.recipe
     experts = (stage.adapter(recipe),) * experts_trained(recipe, stage)
-    others = () if any(stage.trains_same(one) for one in recipe.before(stage.name)) else experts_before(recipe, stage)
+    known = planned_panel(recipe.before(stage.name)).perhaps(stage.names)
+    others = () if known else experts_before(recipe, stage)
     asking = estimator.panel((*others, *experts))
     return max(training, asking, key=lambda parts: sum(parts.values()))
 

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from models.expert_files import FILES, MOMENTS
 from models.paths import model_path
 from orchestra.config.checks import references
 from orchestra.config.recipe import Recipe
@@ -136,6 +137,11 @@ def _outside(recipe: Recipe, stage: Stage) -> Iterator[tuple[str, str]]:
             digest = _local_model(value)
             if digest is not None:
                 yield f"{key} {value}", digest
+        elif refers.to == "adapter":
+            files = (Path(value) / file for file in (*FILES, MOMENTS))
+            yield from (
+                (f"{key} ({file.parent.name}/{file.name})", sha256_of(file)) for file in files if file.is_file()
+            )
         elif is_local(value, refers):
             yield f"{key} ({Path(value).name})", sha256_of(Path(value))
             if refers.to == "file":

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from orchestra.config.routed import NO_PANEL, may_give_panel
+from orchestra.config.experts import may_give_panel, planned_panel
+from orchestra.config.routed import NO_PANEL
 from orchestra.config.stage import Draft, Stage, last_panel
-from orchestra.config.trained import known_experts
 from orchestra.work.settings import EXPORT, ExportSettings
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class ExportStage(Stage, ExportSettings):
         if nearest is None:
             yield "parent", f"{panel!r} gives a panel of experts, and no stage a single policy; {ways}"
             return
-        if len(known_experts(before) or ()) != 1 or nearest != panel:
+        experts = planned_panel(before)
+        if not experts.known or len(experts.names) != 1 or nearest != panel:
             yield (
                 "parent",
                 f"not said, it would be {_called(before[names.index(nearest)])} alone, and not the panel of {panel!r}; "

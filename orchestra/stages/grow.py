@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from orchestra.config.experts import PlannedExpert, PlannedPanel
 from orchestra.config.imitating import GrowingStage
 from orchestra.config.routed import RoutingStage
 from orchestra.config.stage import Draft, Verdict, last_panel
@@ -40,6 +41,10 @@ class GrowStage(RoutingStage, GrowingStage):
         if self.labels == "random" and self.controller == "signals":
             yield "labels", "'random' is of a controller that learns from labels; write `controller: learned`"
         yield from self.training_faults(draft)
+
+    def experts(self, before: PlannedPanel) -> PlannedPanel:
+        panel = super().experts(before)
+        return replace(panel, experts=(*panel.experts, PlannedExpert(self.name, self, (self,), several=True)))
 
     def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
         return (*super().trains_on(recipe), (recipe.problems.train, recipe.problems.train_limit))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestra.config.checks import share_faults, sweep_faults
+from orchestra.config.experts import planned_panel
 from orchestra.config.stage import Draft, Stage
 from orchestra.config.trained import OptimisingStage
 from orchestra.work.settings import EXPERTS, PERPLEXITY
@@ -53,8 +54,9 @@ class GrpoStage(OptimisingStage):
         """The nearest grpo stage among those whose policy it builds on; of those that trained its expert, or one of its
         experts, the one with the highest beta."""
         if self.expert is not None:
-            own = [stage for stage in draft.before(self) if isinstance(stage, GrpoStage) and self.trains_same(stage)]
-            return max(own, key=lambda stage: stage.beta, default=None)
+            own = planned_panel(draft.before(self)).perhaps(self.names)
+            stages = [stage for expert in own for stage in expert.trained_in if isinstance(stage, GrpoStage)]
+            return max(stages, key=lambda stage: stage.beta, default=None)
         stage: Stage | None = self
         while (stage := draft.parent_of(stage)) is not None:
             if isinstance(stage, GrpoStage):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from models.prompts import render_prompt
-from orchestra.config.trained import EACH
+from orchestra.config.experts import EACH
 from orchestra.work.domains import domain_by_problem, traces_in, wanted
 from orchestra.work.panels import in_panel, one_each
 from orchestra.work.policies import start_policy, steps_on

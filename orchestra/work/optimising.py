@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from models.adapters import adapter_tensors
 from models.reference import Reference
-from orchestra.config.trained import EACH
+from orchestra.config.experts import EACH
 from orchestra.work.domains import asked_in, wanted
 from orchestra.work.panels import in_panel, one_each
 from orchestra.work.policies import start_policy, steps_on

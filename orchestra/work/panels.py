@@ -26,8 +26,8 @@ from models.experts import (
     write_panel,
 )
 from models.structure import structure_in
+from orchestra.config.experts import EACH
 from orchestra.config.stage import ROUTES
-from orchestra.config.trained import EACH
 from orchestra.run.ledger import StageResult, write_json
 from orchestra.work.context import ADAPTER, PANEL_FOLDER, StageContext
 from orchestra.work.domains import domain_table, expert_name

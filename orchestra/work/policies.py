@@ -16,6 +16,7 @@ from models.engines.protocol import Sampling
 from models.reference import Reference
 from models.settings import PromptFormat
 from models.training import StepListener
+from orchestra.config.experts import planned_panel
 from orchestra.work.context import StageContext
 from orchestra.work.resources import stage_seed
 
@@ -202,13 +203,21 @@ def divergences(context: StageContext, policy: PeftModel, asked: Asked) -> dict[
     groups = resources.engine().generate(prompts, sampling, seeds)
     sequences = [(prompt, group[0].token_ids) for prompt, group in zip(prompts, groups, strict=True)]
     found = {"kl_to_base": _kl(policy, Reference("base", None), sequences)}
-    own = [s.name for s in recipe.stages if "imitation" in s.given and s.trains == context.expert]
-    imitated = next((name for name in own if name in context.earlier), None)
-    if imitated is not None:
+    if (imitated := _imitated(context)) is not None:
         reference = Reference.saved(imitated, context.adapter_of(imitated))
         reference.replace(policy)
         found["kl_to_sft"] = _kl(policy, reference, sequences)
     return found
+
+
+def _imitated(context: StageContext) -> str | None:
+    """The first stage that has trained the policy, or the expert under whatever name, by imitation alone."""
+    stages = context.recipe.before(context.stage.name)
+    if context.expert is not None:
+        known = planned_panel(stages).get(context.expert)
+        stages = known.trained_in if known is not None else ()
+    own = (stage.name for stage in stages if "imitation" in stage.given and (context.expert or stage.trains is None))
+    return next(own, None)
 
 
 def _kl(policy: PeftModel, reference: Reference, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> float:

@@ -14,7 +14,7 @@ from evals.evaluate import Evaluation, compare
 from evals.removal import start_record_fault
 from models.expert_files import MOMENTS
 from models.experts import PanelError
-from orchestra.config.trained import EACH
+from orchestra.config.experts import EACH
 from orchestra.work.policies import EVALUATION, answered, serve
 from orchestra.work.settings import ANSWERS, SCORED
 from settings.files import write_whole

@@ -108,7 +108,7 @@ def test_what_is_not_a_recipe_is_one_message(written, text, said):
         ("steps: 200", "steps: [200]", "[200] is a list; a whole number is needed"),
         ("steps: 200", "steps: 99999999999999999999", "must be at most"),
         ("kind: grpo", "kind: gpro", "'gpro' is not one of distill, evaluate, export, grow, grpo, merge, "
-                                     "mixture, preflight, probe, route, sft, solutions; did you mean 'grpo'?"),
+                                     "mixture, panel, preflight, probe, route, sft, solutions; did you mean 'grpo'?"),
         ("kind: grpo, ", "", "kind: missing; one of"),
         ("kind: grpo", "kind: [grpo]", "is not one of distill"),
         ("name: explore", "name: Explore", "use lower-case letters"),
@@ -423,8 +423,8 @@ def test_a_part_of_a_number_keeps_six_digits(written):
     [
         ("kinds: {grpo: {beta: 0.1}}", "tiny.yaml:1: kinds.grpo.beta: a scale says how big, never what is learned"),
         ("kinds: {grpo: {bta: 0.1}}", "kinds.grpo.bta: unknown key"),
-        ("kinds: {gpro: {steps: 1}}", "kinds.gpro: not a kind of stage; one of distill, evaluate, export, grow, "
-                                      "grpo, merge, mixture, preflight, probe, route, sft, solutions; did you mean "),
+        ("kinds: {gpro: {steps: 1}}", "kinds.gpro: not a kind of stage; one of distill, evaluate, export, grow, grpo, "
+                                      "merge, mixture, panel, preflight, probe, route, sft, solutions; did you mean "),
         ("reward: {format: 0.5}", "a scale has the sections model, problems, rollouts, evaluate, kinds, stages"),
         ("seed: 3", "a scale has the sections"),
         ("problems: {format: boxed}", "never what is learned"),

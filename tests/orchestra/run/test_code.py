@@ -12,8 +12,8 @@ from orchestra.run.code import _digest, _imports, closure
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("orchestra", "sft", "rl", "evals", "models", "rewards", "settings", "recipes")
-STAGES = ["base", "distill", "evaluate", "export", "grow", "grpo", "merge", "mixture", "preflight", "probe", "route",
-          "sft", "solutions"]  # fmt: skip
+STAGES = ["base", "distill", "evaluate", "export", "grow", "grpo", "merge", "mixture", "panel", "preflight", "probe",
+          "route", "sft", "solutions"]  # fmt: skip
 PROGRAM = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -132,8 +132,6 @@ def test_only_who_looks_on_does_not_count(before):
     known = {"rewards.settings", "rewards.math.cases", "orchestra.text"}
     # what compares finished runs, and sets of traces
     known |= {"evals.arms", "evals.gains", "evals.seeds", "sft.cards"}
-    # what changes a panel by hand
-    known |= {"models.panel_changes"}
     onlookers = ("orchestra.config.", "orchestra.plan.", "orchestra.report.", "orchestra.run.", "orchestra.cli",
                  "orchestra.__main__", "models.embedded.")  # fmt: skip
     assert {name for name in left_out if not name.startswith(onlookers)} <= known

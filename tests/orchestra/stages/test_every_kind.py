@@ -28,6 +28,7 @@ STAGES = {
     "grow": {"data": "traces", "steps": 3, "learning_rate": 1e-3},
     "merge": {"merge": "linear"},
     "mixture": {},
+    "panel": {"change": "clone", "expert": "algebra", "to": "twin"},
     "probe": {},
     "solutions": {"same_problems_as": "traces"},
 }
@@ -42,13 +43,14 @@ NAMES = {
     "grow": "grown",
     "merge": "one",
     "mixture": "inside",
+    "panel": "twice",
     "probe": "moved",
     "solutions": "written",
 }
 KINDS = sorted(all_kinds())
 # what those take that make something of a panel
 EXPERTS = {"name": "experts", "kind": "sft", "data": "traces", "steps": 3, "learning_rate": 1e-3, "expert": "each"}
-OF_PANEL = ("route", "grow", "merge", "mixture")
+OF_PANEL = ("route", "grow", "merge", "mixture", "panel")
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def test_plan(recipe, kind):
     row = of(recipe, kind).plan(estimator)
     assert (row.name, row.kind) == (of(recipe, kind).name, kind)
     assert row.seconds >= 5 and row.peak > 2**30 and row.memory["engine weights"] > 0
-    assert (row.tokens > 0) == (kind != "solutions")
+    assert (row.tokens > 0) == (kind not in ("solutions", "panel"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

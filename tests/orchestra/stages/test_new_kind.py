@@ -117,7 +117,7 @@ def test_without_the_file_the_kind_is_unknown(place):
         cwd=place, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "kind: 'weigh' is not one of distill, evaluate, export, grow, grpo, merge, mixture, preflight" in done.stderr
+    assert "kind: 'weigh' is not one of distill, evaluate, export, grow, grpo, merge, mixture, panel" in done.stderr
 
 
 def test_in_the_schema(place):
