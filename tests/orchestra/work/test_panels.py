@@ -195,6 +195,22 @@ def test_kl_to_the_sft_policy_is_to_the_experts_own(chain):
     assert {name for name, result in results.items() if "kl_to_sft" in result.extra} == {"rein"}
 
 
+def test_an_expert_goes_on_under_another_name(make, engine):
+    """From the same weights; KL is measured to the policy that imitated, whose stage it is compared with."""
+    renamed = {"name": "named", "kind": "panel", "change": "rename", "expert": "sums", "to": "totals"}
+    then = {**GRPO, "name": "then", "expert": "totals", "reference": "base", "steps": 2}
+    recipe, folder = make(({"name": "first", "expert": "sums", **SFT}, renamed, then))
+    with pytest.MonkeyPatch.context() as patch:
+        seen = Watching(patch)
+        for stage in recipe.stages:
+            context = solved.context(recipe, stage.name, folder / "run", engine)
+            result = stage.run(context)
+            (context.folder / "result.json").write_text(json.dumps(result.to_json()))
+    assert adapter_sha256(seen.starts["then"]) == digest(expert_folder(folder / "run" / "first" / "panel", "sums"))
+    assert (panel_of(folder / "run", "then").names, recipe.parents_of("then")) == (("totals",), ("first",))
+    assert result.extra["kl_to_sft"] > 0 and result.extra["structure_since"] == "named"
+
+
 # a killed stage
 
 
