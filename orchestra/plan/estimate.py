@@ -172,8 +172,12 @@ class Estimator(Memory):
         if "evaluation" not in stage.gives:
             return 0, 0.0
         settings = stage.evaluation(self.recipe)
-        passes = settings.samples + (1 if settings.greedy else 0)
-        return self.generate(self.base, self.held_out_count(stage) * passes, settings.max_completion_tokens)
+        return self.held_out_asked(stage, settings.samples + (1 if settings.greedy else 0))
+
+    def held_out_asked(self, stage: Stage, times: int) -> tuple[int, float]:
+        """Tokens and seconds to answer a stage's held-out problems so many times."""
+        limit = stage.evaluation(self.recipe).max_completion_tokens
+        return self.generate(self.base, times * self.held_out_count(stage), limit)
 
     def held_out_count(self, stage: Stage) -> int:
         """Problems that a stage is evaluated on, in all its sets."""

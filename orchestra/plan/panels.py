@@ -45,11 +45,16 @@ def said_of_each(recipe: Recipe, stage: TrainingStage) -> str:
 
 
 def each_trained(estimator: Estimator, stage: TrainingStage, work: tuple[int, float]) -> tuple[int, float]:
-    """Tokens and seconds of a stage that takes `work` for each of its experts, and evaluates their panel at the end."""
-    if stage.expert != EACH:
+    """Tokens and seconds of a stage that takes `work` for each of its experts, and evaluates their panel at the end;
+    each that goes on is asked before, whether it starts as it is recorded."""
+    if stage.expert is None:
         return work
-    times, (asked, answering) = experts_trained(estimator.recipe, stage), estimator.evaluation(stage)
-    return times * work[0] + asked, times * work[1] + answering
+    panel = planned_panel(estimator.recipe.before(stage.name))
+    goes_on = panel.perhaps(stage.names) or panel.get(stage.starts_from) is not None
+    checked = estimator.held_out_asked(stage, stage.evaluation(estimator.recipe).samples) if goes_on else (0, 0.0)
+    times = experts_trained(estimator.recipe, stage)
+    asked, answering = estimator.evaluation(stage) if stage.expert == EACH else (0, 0.0)
+    return times * (work[0] + checked[0]) + asked, times * (work[1] + checked[1]) + answering
 
 
 def experts_before(recipe: Recipe, stage: Stage) -> tuple[Lora, ...]:

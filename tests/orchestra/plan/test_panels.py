@@ -10,7 +10,7 @@ from orchestra.config.loading import load_recipe
 from orchestra.plan.devices import GIB, device_of
 from orchestra.plan.estimate import EMBEDDED_LENGTH_SHARE, EMBEDDED_PROMPT, Estimator, estimate
 from orchestra.plan.machine import Gpu, Machine
-from orchestra.plan.panels import experts_before, experts_grown, experts_kept
+from orchestra.plan.panels import each_trained, experts_before, experts_grown, experts_kept
 from orchestra.plan.table import show
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -109,6 +109,24 @@ def test_a_stages_own_rank_counts():
     assert found["experts"].data == "own, 7 experts" and found["experts"].steps == 7 * 500
     assert found["route"].memory["experts"] == 7 * 4 * 8 * PER_RANK
     assert all(row.peak < 80 * GIB for row in found.values())
+
+
+def test_an_expert_that_goes_on_is_asked_before():
+    """Its held-out problems, as often as it is sampled, greedy pass and all left out; a new one is not asked. Of four
+    experts each is."""
+    recipe, device = load_recipe(FOUR, "gpu", ()), device_of(H100, "gpu")
+    made = Estimator(recipe, device)
+    stage = recipe.stage("explore")
+    checked = made.held_out_asked(stage, stage.evaluation(recipe).samples)
+    greedy = made.evaluation(stage)[0] // (stage.evaluation(recipe).samples + 1)
+    assert checked[0] == pytest.approx(made.evaluation(stage)[0] - greedy)
+    anew = load_recipe(FOUR, "gpu", ("stages.explore.expert=fifth",))
+    one, four = (Estimator(own, device).recipe.stage("explore").plan(Estimator(own, device)) for own in (anew, recipe))
+    alone = each_trained(made, recipe.stage("explore"), (0, 0.0))
+    asked = made.evaluation(stage)
+    assert alone == (4 * checked[0] + asked[0], pytest.approx(4 * checked[1] + asked[1]))
+    assert four.tokens == 4 * (one.tokens + checked[0]) + asked[0]
+    assert each_trained(made, recipe.stage("experts"), (0, 0.0)) == asked
 
 
 def test_the_table_is_what_the_command_prints():
