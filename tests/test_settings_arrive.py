@@ -269,7 +269,7 @@ def changes(folder: str) -> dict[str, Rule]:
         "folder": Rule(folder, lambda o: o.brought.panel.expert("theirs").rank, 1),
         "domains": Rule(["cities"], lambda o: list(o.brought.panel.expert("theirs").domains)),
         "to": Rule("twin", lambda o: o.twice.panel.names[-1]),
-        "may_cost": Rule(0.25, lambda o: float(verdict(o).rpartition(" ")[2]) / 100),
+        "may_cost": Rule(0.25, lambda o: float(verdict(o).split()[-2]) / 100),
     }
 
 

@@ -36,14 +36,17 @@ def faults_between_stages(
     faults: list[Fault] = []
     kinds: dict[str, type[Stage] | None] = {}
     read: list[Stage] = []
+    unread: list[type[Stage] | None] = []
     for i, stage in enumerate(stages):
-        draft = Draft(sections, tuple(read), dict(kinds), processes)
+        draft = Draft(sections, tuple(read), dict(kinds), tuple(unread), processes)
         for key, message in _faults_of(stage, draft):
             faults.append(Fault(("stages", i, *key.split(".")), message, stage=stage.name or f"number {i + 1}"))
         if stage.name:
             kinds[stage.name] = type(stage) if isinstance(stage, Stage) else stage.kind
         if isinstance(stage, Stage):
             read.append(stage)
+        else:
+            unread.append(stage.kind)
     return faults
 
 
@@ -132,7 +135,7 @@ def single_policy_faults(stage: Stage, draft: Draft) -> Iterator[tuple[str, str]
     panel, nearest = last_panel(before), (*stage.parents(before), "base")[0]
     names = ["base", *(one.name for one in before)]
     # a stage that could not be read may be the parent
-    if stage.parent is not None or panel is None or len(draft.kinds) != len(draft.stages):
+    if stage.parent is not None or panel is None or draft.unread:
         return
     if names.index(nearest) < names.index(panel):
         yield (

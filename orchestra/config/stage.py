@@ -227,12 +227,14 @@ class Draft:
         sections: the recipe's parts other than its stages; one with a fault in it is missing.
         stages: those before this one that could be read.
         kinds: of every named stage before this one, readable or not; None where the kind is unknown.
+        unread: the kinds of those that could not be read, named or not.
         processes: that a run now would have.
     """
 
     sections: Mapping[str, Node]
     stages: tuple[Stage, ...] = ()
     kinds: Mapping[str, type[Stage] | None] = field(default_factory=dict)
+    unread: tuple[type[Stage] | None, ...] = ()
     processes: int = 1
 
     def parent_of(self, stage: Stage) -> Stage | None:

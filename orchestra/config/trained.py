@@ -43,13 +43,15 @@ class TrainingStage(Stage, TrainsExpert):
     def experts(self, before: PlannedPanel) -> PlannedPanel:
         if self.expert is None:
             return before
-        start = before.get(self.starts_from)
+        start = before.meant(self.starts_from) if self.starts_from != BASE else None
         made_in = self if start is None else start.made_in
-        panel = before
+        new = self.lora is not None or getattr(self, "from") is not None
+        panel, find = before, before.get if new else before.meant
         for name in self.names or (EACH,):
-            there = panel.get(name, several=name == EACH)
-            there = PlannedExpert(name, made_in, several=name == EACH) if there is None else there
-            panel = panel.with_expert(replace(there, trained_in=(*there.trained_in, self)))
+            several = name == EACH
+            there = before.get(EACH, several=True) if several else find(name)
+            there = there or PlannedExpert(name, made_in, several=several)
+            panel = panel.with_expert(replace(there, trained_in=(*there.trained_in, self), sure=True))
         return panel
 
     def parents(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
@@ -57,6 +59,8 @@ class TrainingStage(Stage, TrainsExpert):
         where nothing is said: the last single policy, which no expert is."""
         if self.expert is None:
             return super().parents([stage for stage in earlier if stage.trains is None])
+        if self.expert == EACH:
+            return ()
         panel = planned_panel(earlier)
         found = panel.get(self.expert) or panel.get(self.starts_from)
         alone = [stage.name for stage in found.trained_in if "policy" in stage.given] if found is not None else []
@@ -107,7 +111,7 @@ class TrainingStage(Stage, TrainsExpert):
         if self.expert != EACH and (fault := name_fault(self.expert)):
             yield "expert", fault
         panel = panel_before(self, draft)
-        if self.expert != EACH and panel.get(self.expert) is not None:
+        if self.expert != EACH and panel.surely(self.expert):
             for key in ("from", "lora"):
                 if getattr(self, key) is not None:
                     yield key, f"only of a new expert; {self.expert!r} is there already"

@@ -73,10 +73,11 @@ def find_files(
         for candidate in reversed(places) if by_user else places:
             if (candidate / ADAPTER_CONFIG if refers.to == "adapter" else candidate).is_file():
                 return str(candidate)
-        reason = "is a folder" if plain.is_dir() else "no such file"
+        is_folder = any(candidate.is_dir() for candidate in places)
+        reason = "is a folder" if is_folder else "no such file"
         if refers.to == "adapter":
-            reason = f"holds no adapter ({ADAPTER_CONFIG} is missing)" if plain.is_dir() else "no such folder"
-        siblings = [str(other) for other in plain.parent.glob("*")] if plain.parent.is_dir() else []
+            reason = f"holds no adapter ({ADAPTER_CONFIG} is missing)" if is_folder else "no such folder"
+        siblings = [] if is_folder or not plain.parent.is_dir() else [str(other) for other in plain.parent.glob("*")]
         message = f"{brief(value, 200)}: {reason}{near(value, siblings)}"
         faults.append(Fault((*at, key), message, stage=stage))
         return value

@@ -69,7 +69,7 @@ def _meant(recipe: Recipe, expert: PlannedExpert, there: int) -> int:
     """How many a planned expert stands for, beside those before it."""
     if not expert.several:
         return 1
-    maker = expert.made_in
+    maker = expert.trained_in[0]
     if isinstance(maker, GrowingStage):
         return experts_kept(maker, there, experts_grown(maker, there))
     return experts_trained(recipe, maker)

@@ -44,7 +44,9 @@ class GrowStage(RoutingStage, GrowingStage):
 
     def experts(self, before: PlannedPanel) -> PlannedPanel:
         panel = super().experts(before)
-        return replace(panel, experts=(*panel.experts, PlannedExpert(self.name, self, (self,), several=True)))
+        # it may remove any of them
+        there = (replace(one, sure=False) for one in panel.experts)
+        return replace(panel, experts=(*there, PlannedExpert(self.name, self, (self,), several=True)))
 
     def trains_on(self, recipe: Recipe) -> tuple[tuple[str, int | None], ...]:
         return (*super().trains_on(recipe), (recipe.problems.train, recipe.problems.train_limit))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestra.config.checks import share_faults, sweep_faults
-from orchestra.config.experts import planned_panel
+from orchestra.config.experts import panel_before
 from orchestra.config.stage import Draft, Stage
 from orchestra.config.trained import OptimisingStage
 from orchestra.work.settings import EXPERTS, PERPLEXITY
@@ -54,7 +54,8 @@ class GrpoStage(OptimisingStage):
         """The nearest grpo stage among those whose policy it builds on; of those that trained its expert, or one of its
         experts, the one with the highest beta."""
         if self.expert is not None:
-            own = planned_panel(draft.before(self)).perhaps(self.names)
+            panel = panel_before(self, draft)
+            own = () if panel.unsure else panel.perhaps(self.names)
             stages = [stage for expert in own for stage in expert.trained_in if isinstance(stage, GrpoStage)]
             return max(stages, key=lambda stage: stage.beta, default=None)
         stage: Stage | None = self

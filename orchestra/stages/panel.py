@@ -50,11 +50,9 @@ class ChangeStage(PanelStage, PanelChange):
             yield "parent", f"it changes the last panel before it and takes up no policy; leave {self.parent!r} out"
         misused = list(self._misused())
         yield from misused
-        before = draft.before(self)
-        if not misused and self.change != "add" and self.panel(before) is None and self._all_read(draft):
-            yield "kind", NO_PANEL
-        elif not misused:
-            yield from self._against(panel_before(self, draft), draft)
+        panel = panel_before(self, draft)
+        if not misused and not panel.unsure:
+            yield from self._against(panel)
 
     def _misused(self) -> Iterator[tuple[str, str]]:
         needed = NEEDED[self.change]
@@ -66,45 +64,47 @@ class ChangeStage(PanelStage, PanelChange):
                 changes = [one for one in NEEDED if key in (*NEEDED[one], *POSSIBLE.get(one, ()))]
                 yield key, f"only of `change: {'`, `'.join(changes)}`, and this is `{self.change}`; leave it out"
 
-    def _against(self, panel: PlannedPanel, draft: Draft) -> Iterator[tuple[str, str]]:
+    def _against(self, panel: PlannedPanel) -> Iterator[tuple[str, str]]:
         """What does not fit the experts that there will be."""
-        known = self.change in ("clone", "remove", "rename")
-        if known and (fault := panel.unknown(self.expert)):
+        listed = ", ".join(panel.names)
+        if self.change != "add" and not panel.experts:
+            yield "kind", NO_PANEL
+            return
+        if self.change in ("clone", "remove", "rename") and (fault := panel.unknown(self.expert)):
             yield "expert", fault
         key, new = ("expert", self.expert) if self.change == "add" else ("to", self.to)
         if new is not None and (fault := name_fault(new)):
             yield key, fault
-        elif new is not None and new in panel.names:
-            yield key, f"there is an expert {new!r} already (experts: {', '.join(panel.names)}); choose another name"
-        if not self._all_read(draft):
-            return
+        elif new is not None and panel.surely(new):
+            yield key, f"there is an expert {new!r} already (experts: {listed}); choose another name"
         if self.change == "remove" and not panel.routed:
             yield (
                 "change",
                 "what a removal will cost is predicted by a stage that routes, and none has looked at this panel since "
                 "its experts were last changed; put a `route` stage before it",
             )
+        elif self.change == "remove" and panel.known and panel.names == (self.expert,):
+            yield "expert", f"{self.expert!r} is the last expert there is, and a panel has one; leave the stage out"
         if self.change == "undo" and panel.before is None:
             yield "change", "there is nothing to undo: no stage of this kind is the last that changed the panel"
-
-    @staticmethod
-    def _all_read(draft: Draft) -> bool:
-        """A stage that could not be read may be the one that is missed."""
-        return len(draft.kinds) == len(draft.stages)
+        elif self.change == "undo" and not panel.before.experts:
+            yield "change", f"without {listed!r}, which was added first, there is no panel; leave both stages out"
 
     def experts(self, before: PlannedPanel) -> PlannedPanel:
-        old = before.get(self.expert) if self.expert is not None else None
+        if before.unsure or any(self._misused()):
+            return replace(before, unsure=True)
         if self.change == "undo":
             return before.before or before
+        old, there = before.meant(self.expert), before.experts
         if self.change == "add":
-            experts = (*before.experts, PlannedExpert(self.expert, self))
-        elif self.change == "clone":
-            experts = (*before.experts, replace(old, name=self.to) if old is not None else PlannedExpert(self.to, self))
+            there = (*there, PlannedExpert(self.expert, self))
         elif self.change == "remove":
-            experts = tuple(one for one in before.experts if one is not old)
-        else:
-            experts = tuple(replace(one, name=self.to) if one is old else one for one in before.experts)
-        return PlannedPanel(experts, routed=before.routed and self.change == "rename", before=before)
+            there = tuple(one for one in there if one is not old)
+        elif old is not None:
+            new = old.renamed(self.to)
+            renames = self.change == "rename" and old in there
+            there = tuple(new if one is old else one for one in there) if renames else (*there, new)
+        return PlannedPanel(there, routed=before.routed and self.change == "rename", before=before)
 
     def adapter(self, recipe: Recipe) -> Lora:
         """That of the folder, where it is one; `ready` says what is wrong with it."""
@@ -118,7 +118,9 @@ class ChangeStage(PanelStage, PanelChange):
 
     def plan(self, estimator: Estimator) -> StagePlan:
         panel = estimator.recipe.panel_of(self.name)
-        return estimator.row(self, (0, 0.0), estimator.serving(), parent=panel, data=self.told)
+        # what is added is tried on the base
+        memory = estimator.panel((self.adapter(estimator.recipe),)) if self.change == "add" else estimator.serving()
+        return estimator.row(self, (0, 0.0), memory, parent=panel, data=self.told)
 
     @property
     def told(self) -> str:
@@ -147,7 +149,7 @@ class ChangeStage(PanelStage, PanelChange):
         cost = _predicted(result)
         if self.may_cost is None or cost is None or cost.low >= -self.may_cost:
             return None
-        return Verdict(False, f"{removal_line(self.expert, cost)}, and may_cost is {100 * self.may_cost:g}")
+        return Verdict(False, f"{removal_line(self.expert, cost)}, and it may cost {100 * self.may_cost:g} (may_cost)")
 
     @classmethod
     def report(cls, record: StageRecord) -> Iterator[Part]:

@@ -50,7 +50,7 @@ class ProbeStage(Stage, ProbeSettings):
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         yield from single_policy_faults(self, draft)
         # a stage that could not be read may be the parent
-        if self.parent is not None or len(draft.kinds) == len(draft.stages):
+        if self.parent is not None or not draft.unread:
             (parent,) = self.parents(draft.before(self)) or (BASE,)
             if parent == self.against:
                 yield "against", f"{parent!r} is what is probed; name another stage, or put one that trains before it"

@@ -27,7 +27,7 @@ class RouteStage(RoutingStage, RouteSettings):
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, str]]:
         # a stage that could not be read may train one
-        if last_panel(draft.before(self)) is None and len(draft.kinds) == len(draft.stages):
+        if last_panel(draft.before(self)) is None and not draft.unread:
             yield "kind", "there are no experts to route between; an sft or grpo stage before it must train an `expert`"
         if self.parent is not None:
             yield "parent", f"a router is that of the panel before it and takes up no policy; leave {self.parent!r} out"

@@ -12,7 +12,7 @@ from models.experts import Panel, PanelError, must_be_untouched, read_panel, wri
 from models.panel_changes import Change, rerouting
 from orchestra.text import removal_line
 from orchestra.work.context import PANEL_FOLDER, StageContext
-from orchestra.work.panels import built
+from orchestra.work.panels import built, on_base
 from orchestra.work.settings import REMOVAL
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ def change_panel(context: StageContext, settings: PanelChange) -> StageResult:
     """Change the panel, and hand it on.
 
     Raises:
-        PanelError: see models/panel_changes.py; or nobody has predicted what a removal will cost.
+        PanelError: see models/panel_changes.py; or nobody has predicted what a removal will cost, or no expert is left.
+        AdapterError: what is added does not fit the base.
     """
     before, source = context.before
     cost = before.expert(settings.expert).cost if settings.change == "remove" else None
@@ -32,6 +33,9 @@ def change_panel(context: StageContext, settings: PanelChange) -> StageResult:
         raise PanelError(f"what it will cost to remove {settings.expert!r}, nobody has predicted; route before it")
     if cost is not None:
         context.progress.say(f"    {removal_line(settings.expert, cost)}")
+    if settings.change == "add":
+        # its config may name a base that has other layers than it was trained on
+        on_base(context, before, {settings.expert: Path(settings.folder)})
     after = context.once(lambda: _changed(context, settings, before, source))
     told = f"undone: {before.change}" if settings.change == "undo" else after.change
     context.progress.say(f"    {told}")
@@ -51,8 +55,11 @@ def _changed(context: StageContext, settings: PanelChange, before: Panel, source
     with tempfile.TemporaryDirectory() as scratch:
         panel_changes.apply(own, lambda panel: _change(panel, settings, own, Path(scratch)))
     after = read_panel(own)
+    if not after.experts:
+        shutil.rmtree(own)
+        raise PanelError(f"without {', '.join(before.names)} there is no expert left, and a panel has one")
     if settings.change != "undo":
-        must_be_untouched(before, after, but=(settings.expert,))
+        must_be_untouched(before, after, but=(settings.expert,) if settings.change in ("remove", "rename") else ())
     return after
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from models.experts import BASE, Panel, PanelError, expert_folder, read_panel
 from models.processes import Processes
+from orchestra.config.experts import called_in
 from orchestra.config.faults import UserError
 
 if TYPE_CHECKING:
@@ -101,12 +102,18 @@ class StageContext:
         if folder.is_dir() or self.expert is None:
             return folder
         panel = read_panel(self.earlier[stage] / PANEL_FOLDER)
-        if self.expert not in panel:
+        name = next((name for name in self.called_in(stage, self.expert) if name in panel), None)
+        if name is None:
             raise PanelError(
                 f"{stage!r} has no policy of expert {self.expert!r}, which was not there yet (experts: "
                 f"{', '.join(panel.names)})"
             )
-        return expert_folder(self.earlier[stage] / PANEL_FOLDER, self.expert)
+        return expert_folder(self.earlier[stage] / PANEL_FOLDER, name)
+
+    def called_in(self, stage: str, expert: str) -> tuple[str, ...]:
+        """What an expert of the panel before this stage was called after an earlier one (orchestra/config/experts.py);
+        of the untrained base's evaluation, before there was any, nothing."""
+        return called_in(self.recipe.before(self.stage.name), expert, stage)
 
     @property
     def start(self) -> Start | None:

@@ -219,11 +219,12 @@ def trained_once(own: StageContext, train: Callable[[], StageResult]) -> StageRe
     """One expert's training, or what a run that was killed later had to say of it."""
     done = own.folder / RESULT
     if own.once(done.is_file):
-        return StageResult.from_json(json.loads(done.read_text(encoding="utf-8")))
-    own.progress.say(f"    {own.part}:")
-    own.once(lambda: own.folder.mkdir(parents=True, exist_ok=True))
-    result = train()
-    own.once(lambda: write_json(done, result.to_json()))
+        result = StageResult.from_json(json.loads(done.read_text(encoding="utf-8")))
+    else:
+        own.progress.say(f"    {own.part}:")
+        own.once(lambda: own.folder.mkdir(parents=True, exist_ok=True))
+        result = train()
+        own.once(lambda: write_json(done, result.to_json()))
     own.once(lambda: shutil.rmtree(own.folder / "checkpoints", ignore_errors=True))
     return result
 

@@ -104,13 +104,14 @@ def _asked(context: StageContext, policy: PeftModel) -> Evaluation:
 
 
 def _evaluations(context: StageContext) -> Iterator[Evaluation]:
-    """Everything that earlier stages have on this expert, the last one first."""
-    name = _expert(context)
+    """Everything that earlier stages have on this expert, under whatever name, the last one first."""
+    trains = {stage.name: stage.trains for stage in context.recipe.stages}
     for stage, folder in reversed(context.earlier.items()):
-        places = [folder / ANSWERS / f"{SCORED}-{name}.json", folder / EACH / name / EVALUATION]
-        if stage in {one.name for one in context.recipe.stages if one.trains == name}:
-            places.append(folder / EVALUATION)
-        yield from (Evaluation.read(path) for path in places if path.is_file())
+        for name in context.called_in(stage, _expert(context)):
+            places = [folder / ANSWERS / f"{SCORED}-{name}.json", folder / EACH / name / EVALUATION]
+            if trains.get(stage) == name:
+                places.append(folder / EVALUATION)
+            yield from (Evaluation.read(path) for path in places if path.is_file())
 
 
 def _is_of(one: Evaluation, record: Record, found: Evaluation) -> bool:

@@ -9,10 +9,11 @@ import pytest
 import solved
 from pydantic import ValidationError
 
+from models.adapters import AdapterError
 from models.expert_files import PanelError
 from models.experts import RemovalRecord, read_panel, router_files, router_folder, write_panel
 from models.router import Router
-from orchestra.config.experts import planned_panel
+from orchestra.config.experts import called_in, planned_panel
 from orchestra.config.faults import RecipeError
 from orchestra.config.loading import load_recipe
 from orchestra.config.recipe import Recipe
@@ -24,9 +25,10 @@ from orchestra.run.ledger import Fingerprint, LedgerEntry, StageResult
 
 TRACES = {"name": "traces", "kind": "distill", "teacher": "embedded/teacher"}
 LONE = {"kind": "sft", "data": "traces", "steps": 3, "learning_rate": 1e-3, "preflight": False}
-ONE, OTHER = ({"name": name, "expert": name, **LONE} for name in ("one", "other"))
+ONE, OTHER, THIRD = ({"name": name, "expert": name, **LONE} for name in ("one", "other", "third"))
 EACH = {"name": "experts", "expert": "each", **LONE}
 ROUTE = {"name": "choose", "kind": "route"}
+GROW = {"name": "wider", "kind": "grow", **{key: LONE[key] for key in LONE if key != "kind"}}
 AGAIN = {"name": "again", "kind": "route"}
 
 
@@ -88,6 +90,9 @@ NOTHING = "change: there is nothing to undo: no stage of this kind is the last t
          "from: 'one' is no expert that is there by then (experts: two)"),
         ([ONE, ROUTE, change("rename", expert="one", to="two"), {"name": "m", "kind": "merge", "merge": "best"}],
          "it is compared with the routed panel, but 'changed', which gives the last panel before it, is not evaluated"),
+        ([ONE, ROUTE, change("remove", expert="one")], "expert: 'one' is the last expert there is"),
+        ([change("add", expert="one", folder="there"), change("undo", "back")],
+         "change: without 'one', which was added first, there is no panel; leave both stages out"),
         ([ONE, change("clone", expert="one", to="two", gate={"min_difference": 0.1})],
          "gate: a panel stage is not evaluated"),
     ],
@@ -102,10 +107,12 @@ def test_what_is_wrong_is_said_beforehand(stages, said):
     "stages",
     [
         [EACH, change("clone", expert="algebra", to="twin")],
-        [ONE, ROUTE, change("rename", expert="one", to="two"), change("remove", "gone", expert="two")],
+        [ONE, OTHER, ROUTE, GROW, change("add", expert="one", folder="there")],
+        [ONE, ROUTE, GROW, change("remove", expert="one")],
+        [ONE, OTHER, ROUTE, change("rename", expert="one", to="two"), change("remove", "gone", expert="two")],
         [ONE, OTHER, ROUTE, change("remove", expert="one"), change("undo", "back"),
          change("remove", "gone", expert="one")],
-        [ONE, OTHER, ROUTE, change("remove", expert="one"), AGAIN, change("remove", "gone", expert="other")],
+        [ONE, OTHER, THIRD, ROUTE, change("remove", expert="one"), AGAIN, change("remove", "gone", expert="other")],
         [ONE, change("rename", expert="one", to="two"), {**OTHER, "expert": "one", "lora": {"rank": 2}}],
     ],
 )  # fmt: skip
@@ -126,6 +133,94 @@ def test_nothing_is_said_of_what_an_unreadable_stage_may_have_done(tmp_path):
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(tmp_path / "changed.yaml"), None)
     assert "steps" in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("faulty", "then", "fault"),
+    [
+        ("kind: panel, change: rename, expert: one", "kind: panel, change: clone, expert: one, to: two", "to: "),
+        ("kind: panel, change: add, folder: ADAPTER", "kind: panel, change: clone, expert: zzz, to: two", "expert: "),
+        ("kind: panel, change: rename, to: two", "kind: sft, data: traces, steps: 3, learning_rate: 1e-3, expert: new, "
+                                                 "from: zzz", "expert: "),
+        # this one cannot even be read
+        ("kind: panel, change: remove, expert: one, may_cost: 7", "kind: sft, data: traces, steps: 3, expert: one, "
+                                                                  "learning_rate: 1e-3, from: base", "may_cost: "),
+        ("kind: panel, change: renam, expert: one, to: two", "kind: grpo, steps: 3, learning_rate: 1e-3, expert: one, "
+                                                             "beta: 0.01", "change: "),
+    ],
+)  # fmt: skip
+def test_a_change_with_a_fault_may_have_made_anything(tmp_path, faulty, then, fault):
+    """Of what comes after it only its own faults are told."""
+    panels.adapter(tmp_path / "adapter", 5)
+    lines = [
+        "name: changed", "model: {base: embedded/student}", "problems: {train: embedded, test: embedded}", "stages:",
+        "  - {name: traces, kind: distill, teacher: embedded/teacher}",
+        "  - {name: one, kind: grpo, steps: 3, learning_rate: 1e-3, beta: 0.1, expert: one}",
+        f"  - {{name: faulty, {faulty.replace('ADAPTER', str(tmp_path / 'adapter'))}}}",
+        f"  - {{name: then, {then}}}",
+    ]  # fmt: skip
+    (tmp_path / "changed.yaml").write_text("\n".join(lines))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(tmp_path / "changed.yaml"), None)
+    (line,) = str(caught.value).splitlines()
+    assert f"stage 'faulty': {fault}" in line
+
+
+def test_a_stage_without_a_name_may_have_made_the_panel(tmp_path):
+    lines = [
+        "name: changed", "model: {base: embedded/student}", "problems: {train: embedded, test: embedded}", "stages:",
+        "  - {name: traces, kind: distill, teacher: embedded/teacher}",
+        "  - {name: one, kind: sft, data: traces, steps: 3, learning_rate: 1e-3, expert: one}",
+        "  - {kind: route}",
+        "  - {name: gone, kind: panel, change: remove, expert: one}",
+    ]  # fmt: skip
+    (tmp_path / "changed.yaml").write_text("\n".join(lines))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(tmp_path / "changed.yaml"), None)
+    assert "name" in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_what_an_expert_was_called():
+    """After each stage, for one that was renamed, its clone, and one that has the name now which it had."""
+    made = recipe(
+        ONE,
+        change("rename", "named", expert="one", to="first"),
+        change("clone", "twice", expert="first", to="twin"),
+        {**OTHER, "name": "anew", "expert": "one"},
+        {**OTHER, "name": "more", "expert": "first"},
+        ROUTE,
+    )
+    before = made.before("choose")
+    names = {
+        expert: [called_in(before, expert, stage.name) for stage in before[2:]] for expert in ("first", "twin", "one")
+    }
+    assert names == {
+        "first": [("one",), ("first",), ("first",), ("first",), ("first",)],
+        "twin": [("one",), ("first",), ("twin",), ("twin",), ("twin",)],
+        "one": [(), (), (), ("one",), ("one",)],
+    }
+    assert called_in(before, "first", "base") == () == called_in(before, "first", "traces")
+
+
+def test_what_an_expert_was_called_where_only_the_data_says_which_there_are():
+    """It may have had any of its names; one that was made anew had none."""
+    made = recipe(
+        EACH,
+        change("rename", "named", expert="sums", to="totals"),
+        {**OTHER, "name": "anew", "expert": "sums", "lora": {"rank": 2}},
+        ROUTE,
+    )
+    before = made.before("choose")
+    assert called_in(before, "totals", "experts") == ("totals", "sums")
+    assert called_in(before, "totals", "named") == ("totals",)
+    assert called_in(before, "sums", "experts") == ()
+    assert called_in(before, "equations", "experts") == ("equations",)
+
+
+def test_experts_from_another_are_as_many_as_the_domains():
+    """Of the generator's six; none of them goes on with a stage's policy."""
+    made = recipe(ONE, {**EACH, "from": "one"}, ROUTE)
+    assert len(experts_before(made, made.stage("choose"))) == 1 + 6 and made.parents_of("experts") == ()
 
 
 def test_who_is_there_as_a_recipe_says():
@@ -149,6 +244,12 @@ def test_who_is_there_as_a_recipe_says():
     assert made.parents_of("more") == ("one",)
     assert [lora.rank for lora in experts_before(made, made.stage("back"))] == [8]
     assert [lora.rank for lora in experts_before(made, made.stage("less"))] == [8, 8]
+
+
+def brought(folder, width=128, **about):
+    """An adapter for two of the embedded student's layers, whose q_proj is 128 wide."""
+    layers = {"target_modules": ["q_proj"], "layers_to_transform": [0, 1]}
+    return panels.adapter(folder, 5, widths={"self_attn.q_proj": (width, width)}, **layers, **about)
 
 
 @pytest.fixture
@@ -186,7 +287,7 @@ def run(tmp_path):
 
 def test_each_change_and_back(start, run, tmp_path):
     """Three changes and as many that undo: the last panel is the first, byte for byte, which nobody has touched."""
-    panels.adapter(tmp_path / "new", 5, rank=7)
+    brought(tmp_path / "new", rank=7)
     done = [
         change("rename", "named", expert="mlp", to="sums"),
         change("clone", "twice", expert="sums", to="twin"),
@@ -225,7 +326,7 @@ def test_a_removal_tells_beforehand_what_it_costs_and_the_router_loses_its_row(s
     was, router = (Router.read(router_folder(place, panel)) for place, panel in ((first, before), (own, after)))
     assert router.names == ("base", "algebra") and router.row_bytes("algebra") == was.row_bytes("algebra")
     assert panels.tree(first) == old
-    assert not (verdict := stage.verdict(result)).go and verdict.reason == f"{said}, and may_cost is 6"
+    assert not (verdict := stage.verdict(result)).go and verdict.reason == f"{said}, and it may cost 6 (may_cost)"
     for limit in (0.07, None):
         assert stage.model_copy(update={"may_cost": limit}).verdict(result) is None
     (part,) = type(stage).report(StageRecord("changed", "panel", stage.model_dump(), result))
@@ -256,7 +357,7 @@ def test_what_a_killed_run_left_is_not_in_the_panel(start, run, tmp_path):
 def test_an_adapter_from_elsewhere_begins_a_panel(run, tmp_path):
     """Of which nobody has loaded the base yet; it is read before the run begins, and counts by its contents, wherever
     it lies."""
-    panels.adapter(tmp_path / "brought", 5, rank=7)
+    brought(tmp_path / "brought", rank=7)
     made = recipe(change("add", expert="shapes", folder=str(tmp_path / "brought")))
     stage = made.stage("changed")
     assert [stage.summary(made), made.panel_of("changed")] == [f"add shapes from {stage.folder}, in a new panel", None]
@@ -283,6 +384,27 @@ def test_an_adapter_from_elsewhere_begins_a_panel(run, tmp_path):
     assert inputs(moved) == first
     (moved / "adapter_config.json").write_text((moved / "adapter_config.json").read_text() + " ")
     assert inputs(moved)[0] == first[0] and inputs(moved)[1] != first[1]
+
+
+def test_an_adapter_for_other_layers_begins_no_panel(run, tmp_path):
+    """Its config names the base, and its weights are of a wider one; nothing is written."""
+    brought(tmp_path / "brought", width=256)
+    made = recipe(change("add", expert="shapes", folder=str(tmp_path / "brought")))
+    made.stage("changed").ready(made)
+    with pytest.raises(AdapterError, match=r"brought: .*(256|shape)"):
+        run(made, "changed")
+    assert not (tmp_path / "run" / "changed" / "panel").exists()
+
+
+def test_the_last_expert_is_not_removed(start, run, tmp_path):
+    """Where only the run shows that it is."""
+    made, first = start(change("remove", expert="mlp")), tmp_path / "run" / "choose" / "panel"
+    panel = read_panel(first)
+    router = panels.known_router(tmp_path / "less", ["mlp"])
+    write_panel(first, replace(panel, experts=panel.experts[1:], router=router_files(router)), router=router, copy=True)
+    with pytest.raises(PanelError, match="without mlp there is no expert left, and a panel has one"):
+        run(made, "changed")
+    assert not (tmp_path / "run" / "changed" / "panel").exists()
 
 
 @pytest.mark.parametrize(

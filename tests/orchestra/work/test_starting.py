@@ -181,7 +181,7 @@ def graded(found, share):
     return replace(found, sampled=replace(found.sampled, correct=correct, accuracy=accuracy(correct, 0.95)))
 
 
-@pytest.mark.parametrize("where", ["own", "route", "each"])
+@pytest.mark.parametrize("where", ["own", "route", "each", "renamed"])
 @pytest.mark.parametrize("paired", [True, False])
 def test_the_same_problems_are_compared_one_by_one(make, run, engine, where, paired):
     """28 of 40 right then, 22 of them now: 15 points, of which the intervals of two samples of 40 problems would say
@@ -190,7 +190,7 @@ def test_the_same_problems_are_compared_one_by_one(make, run, engine, where, pai
     then, now = graded(found, 0.7), graded(found, 0.55)
     one = then.sampled.accuracy
     recorded(run, "first", accuracy=one.estimate, low=one.low, high=one.high)
-    between = ()
+    between, expert = (), "one"
     place = run / "first" / "evaluation.json"
     if where == "route":
         between = ({"name": "middle", "kind": "route"},)
@@ -198,9 +198,13 @@ def test_the_same_problems_are_compared_one_by_one(make, run, engine, where, pai
         place = run / "middle" / "answers" / "second-one.json"
     elif where == "each":
         place = run / "first" / "each" / "one" / "evaluation.json"
+    elif where == "renamed":
+        between, expert = ({"name": "named", "kind": "panel", "change": "rename", "expert": "one", "to": "two"},), "two"
+        named = solved.context(make(*between), "named", run, engine)
+        named.stage.run(named)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text((then if paired else found).to_json())
-    recipe = make(*between, {"name": "more", "expert": "one", **SFT})
+    recipe = make(*between, {"name": "more", "expert": expert, **SFT})
     _, raised = begin(recipe, "more", run, engine, answer=now)
     assert isinstance(raised, PanelError if paired else Begun)
     assert not paired or "15.00 points lower" in str(raised)
