@@ -195,6 +195,7 @@ def test_kl_to_the_sft_policy_is_to_the_experts_own(chain):
     assert {name for name, result in results.items() if "kl_to_sft" in result.extra} == {"rein"}
 
 
+@pytest.mark.slow
 def test_an_expert_goes_on_under_another_name(make, engine):
     """From the same weights; KL is measured to the policy that imitated, whose stage it is compared with."""
     renamed = {"name": "named", "kind": "panel", "change": "rename", "expert": "sums", "to": "totals"}
