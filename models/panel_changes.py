@@ -97,9 +97,11 @@ def remove(panel: Panel, name: str, reroute: Reroute | None = None) -> Change:
     """Without an expert.
 
     Raises:
-        PanelError: there is none of that name, or a router and nothing that takes its row out.
+        PanelError: there is none of that name, or no other; or there is a router and nothing that takes its row out.
     """
     gone = panel.expert(name)
+    if panel.names == (name,):
+        raise PanelError(f"{name!r} is the last expert of the panel, which without it is none; take the folder away")
     less = replace(panel, experts=tuple(one for one in panel.experts if one is not gone))
     return _rerouted(panel, less.without_costs(), f"removed {name!r}", (name, None), reroute)
 
@@ -125,8 +127,8 @@ def rename(panel: Panel, old: str, new: str, reroute: Reroute | None = None) -> 
 
 
 def undo(panel: Panel) -> Change:
-    """The panel before the last change. Raises PanelError where there was none."""
-    if panel.before is None:
+    """The panel before the last change. Raises PanelError where there was none, or it had no expert yet."""
+    if panel.before is None or not panel.before.experts:
         raise PanelError("there is nothing to undo: nothing was added, cloned, removed or renamed in this panel")
     return Change(panel.before)
 

@@ -37,14 +37,6 @@ class RoutingStage(PanelStage):
         *("rollouts.engine", "rollouts.sync", "rollouts.dtype", "rollouts.max_prompt_tokens"),
     )
 
-    @property
-    def given(self) -> frozenset[Gives]:
-        return self.gives
-
-    @property
-    def trains(self) -> str | None:
-        return None
-
     def experts(self, before: PlannedPanel) -> PlannedPanel:
         return replace(before, routed=True, before=None)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from orchestra.config.experts import PlannedExpert, PlannedPanel
 from orchestra.config.imitating import GrowingStage
 from orchestra.config.routed import RoutingStage
-from orchestra.config.stage import Draft, Verdict, last_panel
+from orchestra.config.stage import Draft, Gives, Verdict, last_panel
 from orchestra.work.settings import GROWTH, PANEL_EVALUATION
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ class GrowStage(RoutingStage, GrowingStage):
         if self.labels == "random" and self.controller == "signals":
             yield "labels", "'random' is of a controller that learns from labels; write `controller: learned`"
         yield from self.training_faults(draft)
+
+    @property
+    def given(self) -> frozenset[Gives]:
+        """All of it, though it names no expert, as other stages that train must for a panel."""
+        return self.gives
 
     def experts(self, before: PlannedPanel) -> PlannedPanel:
         panel = super().experts(before)

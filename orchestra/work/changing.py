@@ -24,7 +24,7 @@ def change_panel(context: StageContext, settings: PanelChange) -> StageResult:
     """Change the panel, and hand it on.
 
     Raises:
-        PanelError: see models/panel_changes.py; or nobody has predicted what a removal will cost, or no expert is left.
+        PanelError: see models/panel_changes.py; or nobody has predicted what a removal will cost.
         AdapterError: what is added does not fit the base.
     """
     before, source = context.before
@@ -55,9 +55,6 @@ def _changed(context: StageContext, settings: PanelChange, before: Panel, source
     with tempfile.TemporaryDirectory() as scratch:
         panel_changes.apply(own, lambda panel: _change(panel, settings, own, Path(scratch)))
     after = read_panel(own)
-    if not after.experts:
-        shutil.rmtree(own)
-        raise PanelError(f"without {', '.join(before.names)} there is no expert left, and a panel has one")
     if settings.change != "undo":
         must_be_untouched(before, after, but=(settings.expert,) if settings.change in ("remove", "rename") else ())
     return after

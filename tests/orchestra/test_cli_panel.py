@@ -105,9 +105,12 @@ def test_what_a_removal_is_predicted_to_cost_is_said_before_it_is_done(orchestra
     assert code == 1 and out == said and "is full; make room" in err and panels.tree(folder) == before
     done = "mine: removed 'algebra'; `orchestra panel undo mine` takes it back\n"
     assert orchestra("remove", "mine", "algebra") == (0, said + done, "")
+    code, _, err = orchestra("remove", "mine", "mlp")
+    assert code == 1 and "'mlp' is the last expert of the panel, which without it is none; take the folder away" in err
+    assert orchestra("clone", "mine", "mlp", "twin")[0] == 0
     code, out, err = orchestra("remove", "mine", "mlp")
     assert (code, err) == (0, "") and "predicted" not in out
-    assert orchestra("undo", "mine")[0] == orchestra("undo", "mine")[0] == 0 and panels.tree(folder) == before
+    assert [orchestra("undo", "mine")[0] for _ in range(3)] == [0, 0, 0] and panels.tree(folder) == before
 
 
 def test_a_router_loses_and_renames_what_it_knows(orchestra, tmp_path):
