@@ -119,6 +119,7 @@ def orchestra(place: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_recipe_of_it(tmp_path):
     (tmp_path / "toy.yaml").write_text(RECIPE)
     done = orchestra(tmp_path, "run", "toy.yaml", "--scale", "none")

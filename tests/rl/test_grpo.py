@@ -109,6 +109,7 @@ def test_without_a_penalty_no_reference_is_needed(stage, tmp_path):
     assert [line["seconds/reference"] for line in run.metrics] == [0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_a_penalty_holds_the_policy_back(stage, tmp_path):
     settings = {"steps": 10, "learning_rate": 3e-3, "prompts_per_step": 6, "group_size": 16}
     free = stage(beta=1e-6, settings=settings).run(tmp_path / "free").metrics

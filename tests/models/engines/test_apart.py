@@ -42,6 +42,7 @@ def test_what_cannot_be_loaded_is_told_here(tmp_path):
         ApartEngine(str(tmp_path), SERVING, ROOM)
 
 
+@pytest.mark.slow
 def test_it_ends_with_whoever_asked(tiny_path):
     engine = ApartEngine(str(tiny_path), SERVING, ROOM)
     process = engine._process
@@ -49,6 +50,7 @@ def test_it_ends_with_whoever_asked(tiny_path):
     assert process.exitcode == 0
 
 
+@pytest.mark.slow
 def test_it_finds_its_own_packages_from_any_folder(tmp_path):
     """Also where the folder one works in has packages of the same names, as `python -m orchestra` is run there."""
     (tmp_path / "models").mkdir()
