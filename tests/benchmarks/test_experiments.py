@@ -63,6 +63,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_row_by_hand(folder):
     found = answer(Question("x", "b against a", Policy("b", "train"), Policy("a", "train")), folder)
     # (0.8 - 0.5 + 0.6 - 0.5) / 2
@@ -74,6 +75,7 @@ def test_a_row_by_hand(folder):
     assert far.sampled.difference == 0 and experiments.verdict(far.sampled) == "not resolved"
 
 
+@pytest.mark.slow
 def test_holm_over_all_rows(folder):
     rows = [
         answer(Question("x", name, Policy(arm, "train"), Policy(arm, BASE)), folder)

@@ -113,6 +113,7 @@ def test_the_original_base_is_another_model_and_is_measured(export):
     assert found.fidelity.merge_kl < 1e-9, "and it is exactly the adapter on that base"
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_loads_the_files(export):
     found = export(dtype="float32").fidelity
     assert [(one.engine, one.of, one.changed) for one in found.reloaded] == [("transformers", "greedy", 0)]

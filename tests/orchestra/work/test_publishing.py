@@ -151,6 +151,7 @@ def test_when_it_asks():
     assert why_ask(there({"a": "b"}), None).startswith("holds other files (1 files")
 
 
+@pytest.mark.slow
 def test_the_card_says_what_was_measured(finished, tmp_path):
     from orchestra.cli_export import export_run
 
